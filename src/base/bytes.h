@@ -1,0 +1,34 @@
+// Bytes: a read-only byte range that keeps alive whatever owns it (a mapped file, a buffer, the program itself).
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+
+namespace xgen {
+
+class Bytes {
+ public:
+  Bytes() = default;
+  Bytes(std::span<const std::byte> data, std::shared_ptr<const void> owner) : data_(data), owner_(std::move(owner)) {}
+
+  std::span<const std::byte> span() const { return data_; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(data_.data()), data_.size()}; }
+  const std::byte* data() const { return data_.data(); }
+  std::size_t size() const { return data_.size(); }
+  const std::shared_ptr<const void>& owner() const { return owner_; }
+
+ private:
+  std::span<const std::byte> data_;
+  std::shared_ptr<const void> owner_;  // null for static storage
+};
+
+// Maps a whole regular file read-only. Errors: not_found / invalid_argument naming the path and the OS reason.
+// An empty file gives empty Bytes.
+Result<Bytes> map_file(const std::string& path);
+
+}  // namespace xgen

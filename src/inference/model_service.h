@@ -1,0 +1,64 @@
+// ModelService: one served model, whatever engine stands behind it. The seam between server and engines.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/result.h"
+#include "inference/stats.h"
+#include "inference/types.h"
+
+namespace xgen::inference {
+
+// Owning handle of a running request: destroying it cancels the request (its KV blocks are free within one engine
+// step, and no further event than at most one already under way is delivered). After the terminal event it is inert.
+class RequestHandle {
+ public:
+  virtual ~RequestHandle() = default;
+};
+
+struct Capabilities {
+  bool chat = false;              // has a chat template
+  bool completions = true;
+  bool logprobs = true;
+  bool token_ids = true;          // accepts token ids as a prompt, tokenize and detokenize work
+  int max_model_len = 0;          // tokens of prompt + output
+};
+
+struct TokenizeRequest {
+  Prompt prompt;                  // text or messages
+  bool add_special_tokens = true; // text only; a chat's template writes its own
+  bool add_generation_prompt = true;
+};
+struct Tokenized {
+  std::vector<TokenId> ids;
+  std::vector<std::string> tokens;  // the bytes of each
+};
+
+struct Health {
+  enum class State { ready, degraded, dead } state = State::ready;
+  double seconds_since_step = 0;  // 0 while idle; how long the current step has been running
+  std::string detail;
+};
+
+// Thread-safe. Every method returns at once.
+class ModelService {
+ public:
+  virtual ~ModelService() = default;
+
+  // Starts a request. A refusal (bad prompt, full queue…) arrives as a Failed event, possibly before this returns.
+  virtual std::unique_ptr<RequestHandle> generate_async(GenerateRequest request, std::shared_ptr<EventSink> sink) = 0;
+
+  // `done` is called exactly once, possibly before the call returns, from any thread.
+  virtual void tokenize_async(TokenizeRequest request, std::function<void(Result<Tokenized>)> done) = 0;
+  virtual void detokenize_async(std::vector<TokenId> ids, std::function<void(Result<std::string>)> done) = 0;
+
+  virtual Capabilities capabilities() const = 0;
+  virtual Health health() const = 0;
+  virtual ServiceStats stats() const = 0;
+};
+
+}  // namespace xgen::inference

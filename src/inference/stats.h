@@ -1,0 +1,78 @@
+// What a model service counts: plain structs that their owner updates and metrics/ reads.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace xgen::inference {
+
+// Upper bounds of the histograms' buckets (vLLM's, so that its dashboards read ours).
+inline constexpr std::array<double, 22> kTtftBuckets{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75,
+                                                     1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560};
+inline constexpr std::array<double, 19> kInterTokenBuckets{.01, .025, .05, .075, .1, .15, .2, .3, .4, .5,
+                                                           .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
+inline constexpr std::array<double, 21> kLatencyBuckets{.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15,
+                                                        20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+inline constexpr std::array<double, 18> kTokenBuckets{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000,
+                                                      10000, 20000, 50000, 100000, 200000, 500000};
+
+// Not thread-safe: the owner guards it and hands out copies.
+class Histogram {
+ public:
+  explicit Histogram(std::span<const double> bounds) : bounds_(bounds), counts_(bounds.size() + 1) {}
+
+  void observe(double value) {
+    std::size_t i = 0;
+    while (i < bounds_.size() && value > bounds_[i]) ++i;
+    ++counts_[i];
+    sum_ += value;
+  }
+  std::span<const double> bounds() const { return bounds_; }
+  std::span<const std::uint64_t> counts() const { return counts_; }  // per bucket, the last is +Inf; not cumulative
+  double sum() const { return sum_; }
+
+ private:
+  std::span<const double> bounds_;  // static storage
+  std::vector<std::uint64_t> counts_;
+  double sum_ = 0;
+};
+
+struct ServiceStats {
+  // Gauges.
+  std::uint64_t requests_running = 0;
+  std::uint64_t requests_waiting = 0;
+  double kv_cache_usage = 0;  // 0–1, blocks in use by sequences
+  std::uint64_t kv_block_size = 0;   // tokens
+  std::uint64_t kv_blocks = 0;
+  // Counters.
+  std::uint64_t prefix_cache_queries = 0;  // tokens
+  std::uint64_t prefix_cache_hits = 0;     // tokens
+  std::uint64_t prompt_tokens = 0;
+  std::uint64_t prompt_tokens_cached = 0;
+  std::uint64_t generation_tokens = 0;
+  std::uint64_t preemptions = 0;
+  std::uint64_t finished_stop = 0;
+  std::uint64_t finished_length = 0;
+  std::uint64_t finished_abort = 0;
+  std::uint64_t finished_error = 0;
+  std::uint64_t rejected_queue_full = 0;
+  // Histograms; seconds or tokens.
+  Histogram time_to_first_token{kTtftBuckets};
+  Histogram inter_token_latency{kInterTokenBuckets};
+  Histogram time_per_output_token{kInterTokenBuckets};
+  Histogram e2e_latency{kLatencyBuckets};
+  Histogram queue_time{kLatencyBuckets};
+  Histogram prefill_time{kLatencyBuckets};
+  Histogram decode_time{kLatencyBuckets};
+  Histogram inference_time{kLatencyBuckets};
+  Histogram request_prompt_tokens{kTokenBuckets};
+  Histogram request_generation_tokens{kTokenBuckets};
+  Histogram request_max_tokens{kTokenBuckets};
+  Histogram request_n{kTokenBuckets};
+  Histogram iteration_tokens{kTokenBuckets};
+};
+
+}  // namespace xgen::inference

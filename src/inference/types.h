@@ -1,0 +1,128 @@
+// The engine-neutral request and its events. No HTTP, no JSON; token ids are optional, since remote engines tokenise
+// for themselves.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "base/result.h"
+
+namespace xgen::inference {
+
+using TokenId = std::int32_t;
+
+struct Message {
+  std::string role;     // "system", "user", "assistant", "developer", "tool", …: the template decides what it knows
+  std::string content;  // text parts are joined by the caller
+  std::string name;     // empty = none
+};
+
+// Exactly one of: text, token ids, or a chat to be rendered by the model's template.
+using Prompt = std::variant<std::string, std::vector<TokenId>, std::vector<Message>>;
+
+// How the next token is chosen. Unset fields take the model's own default (generation_config.json), then OpenAI's.
+struct Sampling {
+  std::optional<float> temperature;         // >= 0; 0 = greedy. Default 1
+  std::optional<float> top_p;               // (0, 1]. Default 1
+  std::optional<int> top_k;                 // <= 0 = all. Default all
+  std::optional<float> min_p;               // [0, 1]. Default 0
+  std::optional<float> repetition_penalty;  // > 0, over prompt and output. Default 1
+  float presence_penalty = 0;               // over the output
+  float frequency_penalty = 0;              // over the output
+  std::optional<std::uint64_t> seed;        // unset: drawn per request
+  std::vector<std::pair<TokenId, float>> logit_bias;
+};
+
+// When generation ends.
+struct StopRules {
+  std::optional<int> max_tokens;  // >= 0; unset: up to the context's end. 0 = only the prompt (echo, logprobs)
+  int min_tokens = 0;             // neither eos nor stop ids before so many tokens
+  bool ignore_eos = false;
+  std::vector<std::string> stop;  // the text ends before the first of them
+  std::vector<TokenId> stop_token_ids;
+};
+
+struct GenerateRequest {
+  std::string request_id;
+  Prompt prompt;
+  Sampling sampling;
+  StopRules stop;
+  int n = 1;                          // choices; each has its own random stream
+  std::optional<int> logprobs;        // per output token: this many alternatives (0 = the chosen one only)
+  bool prompt_logprobs = false;       // report the prompt's tokens with log-probabilities (echo)
+  bool echo = false;                  // Started carries the prompt's text
+  int priority = 0;                   // smaller is sooner; ties in order of arrival
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+};
+
+struct TopLogprob {
+  TokenId id = 0;
+  std::string token;  // its bytes; may be part of a UTF-8 character
+  float logprob = 0;
+};
+
+struct TokenLogprob {
+  TokenId id = 0;
+  std::string token;               // its bytes
+  std::optional<float> logprob;    // natural log of the raw model distribution; unset for the prompt's first token
+  std::vector<TopLogprob> top;     // best first; the chosen token is appended if it is not among them
+};
+
+enum class FinishReason : std::uint8_t { stop, length, abort };
+
+struct Usage {
+  int prompt_tokens = 0;
+  int cached_tokens = 0;     // of the prompt, found in the prefix cache
+  int completion_tokens = 0; // over all choices
+};
+
+// Where the time of a request went, in seconds.
+struct Timings {
+  double queue = 0;    // arrival to first scheduled
+  double prefill = 0;  // first scheduled to first token
+  double decode = 0;   // first token to last
+};
+
+struct Started {
+  Usage usage;                           // prompt_tokens and cached_tokens are final
+  std::string prompt_text;               // if echo
+  std::vector<TokenLogprob> prompt_logprobs;  // if prompt_logprobs
+};
+struct Delta {
+  int choice = 0;
+  int tokens = 0;    // output tokens that this delta accounts for (text can lag behind: may be 0 or several)
+  std::string text;  // whole UTF-8 characters only; never part of a stop string
+  std::vector<TokenLogprob> logprobs;
+};
+struct ChoiceFinished {
+  int choice = 0;
+  FinishReason reason = FinishReason::stop;
+  std::optional<std::variant<std::string, TokenId>> stop_reason;  // the stop string or stop token id that matched
+};
+// Terminal: every choice is finished.
+struct Finished {
+  Usage usage;
+  Timings timings;
+};
+// Terminal: nothing more will come.
+struct Failed {
+  Error error;
+};
+// Order: Started, then deltas and one ChoiceFinished per choice, then Finished. Failed may come at any time instead.
+// Exactly one terminal event (Finished or Failed) is delivered.
+using Event = std::variant<Started, Delta, ChoiceFinished, Finished, Failed>;
+
+// Where a request's events go. on_event is called from the engine's thread, or (a refusal) from inside
+// generate_async; it must not block and must not call back into the service.
+class EventSink {
+ public:
+  virtual ~EventSink() = default;
+  virtual void on_event(Event event) = 0;
+};
+
+}  // namespace xgen::inference
