@@ -1,0 +1,94 @@
+// An HTTP/1.1 server that knows nothing of models: limits, time-outs, keep-alive, bodies and streamed answers.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/result.h"
+
+namespace xgen::http {
+
+using Headers = std::vector<std::pair<std::string, std::string>>;
+
+struct Request {
+  std::string method;   // "GET"
+  std::string path;     // undecoded, without the query: "/v1/models/a%2Fb"
+  std::string query;    // without '?'
+  Headers headers;      // as sent
+  std::string body;
+  std::string remote;   // "127.0.0.1:4711"
+  // First value of a header, case-insensitive; empty if absent.
+  std::string_view header(std::string_view name) const;
+};
+
+struct Response {
+  int status = 200;
+  std::string body;
+  std::string content_type = "application/json";
+  Headers headers;
+};
+
+// One request and its answer. The answer side is thread-safe: calls may come from any thread and return at once;
+// bytes are sent in the order of the calls. Exactly one of respond() or begin_stream()…end_stream() is used. If the last
+// reference goes without an answer, the client gets a 500.
+class Exchange {
+ public:
+  virtual ~Exchange() = default;
+  virtual const Request& request() const = 0;
+
+  virtual void respond(Response response) = 0;
+
+  // A streamed (chunked) answer. Small writes that are waiting go out together in one system call.
+  virtual void begin_stream(int status, std::string content_type, Headers headers) = 0;
+  virtual void write(std::string chunk) = 0;
+  virtual void end_stream() = 0;
+  // Bytes accepted by write() that the socket has not taken yet.
+  virtual std::size_t pending_bytes() const = 0;
+
+  // `on_close` runs at most once, on a server thread, when the client goes away (or a write times out) before the answer is complete.
+  // Registering after the fact runs it at once.
+  virtual void set_on_close(std::function<void()> on_close) = 0;
+  virtual bool closed() const = 0;
+};
+
+struct ServerOptions {
+  std::string host = "0.0.0.0";
+  std::uint16_t port = 8000;                    // 0 = any free port, see port()
+  int threads = 1;
+  std::size_t max_connections = 16384;          // further ones are answered 503 and closed
+  std::size_t max_header_bytes = 32 * 1024;     // 431
+  std::size_t max_body_bytes = 16 << 20;        // 413, before the body is read where Content-Length says so
+  std::chrono::milliseconds header_timeout{10'000};  // first byte of a request to the end of its headers: 408
+  std::chrono::milliseconds body_timeout{60'000};    // 408
+  std::chrono::milliseconds write_timeout{30'000};   // no progress while bytes are pending: closed
+  std::chrono::milliseconds idle_timeout{75'000};    // between requests: closed
+};
+
+// Runs on a server thread; must not block. A fault in framing never reaches it.
+using Handler = std::function<void(std::shared_ptr<Exchange>)>;
+// Makes the answer for faults the server finds by itself: 400, 408, 413, 431, 500, 503, 505.
+using ErrorPage = std::function<Response(int status, std::string_view message)>;
+
+class Server {
+ public:
+  // Binds and listens; nothing is accepted before start(). Errors name host, port and the reason.
+  static Result<std::unique_ptr<Server>> bind(ServerOptions options, Handler handler, ErrorPage error_page);
+  virtual ~Server() = default;  // stops at once
+  virtual std::uint16_t port() const = 0;
+  virtual void start() = 0;
+  // From now on every answer carries "Connection: close" (still accepting): tells load balancers to go.
+  virtual void close_connections_after_answers() = 0;
+  // Stops accepting, closes idle connections; returns when all running exchanges are done, or at the deadline.
+  // True if none was left.
+  virtual bool drain(std::chrono::milliseconds deadline) = 0;
+  virtual std::size_t open_connections() const = 0;
+};
+
+}  // namespace xgen::http
