@@ -27,9 +27,9 @@ enum class ErrorCode : std::uint8_t {
 
 struct Error {
   ErrorCode code = ErrorCode::internal;
-  std::string message;            // a sentence for the user; names the field or file
-  std::string param;              // the request field or config key at fault, empty if none
-  int retry_after_s = 0;          // seconds; 0 = no hint (overloaded and unavailable set it)
+  std::string message;    // a sentence for the user; names the field or file
+  std::string param;      // the request field or config key at fault, empty if none
+  int retry_after_s = 0;  // seconds; 0 = no hint (overloaded and unavailable set it)
 };
 
 inline Error make_error(ErrorCode code, std::string message, std::string param = {}) {
@@ -39,7 +39,7 @@ inline Error make_error(ErrorCode code, std::string message, std::string param =
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT: implicit on purpose
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}      // NOLINT: implicit on purpose
   Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT
 
   bool ok() const { return state_.index() == 0; }

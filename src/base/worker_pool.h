@@ -24,7 +24,9 @@ class WorkerPool {
   template <class F>
   void run(int parts, F&& fn) {
     using Fn = std::remove_reference_t<F>;
-    run_raw(parts, [](void* ctx, int part) { (*static_cast<Fn*>(ctx))(part); }, const_cast<void*>(static_cast<const void*>(&fn)));
+    run_raw(
+        parts, [](void* ctx, int part) { (*static_cast<Fn*>(ctx))(part); },
+        const_cast<void*>(static_cast<const void*>(&fn)));
   }
 
  private:

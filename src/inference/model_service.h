@@ -21,16 +21,16 @@ class RequestHandle {
 };
 
 struct Capabilities {
-  bool chat = false;              // has a chat template
+  bool chat = false;  // has a chat template
   bool completions = true;
   bool logprobs = true;
-  bool token_ids = true;          // accepts token ids as a prompt, tokenize and detokenize work
-  int max_model_len = 0;          // tokens of prompt + output
+  bool token_ids = true;  // accepts token ids as a prompt, tokenize and detokenize work
+  int max_model_len = 0;  // tokens of prompt + output
 };
 
 struct TokenizeRequest {
-  Prompt prompt;                  // text or messages
-  bool add_special_tokens = true; // text only; a chat's template writes its own
+  Prompt prompt;                   // text or messages
+  bool add_special_tokens = true;  // text only; a chat's template writes its own
   bool add_generation_prompt = true;
 };
 struct Tokenized {

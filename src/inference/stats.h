@@ -10,14 +10,14 @@
 namespace xgen::inference {
 
 // Upper bounds of the histograms' buckets (vLLM's, so that its dashboards read ours).
-inline constexpr std::array<double, 22> kTtftBuckets{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75,
-                                                     1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560};
-inline constexpr std::array<double, 19> kInterTokenBuckets{.01, .025, .05, .075, .1, .15, .2, .3, .4, .5,
-                                                           .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
-inline constexpr std::array<double, 21> kLatencyBuckets{.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15,
-                                                        20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
-inline constexpr std::array<double, 18> kTokenBuckets{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000,
-                                                      10000, 20000, 50000, 100000, 200000, 500000};
+inline constexpr std::array<double, 22> kTtftBuckets{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                                     1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
+inline constexpr std::array<double, 19> kInterTokenBuckets{.01, .025, .05, .075, .1,  .15, .2, .3, .4, .5,
+                                                           .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
+inline constexpr std::array<double, 21> kLatencyBuckets{.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                                        30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+inline constexpr std::array<double, 18> kTokenBuckets{1,    2,    5,    10,    20,    50,    100,    200,    500,
+                                                      1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000};
 
 // Not thread-safe: the owner guards it and hands out copies.
 class Histogram {
@@ -44,8 +44,8 @@ struct ServiceStats {
   // Gauges.
   std::uint64_t requests_running = 0;
   std::uint64_t requests_waiting = 0;
-  double kv_cache_usage = 0;  // 0–1, blocks in use by sequences
-  std::uint64_t kv_block_size = 0;   // tokens
+  double kv_cache_usage = 0;        // 0–1, blocks in use by sequences
+  std::uint64_t kv_block_size = 0;  // tokens
   std::uint64_t kv_blocks = 0;
   // Counters.
   std::uint64_t prefix_cache_queries = 0;  // tokens

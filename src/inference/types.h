@@ -52,11 +52,11 @@ struct GenerateRequest {
   Prompt prompt;
   Sampling sampling;
   StopRules stop;
-  int n = 1;                          // choices; each has its own random stream
-  std::optional<int> logprobs;        // per output token: this many alternatives (0 = the chosen one only)
-  bool prompt_logprobs = false;       // report the prompt's tokens with log-probabilities (echo)
-  bool echo = false;                  // Started carries the prompt's text
-  int priority = 0;                   // smaller is sooner; ties in order of arrival
+  int n = 1;                     // choices; each has its own random stream
+  std::optional<int> logprobs;   // per output token: this many alternatives (0 = the chosen one only)
+  bool prompt_logprobs = false;  // report the prompt's tokens with log-probabilities (echo)
+  bool echo = false;             // Started carries the prompt's text
+  int priority = 0;              // smaller is sooner; ties in order of arrival
   std::optional<std::chrono::steady_clock::time_point> deadline;
 };
 
@@ -68,17 +68,17 @@ struct TopLogprob {
 
 struct TokenLogprob {
   TokenId id = 0;
-  std::string token;               // its bytes
-  std::optional<float> logprob;    // natural log of the raw model distribution; unset for the prompt's first token
-  std::vector<TopLogprob> top;     // best first; the chosen token is appended if it is not among them
+  std::string token;             // its bytes
+  std::optional<float> logprob;  // natural log of the raw model distribution; unset for the prompt's first token
+  std::vector<TopLogprob> top;   // best first; the chosen token is appended if it is not among them
 };
 
 enum class FinishReason : std::uint8_t { stop, length, abort };
 
 struct Usage {
   int prompt_tokens = 0;
-  int cached_tokens = 0;     // of the prompt, found in the prefix cache
-  int completion_tokens = 0; // over all choices
+  int cached_tokens = 0;      // of the prompt, found in the prefix cache
+  int completion_tokens = 0;  // over all choices
 };
 
 // Where the time of a request went, in seconds.
@@ -89,8 +89,8 @@ struct Timings {
 };
 
 struct Started {
-  Usage usage;                           // prompt_tokens and cached_tokens are final
-  std::string prompt_text;               // if echo
+  Usage usage;                                // prompt_tokens and cached_tokens are final
+  std::string prompt_text;                    // if echo
   std::vector<TokenLogprob> prompt_logprobs;  // if prompt_logprobs
 };
 struct Delta {

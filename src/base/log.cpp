@@ -1,0 +1,140 @@
+#include "base/log.h"
+
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+
+#include "base/utf8.h"
+
+namespace xgen::log {
+namespace {
+
+std::atomic<Level> g_level{Level::info};
+std::atomic<Format> g_format{Format::text};
+
+constexpr std::string_view kLevelNames[] = {"debug", "info", "warn", "error", "off"};
+
+void append_time(std::string& out) {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
+  const auto seconds = static_cast<std::time_t>(ms / 1000);
+  std::tm utc{};
+  gmtime_r(&seconds, &utc);
+  char text[64];
+  const std::size_t n = std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S", &utc);
+  out.append(text, n);
+  std::snprintf(text, sizeof(text), ".%03dZ", static_cast<int>(ms % 1000));
+  out += text;
+}
+
+// Escapes for a JSON string. Also used for quoted text values, so that no caller-supplied text can forge a line.
+void append_escaped(std::string& out, std::string_view text) {
+  std::string fixed;
+  if (!is_valid_utf8(text)) {
+    fixed = replace_invalid_utf8(text);
+    text = fixed;
+  }
+  for (const char c : text) {
+    switch (c) {
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      default:
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+          char code[8];
+          std::snprintf(code, sizeof(code), "\\u%04x", static_cast<unsigned>(static_cast<unsigned char>(c)));
+          out += code;
+        } else {
+          out += c;
+        }
+    }
+  }
+}
+
+bool is_bare(std::string_view value) {
+  if (value.empty()) return false;
+  for (const char c : value) {
+    const auto u = static_cast<unsigned char>(c);
+    if (u <= 0x20 || u >= 0x7f || c == '"' || c == '=' || c == '\\') return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void set_level(Level level) { g_level.store(level, std::memory_order_relaxed); }
+void set_format(Format format) { g_format.store(format, std::memory_order_relaxed); }
+bool enabled(Level level) { return level >= g_level.load(std::memory_order_relaxed) && level != Level::off; }
+
+void write(Level level, std::string_view component, std::string_view message, std::initializer_list<Field> fields) {
+  std::string line;
+  line.reserve(160);
+  const std::string_view name = kLevelNames[static_cast<std::size_t>(level)];
+  if (g_format.load(std::memory_order_relaxed) == Format::json) {
+    line += "{\"time\":\"";
+    append_time(line);
+    line += "\",\"level\":\"";
+    line += name;
+    line += "\",\"component\":\"";
+    append_escaped(line, component);
+    line += "\",\"message\":\"";
+    append_escaped(line, message);
+    line += '"';
+    for (const Field& field : fields) {
+      line += ",\"";
+      append_escaped(line, field.key);
+      line += "\":\"";
+      append_escaped(line, field.value);
+      line += '"';
+    }
+    line += "}\n";
+  } else {
+    append_time(line);
+    line += ' ';
+    line += name;
+    line.append(name.size() < 5 ? 6 - name.size() : 1, ' ');
+    line += component;
+    line += ": ";
+    append_escaped(line, message);
+    for (const Field& field : fields) {
+      line += ' ';
+      line += field.key;
+      line += '=';
+      if (is_bare(field.value)) {
+        line += field.value;
+      } else {
+        line += '"';
+        append_escaped(line, field.value);
+        line += '"';
+      }
+    }
+    line += '\n';
+  }
+  // One write per line: lines of different threads never mix (pipes guarantee it up to PIPE_BUF bytes).
+  const char* data = line.data();
+  std::size_t left = line.size();
+  while (left > 0) {
+    const ssize_t n = ::write(STDERR_FILENO, data, left);
+    if (n <= 0) break;
+    data += n;
+    left -= static_cast<std::size_t>(n);
+  }
+}
+
+}  // namespace xgen::log

@@ -1,0 +1,311 @@
+#include "metrics/metrics.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <sstream>
+#include <system_error>
+#include <variant>
+
+namespace xgen::metrics {
+namespace {
+
+using inference::Histogram;
+using inference::ServiceStats;
+
+enum class Type { gauge, counter, histogram };
+constexpr std::string_view kTypeNames[] = {"gauge", "counter", "histogram"};
+
+void append_number(std::string& out, double value) {
+  if (std::isnan(value)) {
+    out += "NaN";
+  } else if (std::isinf(value)) {
+    out += value > 0 ? "+Inf" : "-Inf";
+  } else {
+    std::array<char, 32> text{};
+    const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
+    out.append(text.data(), end);
+  }
+}
+
+std::string escape_label(std::string_view value) {
+  std::string out;
+  for (const char c : value) {
+    if (c == '\\' || c == '"') out += '\\';
+    if (c == '\n') {
+      out += "\\n";
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+// One value of a metric: extra labels (with a leading comma, or empty) and where the number is.
+struct Series {
+  std::string_view labels;
+  double (*value)(const ServiceStats&);
+};
+
+struct Metric {
+  std::string_view name;
+  Type type;
+  std::string_view help;
+  std::vector<Series> series;                                    // gauges and counters
+  const Histogram& (*histogram)(const ServiceStats&) = nullptr;  // histograms
+};
+
+#define XGEN_VALUE(expression) [](const ServiceStats& s) -> double { return static_cast<double>(expression); }
+#define XGEN_HISTOGRAM(field) [](const ServiceStats& s) -> const Histogram& { return s.field; }
+
+// vLLM's names and label sets, so that existing dashboards, autoscalers and endpoint pickers work unchanged.
+const std::vector<Metric>& model_metrics() {
+  static const std::vector<Metric> table = {
+      {"vllm:num_requests_running",
+       Type::gauge,
+       "Requests in the running batch.",
+       {{"", XGEN_VALUE(s.requests_running)}}},
+      {"vllm:num_requests_waiting",
+       Type::gauge,
+       "Requests waiting to be scheduled.",
+       {{"", XGEN_VALUE(s.requests_waiting)}}},
+      {"vllm:kv_cache_usage_perc",
+       Type::gauge,
+       "Share of the KV blocks in use (0 to 1).",
+       {{"", XGEN_VALUE(s.kv_cache_usage)}}},
+      {"vllm:prefix_cache_queries_total",
+       Type::counter,
+       "Prompt tokens looked up in the prefix cache.",
+       {{"", XGEN_VALUE(s.prefix_cache_queries)}}},
+      {"vllm:prefix_cache_hits_total",
+       Type::counter,
+       "Prompt tokens found in the prefix cache.",
+       {{"", XGEN_VALUE(s.prefix_cache_hits)}}},
+      {"vllm:prompt_tokens_total", Type::counter, "Prompt tokens processed.", {{"", XGEN_VALUE(s.prompt_tokens)}}},
+      {"vllm:prompt_tokens_cached_total",
+       Type::counter,
+       "Prompt tokens taken from the prefix cache.",
+       {{"", XGEN_VALUE(s.prompt_tokens_cached)}}},
+      {"vllm:generation_tokens_total", Type::counter, "Tokens generated.", {{"", XGEN_VALUE(s.generation_tokens)}}},
+      {"vllm:num_preemptions_total",
+       Type::counter,
+       "Sequences preempted to free KV blocks.",
+       {{"", XGEN_VALUE(s.preemptions)}}},
+      {"vllm:request_success_total",
+       Type::counter,
+       "Requests ended, by reason.",
+       {{",finished_reason=\"stop\"", XGEN_VALUE(s.finished_stop)},
+        {",finished_reason=\"length\"", XGEN_VALUE(s.finished_length)},
+        {",finished_reason=\"abort\"", XGEN_VALUE(s.finished_abort)},
+        {",finished_reason=\"error\"", XGEN_VALUE(s.finished_error)}}},
+      {"vllm:admission_rejections_total",
+       Type::counter,
+       "Requests refused before they were queued, by reason.",
+       {{",reason=\"queue_full\"", XGEN_VALUE(s.rejected_queue_full)}}},
+      {"vllm:time_to_first_token_seconds",
+       Type::histogram,
+       "Arrival to first token.",
+       {},
+       XGEN_HISTOGRAM(time_to_first_token)},
+      {"vllm:inter_token_latency_seconds",
+       Type::histogram,
+       "Time between two tokens of a request.",
+       {},
+       XGEN_HISTOGRAM(inter_token_latency)},
+      {"vllm:request_time_per_output_token_seconds",
+       Type::histogram,
+       "Mean time per output token of a request.",
+       {},
+       XGEN_HISTOGRAM(time_per_output_token)},
+      {"vllm:e2e_request_latency_seconds", Type::histogram, "Arrival to last token.", {}, XGEN_HISTOGRAM(e2e_latency)},
+      {"vllm:request_queue_time_seconds",
+       Type::histogram,
+       "Arrival to first scheduled.",
+       {},
+       XGEN_HISTOGRAM(queue_time)},
+      {"vllm:request_prefill_time_seconds",
+       Type::histogram,
+       "First scheduled to first token.",
+       {},
+       XGEN_HISTOGRAM(prefill_time)},
+      {"vllm:request_decode_time_seconds", Type::histogram, "First token to last.", {}, XGEN_HISTOGRAM(decode_time)},
+      {"vllm:request_inference_time_seconds",
+       Type::histogram,
+       "First scheduled to last token.",
+       {},
+       XGEN_HISTOGRAM(inference_time)},
+      {"vllm:request_prompt_tokens",
+       Type::histogram,
+       "Prompt tokens of a request.",
+       {},
+       XGEN_HISTOGRAM(request_prompt_tokens)},
+      {"vllm:request_generation_tokens",
+       Type::histogram,
+       "Output tokens of a request.",
+       {},
+       XGEN_HISTOGRAM(request_generation_tokens)},
+      {"vllm:request_params_max_tokens",
+       Type::histogram,
+       "max_tokens of a request.",
+       {},
+       XGEN_HISTOGRAM(request_max_tokens)},
+      {"vllm:request_params_n", Type::histogram, "n of a request.", {}, XGEN_HISTOGRAM(request_n)},
+      {"vllm:iteration_tokens_total",
+       Type::histogram,
+       "Tokens computed in one engine step.",
+       {},
+       XGEN_HISTOGRAM(iteration_tokens)},
+  };
+  return table;
+}
+
+#undef XGEN_VALUE
+#undef XGEN_HISTOGRAM
+
+struct ProcessMetric {
+  std::string_view name;
+  Type type;
+  std::string_view help;
+  double (*value)(const ProcessSample&);
+};
+#define XGEN_VALUE(expression) [](const ProcessSample& s) -> double { return static_cast<double>(expression); }
+constexpr ProcessMetric kProcessMetrics[] = {
+    {"xgen_http_open_connections", Type::gauge, "Open HTTP connections.", XGEN_VALUE(s.http_connections)},
+    {"process_start_time_seconds", Type::gauge, "Start of the process, Unix time.", XGEN_VALUE(s.start_time_seconds)},
+    {"process_cpu_seconds_total", Type::counter, "User and system CPU time.", XGEN_VALUE(s.cpu_seconds)},
+    {"process_resident_memory_bytes", Type::gauge, "Resident memory.", XGEN_VALUE(s.resident_bytes)},
+    {"process_virtual_memory_bytes", Type::gauge, "Virtual memory.", XGEN_VALUE(s.virtual_bytes)},
+    {"process_open_fds", Type::gauge, "Open file descriptors.", XGEN_VALUE(s.open_fds)},
+    {"process_max_fds", Type::gauge, "Limit of open file descriptors.", XGEN_VALUE(s.max_fds)},
+    {"process_threads", Type::gauge, "Threads.", XGEN_VALUE(s.threads)},
+};
+#undef XGEN_VALUE
+
+void append_header(std::string& out, std::string_view name, Type type, std::string_view help) {
+  out.append("# HELP ").append(name).append(" ").append(help).append("\n# TYPE ").append(name).append(" ");
+  out.append(kTypeNames[static_cast<std::size_t>(type)]).append("\n");
+}
+
+void append_sample(std::string& out, std::string_view name, std::string_view suffix, std::string_view labels,
+                   double value) {
+  out.append(name).append(suffix);
+  if (!labels.empty()) out.append("{").append(labels).append("}");
+  out += ' ';
+  append_number(out, value);
+  out += '\n';
+}
+
+void append_histogram(std::string& out, std::string_view name, const std::string& labels, const Histogram& histogram) {
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < histogram.counts().size(); ++i) {
+    total += histogram.counts()[i];
+    std::string bucket = labels + ",le=\"";
+    append_number(bucket, i < histogram.bounds().size() ? histogram.bounds()[i] : INFINITY);
+    bucket += '"';
+    append_sample(out, name, "_bucket", bucket, static_cast<double>(total));
+  }
+  append_sample(out, name, "_sum", labels, histogram.sum());
+  append_sample(out, name, "_count", labels, static_cast<double>(total));
+}
+
+constexpr std::string_view kCacheInfo = "vllm:cache_config_info";
+constexpr std::string_view kCacheInfoHelp = "Facts of the KV cache, as labels.";
+
+}  // namespace
+
+ProcessSample sample_process() {
+  ProcessSample sample;
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
+  };
+  sample.cpu_seconds = seconds(usage.ru_utime) + seconds(usage.ru_stime);
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0) sample.max_fds = files.rlim_cur;
+  std::ifstream status("/proc/self/stat");
+  std::string text((std::istreambuf_iterator<char>(status)), {});
+  // Fields after the command's closing parenthesis (proc(5)): state is field 3.
+  if (const auto paren = text.rfind(')'); paren != std::string::npos) {
+    std::istringstream fields(text.substr(paren + 1));
+    std::vector<std::string> values;
+    for (std::string value; fields >> value;) values.push_back(value);
+    const auto number = [&](std::size_t field) {
+      return field - 3 < values.size() ? std::strtod(values[field - 3].c_str(), nullptr) : 0;
+    };
+    sample.threads = static_cast<std::uint64_t>(number(20));
+    sample.virtual_bytes = static_cast<std::uint64_t>(number(23));
+    sample.resident_bytes = static_cast<std::uint64_t>(number(24)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+    timespec now{};
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    const double since_boot = number(22) / static_cast<double>(sysconf(_SC_CLK_TCK));
+    const double boot_now = static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9;
+    sample.start_time_seconds = static_cast<double>(std::time(nullptr)) - (boot_now - since_boot);
+  }
+  std::error_code error;
+  for (std::filesystem::directory_iterator it("/proc/self/fd", error), end; !error && it != end; it.increment(error)) {
+    ++sample.open_fds;
+  }
+  return sample;
+}
+
+std::string render(std::span<const ModelSample> models, const ProcessSample& process) {
+  std::string out;
+  out.reserve(4096 + models.size() * 16384);
+  std::vector<std::string> labels;
+  for (const ModelSample& model : models)
+    labels.push_back("engine=\"0\",model_name=\"" + escape_label(model.name) + "\"");
+
+  for (const Metric& metric : model_metrics()) {
+    append_header(out, metric.name, metric.type, metric.help);
+    for (std::size_t m = 0; m < models.size(); ++m) {
+      if (metric.type == Type::histogram) {
+        append_histogram(out, metric.name, labels[m], metric.histogram(models[m].stats));
+      } else {
+        for (const Series& series : metric.series) {
+          append_sample(out, metric.name, "", labels[m] + std::string(series.labels), series.value(models[m].stats));
+        }
+      }
+    }
+  }
+  append_header(out, kCacheInfo, Type::gauge, kCacheInfoHelp);
+  for (std::size_t m = 0; m < models.size(); ++m) {
+    const ServiceStats& stats = models[m].stats;
+    append_sample(out, kCacheInfo, "",
+                  labels[m] + ",block_size=\"" + std::to_string(stats.kv_block_size) + "\",num_gpu_blocks=\"" +
+                      std::to_string(stats.kv_blocks) + "\"",
+                  1);
+  }
+  for (const ProcessMetric& metric : kProcessMetrics) {
+    append_header(out, metric.name, metric.type, metric.help);
+    append_sample(out, metric.name, "", "", metric.value(process));
+  }
+  return out;
+}
+
+std::string reference_markdown() {
+  std::string out = "| metric | type | meaning |\n| --- | --- | --- |\n";
+  const auto row = [&](std::string_view name, Type type, std::string_view help) {
+    out.append("| `")
+        .append(name)
+        .append("` | ")
+        .append(kTypeNames[static_cast<std::size_t>(type)])
+        .append(" | ")
+        .append(help)
+        .append(" |\n");
+  };
+  for (const Metric& metric : model_metrics()) row(metric.name, metric.type, metric.help);
+  row(kCacheInfo, Type::gauge, kCacheInfoHelp);
+  for (const ProcessMetric& metric : kProcessMetrics) row(metric.name, metric.type, metric.help);
+  return out;
+}
+
+}  // namespace xgen::metrics

@@ -1,0 +1,40 @@
+// The table of metrics and their text exposition (Prometheus format 0.0.4).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "inference/stats.h"
+
+namespace xgen::metrics {
+
+struct ModelSample {
+  std::string name;
+  inference::ServiceStats stats;
+};
+
+// Facts of the process and of HTTP that no model owns.
+struct ProcessSample {
+  double start_time_seconds = 0;  // Unix time
+  double cpu_seconds = 0;         // user + system
+  std::uint64_t resident_bytes = 0;
+  std::uint64_t virtual_bytes = 0;
+  std::uint64_t open_fds = 0;
+  std::uint64_t max_fds = 0;
+  std::uint64_t threads = 0;
+  std::uint64_t http_connections = 0;
+};
+// Reads all but http_connections from /proc and getrusage.
+ProcessSample sample_process();
+
+inline constexpr std::string_view kContentType = "text/plain; version=0.0.4; charset=utf-8";
+
+std::string render(std::span<const ModelSample> models, const ProcessSample& process);
+
+// Name, type, help and labels of every metric, as Markdown rows for the documentation.
+std::string reference_markdown();
+
+}  // namespace xgen::metrics
