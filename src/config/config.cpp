@@ -1,0 +1,638 @@
+#include "config/config.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <system_error>
+#include <utility>
+
+#include "base/bytes.h"
+#include "base/units.h"
+#include "base/utf8.h"
+
+namespace xgen::config {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kMaxFileBytes = std::size_t{1} << 20;
+constexpr std::size_t kMaxModels = 256;
+constexpr std::size_t kMaxFaults = 50;
+
+// What was expected instead, or nothing if the value was read.
+using Fault = std::optional<std::string>;
+
+// One key of section S: how it is written, read, shown and explained.
+template <class S>
+struct Key {
+  std::string_view name;
+  std::string type;
+  std::string_view help;
+  std::function<Fault(S&, const YAML::Node&)> read;
+  std::function<std::string(const S&)> show;  // the default in the reference
+};
+
+Fault expected(std::string what, const YAML::Node& node) {
+  what = "expected " + what;
+  if (node.IsScalar()) return what + ", got '" + node.Scalar().substr(0, 100) + "'";
+  if (node.IsSequence()) return what + ", got a list";
+  if (node.IsMap()) return what + ", got a mapping";
+  return what + ", got nothing";
+}
+
+std::string duration_text(milliseconds value) {
+  const auto ms = value.count();
+  if (ms % 60'000 == 0 && ms != 0) return std::to_string(ms / 60'000) + "m";
+  if (ms % 1000 == 0) return std::to_string(ms / 1000) + "s";
+  return std::to_string(ms) + "ms";
+}
+
+std::string bytes_text(std::uint64_t value) {
+  for (const auto& [unit, name] : {std::pair{30, "GiB"}, {20, "MiB"}, {10, "KiB"}}) {
+    if (value != 0 && value % (std::uint64_t{1} << unit) == 0) return std::to_string(value >> unit) + name;
+  }
+  return std::to_string(value);
+}
+
+bool printable(std::string_view text) {
+  return is_valid_utf8(text) &&
+         std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+}
+
+template <class S, class T>
+Key<S> integer(std::string_view name, T S::*field, std::int64_t low, std::int64_t high, std::string_view help) {
+  const std::string range = "an integer from " + std::to_string(low) + " to " + std::to_string(high);
+  return {name, range, help,
+          [=](S& section, const YAML::Node& node) -> Fault {
+            std::int64_t value = 0;
+            if (!node.IsScalar()) return expected(range, node);
+            const std::string& text = node.Scalar();
+            const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+            if (error != std::errc{} || end != text.data() + text.size() || value < low || value > high) {
+              return expected(range, node);
+            }
+            section.*field = static_cast<int>(value);
+            return {};
+          },
+          [=](const S& section) -> std::string {
+            if constexpr (requires { (section.*field).has_value(); }) {
+              return (section.*field).has_value() ? std::to_string(*(section.*field)) : "planned";
+            } else {
+              return std::to_string(section.*field);
+            }
+          }};
+}
+
+template <class S>
+Key<S> duration(std::string_view name, milliseconds S::*field, std::string_view help) {
+  return {name, "a duration", help,
+          [=](S& section, const YAML::Node& node) -> Fault {
+            if (!node.IsScalar()) return expected("a duration such as 250ms, 30s or 10m", node);
+            auto value = parse_duration(node.Scalar());
+            if (!value) return value.error().message;
+            section.*field = *value;
+            return {};
+          },
+          [=](const S& section) { return duration_text(section.*field); }};
+}
+
+template <class S, class T>
+Key<S> size(std::string_view name, T S::*field, std::uint64_t low, std::string_view help) {
+  return {name, "a size", help,
+          [=](S& section, const YAML::Node& node) -> Fault {
+            if (!node.IsScalar()) return expected("a size such as 512MiB or 2GiB", node);
+            auto value = parse_bytes(node.Scalar());
+            if (!value) return value.error().message;
+            if (*value < low) return expected("at least " + bytes_text(low), node);
+            section.*field = *value;
+            return {};
+          },
+          [=](const S& section) -> std::string {
+            if constexpr (requires { (section.*field).has_value(); }) {
+              return (section.*field).has_value() ? bytes_text(*(section.*field)) : "planned";
+            } else {
+              return bytes_text(section.*field);
+            }
+          }};
+}
+
+template <class S>
+Key<S> boolean(std::string_view name, bool S::*field, std::string_view help) {
+  return {name, "true or false", help,
+          [=](S& section, const YAML::Node& node) -> Fault {
+            if (!node.IsScalar() || (node.Scalar() != "true" && node.Scalar() != "false")) {
+              return expected("true or false", node);
+            }
+            section.*field = node.Scalar() == "true";
+            return {};
+          },
+          [=](const S& section) -> std::string { return section.*field ? "true" : "false"; }};
+}
+
+// A value that must be one of a list. `set` receives its index.
+template <class S>
+Key<S> choice(std::string_view name, std::vector<std::string_view> names, std::function<void(S&, std::size_t)> set,
+              std::function<std::size_t(const S&)> get, std::string_view help) {
+  std::string list;
+  for (const std::string_view each : names) list.append(list.empty() ? "" : " | ").append(each);
+  return {name, list, help,
+          [=](S& section, const YAML::Node& node) -> Fault {
+            const auto it = node.IsScalar() ? std::find(names.begin(), names.end(), node.Scalar()) : names.end();
+            if (it == names.end())
+              return expected(names.size() == 1 ? list + " (the only value in this version)" : list, node);
+            if (set) set(section, static_cast<std::size_t>(it - names.begin()));
+            return {};
+          },
+          [=](const S& section) { return std::string(names[get ? get(section) : 0]); }};
+}
+
+template <class S>
+Key<S> choice(std::string_view name, std::vector<std::string_view> names, std::string S::*field,
+              std::string_view help) {
+  return choice<S>(
+      name, names, [=](S& section, std::size_t i) { section.*field = names[i]; },
+      [=](const S& section) {
+        return static_cast<std::size_t>(std::find(names.begin(), names.end(), section.*field) - names.begin());
+      },
+      help);
+}
+
+template <class S>
+Key<S> text(std::string_view name, std::string S::*field, std::string_view type, std::string_view help) {
+  return {name, std::string(type), help,
+          [=](S& section, const YAML::Node& node) -> Fault {
+            if (!node.IsScalar() || node.Scalar().empty() || node.Scalar().size() > 4096 || !printable(node.Scalar())) {
+              return expected(std::string(type), node);
+            }
+            section.*field = node.Scalar();
+            return {};
+          },
+          [=](const S& section) { return (section.*field).empty() ? std::string("required") : section.*field; }};
+}
+
+Fault read_memory_limit(MemoryLimit& limit, const YAML::Node& node) {
+  constexpr std::string_view kWhat = "a share such as 80% or a size such as 8GiB";
+  if (!node.IsScalar()) return expected(std::string(kWhat), node);
+  const std::string& value = node.Scalar();
+  if (!value.empty() && value.back() == '%') {
+    double percent = 0;
+    const char* const last = value.data() + value.size() - 1;
+    const auto [end, error] = std::from_chars(value.data(), last, percent, std::chars_format::fixed);
+    if (error != std::errc{} || end != last || !(percent > 0 && percent <= 100))
+      return expected(std::string(kWhat), node);
+    limit = {percent / 100, 0};
+    return {};
+  }
+  auto bytes = parse_bytes(value);
+  if (!bytes || *bytes == 0) return expected(std::string(kWhat), node);
+  limit = {0, *bytes};
+  return {};
+}
+
+const std::vector<Key<Server>>& server_keys() {
+  static const std::vector<Key<Server>> keys = {
+      text("host", &Server::host, "an address", "Address to listen on."),
+      integer("port", &Server::port, 0, 65535, "TCP port; 0 takes any free one."),
+      integer("threads", &Server::threads, 1, 64, "Threads that serve HTTP connections."),
+      integer("max_connections", &Server::max_connections, 1, 1'000'000,
+              "Open connections; further ones are answered 503."),
+      size("max_body", &Server::max_body, 1024, "Largest request body; larger ones are answered 413."),
+      size("max_headers", &Server::max_headers, 1024, "Largest request head; larger ones are answered 431."),
+      duration("header_timeout", &Server::header_timeout, "Time for a request's head to arrive, else 408."),
+      duration("body_timeout", &Server::body_timeout, "Time for a request's body to arrive, else 408."),
+      duration("write_timeout", &Server::write_timeout, "A client that takes no bytes for so long is disconnected."),
+      duration("idle_timeout", &Server::idle_timeout,
+               "A kept-alive connection without a request is closed after this."),
+      duration("request_timeout", &Server::request_timeout,
+               "Longest time for one request, queueing included, else 408."),
+      duration("drain_delay", &Server::drain_delay,
+               "After SIGTERM: still accept requests for so long, not ready, so that load balancers can notice."),
+      duration("drain_timeout", &Server::drain_timeout, "After drain_delay: time for running requests to finish."),
+      choice("unknown_fields", {"reject", "warn"}, &Server::unknown_fields,
+             "What to do with request fields that no API defines: refuse with 400, or log and ignore."),
+  };
+  return keys;
+}
+
+const std::vector<Key<Log>>& log_keys() {
+  static const std::vector<Key<Log>> keys = {
+      choice<Log>(
+          "level", {"debug", "info", "warn", "error", "off"},
+          [](Log& l, std::size_t i) { l.level = static_cast<log::Level>(i); },
+          [](const Log& l) { return static_cast<std::size_t>(l.level); }, "Least level that is written."),
+      choice<Log>(
+          "format", {"text", "json"}, [](Log& l, std::size_t i) { l.format = static_cast<log::Format>(i); },
+          [](const Log& l) { return static_cast<std::size_t>(l.format); },
+          "Lines for people, or one JSON object a line."),
+  };
+  return keys;
+}
+
+const std::vector<Key<Memory>>& memory_keys() {
+  static const std::vector<Key<Memory>> keys = {
+      {"host", "a share or a size",
+       "Memory for all models together (weights, KV cache, workspace): a share of the smaller of RAM and the cgroup's "
+       "limit, or a size.",
+       [](Memory& m, const YAML::Node& node) { return read_memory_limit(m.host, node); },
+       [](const Memory& m) {
+         return m.host.bytes != 0 ? bytes_text(m.host.bytes)
+                                  : std::to_string(static_cast<int>(m.host.share * 100)) + "%";
+       }},
+  };
+  return keys;
+}
+
+const std::vector<Key<Compute>>& compute_keys() {
+  static const std::vector<Key<Compute>> keys = {
+      {"threads", "auto, or an integer from 1 to 1024",
+       "Compute threads shared by all models; auto is one per usable CPU.",
+       [](Compute& c, const YAML::Node& node) -> Fault {
+         if (node.IsScalar() && node.Scalar() == "auto") {
+           c.threads = 0;
+           return {};
+         }
+         Fault fault = integer("", &Compute::threads, 1, 1024, "").read(c, node);
+         return fault ? expected("auto, or an integer from 1 to 1024", node) : fault;
+       },
+       [](const Compute& c) { return c.threads == 0 ? std::string("auto") : std::to_string(c.threads); }},
+      choice("kernels", {"auto", "scalar", "avx2"}, &Compute::kernels,
+             "Instruction set of the compute kernels; auto takes the best that the CPU has."),
+  };
+  return keys;
+}
+
+const std::vector<Key<ModelSettings>>& settings_keys() {
+  using S = ModelSettings;
+  static const std::vector<Key<S>> keys = {
+      integer("max_model_len", &S::max_model_len, 1, 100'000'000,
+              "Most tokens of prompt and answer together; by default what the model and the memory allow."),
+      integer("max_num_seqs", &S::max_num_seqs, 1, 65536, "Sequences that are computed at the same time."),
+      integer("max_num_batched_tokens", &S::max_num_batched_tokens, 1, 65536,
+              "Tokens of one engine step; long prompts are computed in chunks of this size."),
+      integer("max_waiting", &S::max_waiting, 1, 1'000'000, "Requests that may wait; further ones are answered 429."),
+      size("kv_cache", &S::kv_cache, 1 << 16,
+           "Memory for keys and values; by default planned within the memory budget."),
+      choice("kv_cache_dtype", {"auto", "f32", "f16", "bf16"}, &S::kv_cache_dtype, "Number format of keys and values."),
+      boolean("prefix_caching", &S::prefix_caching,
+              "Keep the KV blocks of finished prompts and reuse them for equal prefixes."),
+      choice<S>("engine", {"native"}, nullptr, nullptr, "What computes the model."),
+      choice<S>("device", {"auto", "cpu"}, nullptr, nullptr, "Where it is computed."),
+      choice<S>("quantization", {"none"}, nullptr, nullptr,
+                "Conversion of the weights while loading; GGUF files keep their own format."),
+      choice<S>("load", {"startup"}, nullptr, nullptr, "When it is loaded."),
+  };
+  return keys;
+}
+
+const std::vector<Key<Model>>& model_keys() {
+  static const std::vector<Key<Model>> keys = {
+      {"name", "a name", "What clients put into `model`.",
+       [](Model& model, const YAML::Node& node) -> Fault {
+         constexpr std::string_view kWhat = "a name of 1 to 200 characters without spaces";
+         if (!node.IsScalar()) return expected(std::string(kWhat), node);
+         const std::string& name = node.Scalar();
+         if (name.empty() || name.size() > 200 || !printable(name) || name.find(' ') != std::string::npos) {
+           return expected(std::string(kWhat), node);
+         }
+         model.name = name;
+         return {};
+       },
+       [](const Model&) { return std::string("required"); }},
+      {"aliases", "a list of names", "Further names for the same model.",
+       [](Model& model, const YAML::Node& node) -> Fault {
+         if (!node.IsSequence() || node.size() > 64) return expected("a list of at most 64 names", node);
+         for (const YAML::Node& each : node) {
+           Model alias;
+           if (Fault fault = model_keys().front().read(alias, each)) return fault;
+           model.aliases.push_back(alias.name);
+         }
+         return {};
+       },
+       [](const Model&) { return std::string("none"); }},
+      text("source", &Model::source, "a path",
+           "A folder with config.json, safetensors and tokenizer files, a .gguf file (the first part of a split one), "
+           "or `builtin:xgen-demo`."),
+  };
+  return keys;
+}
+
+// Keys of the design that this version does not offer: refused by name with the reason, not as a spelling mistake.
+const std::map<std::string_view, std::string_view>& unsupported_keys() {
+  static const std::map<std::string_view, std::string_view> keys = {
+      {"server.api_keys_file", "API keys are not supported yet: put the server behind a gateway that checks them"},
+      {"memory.gpu", "this version has no GPU support"},
+      {"models[].idle_unload", "models are not unloaded in this version"},
+      {"models[].pin", "models are not unloaded in this version, so none needs to be pinned"},
+      {"models[].urls", "other engines are not supported in this version"},
+      {"models[].model", "other engines are not supported in this version; the model's files are named by 'source'"},
+  };
+  return keys;
+}
+
+class Reader {
+ public:
+  explicit Reader(std::string file) : file_(std::move(file)) {}
+
+  Result<Config> read(std::string_view yaml) {
+    config_.file = file_;
+    if (yaml.size() > kMaxFileBytes) {
+      return make_error(ErrorCode::invalid_argument, file_ + ": larger than " + bytes_text(kMaxFileBytes));
+    }
+    if (!is_valid_utf8(yaml)) return make_error(ErrorCode::invalid_argument, file_ + ": not valid UTF-8");
+    YAML::Node root;
+    try {
+      root = YAML::Load(std::string(yaml));
+      read_root(root);
+    } catch (const YAML::Exception& error) {
+      fault(error.mark, "", error.msg);
+    }
+    if (faults_.empty()) return std::move(config_);
+    std::string all;
+    for (std::size_t i = 0; i < faults_.size() && i < kMaxFaults; ++i) all += (i == 0 ? "" : "\n") + faults_[i];
+    if (faults_.size() > kMaxFaults) all += "\n… and " + std::to_string(faults_.size() - kMaxFaults) + " more";
+    return make_error(ErrorCode::invalid_argument, all);
+  }
+
+ private:
+  void fault(const YAML::Mark& mark, const std::string& key, const std::string& what) {
+    std::string line = file_;
+    if (!mark.is_null()) line += ":" + std::to_string(mark.line + 1) + ":" + std::to_string(mark.column + 1);
+    line += ": ";
+    if (!key.empty()) line += key + ": ";
+    faults_.push_back(line + what);
+  }
+
+  // Calls visit(key, value node) for each entry of a mapping; repeated keys and non-text keys are faults.
+  template <class Visit>
+  void each_entry(const YAML::Node& map, const std::string& path, Visit visit) {
+    if (!map.IsMap()) {
+      if (!map.IsNull()) fault(map.Mark(), path, *expected("a mapping", map));
+      return;
+    }
+    std::vector<std::string> seen;
+    for (const auto& entry : map) {
+      if (!entry.first.IsScalar()) {
+        fault(entry.first.Mark(), path, "expected a key");
+        continue;
+      }
+      const std::string& key = entry.first.Scalar();
+      if (std::find(seen.begin(), seen.end(), key) != seen.end()) {
+        fault(entry.first.Mark(), join(path, key), "given twice");
+        continue;
+      }
+      seen.push_back(key);
+      visit(key, entry.first, entry.second);
+    }
+  }
+
+  static std::string join(const std::string& path, const std::string& key) {
+    return path.empty() ? key : path + "." + key;
+  }
+
+  // The path with list indexes removed: "models[3].pin" -> "models[].pin".
+  static std::string generic(const std::string& path) {
+    std::string out;
+    bool inside = false;
+    for (const char c : path) {
+      if (c == ']') inside = false;
+      if (!inside) out += c;
+      if (c == '[') inside = true;
+    }
+    return out;
+  }
+
+  template <class S>
+  bool read_key(const std::vector<Key<S>>& keys, S& section, const std::string& path, const std::string& name,
+                const YAML::Node& node) {
+    for (const Key<S>& key : keys) {
+      if (key.name != name) continue;
+      if (Fault what = key.read(section, node)) fault(node.Mark(), join(path, name), *what);
+      return true;
+    }
+    return false;
+  }
+
+  template <class... S>
+  void unknown(const YAML::Node& at, const std::string& path, const std::string& name,
+               const std::vector<Key<S>>&... tables) {
+    const std::string full = join(path, name);
+    std::string wanted = generic(full);
+    if (wanted.starts_with("defaults.")) wanted = "models[]" + wanted.substr(8);
+    if (const auto it = unsupported_keys().find(wanted); it != unsupported_keys().end()) {
+      fault(at.Mark(), full, std::string(it->second));
+      return;
+    }
+    std::string known;
+    const auto list = [&](const auto& table) {
+      for (const auto& key : table) known.append(known.empty() ? "" : ", ").append(key.name);
+    };
+    (list(tables), ...);
+    fault(at.Mark(), full, "unknown key; expected one of: " + known);
+  }
+
+  template <class S>
+  void read_section(const std::vector<Key<S>>& keys, S& section, const std::string& path, const YAML::Node& map) {
+    each_entry(map, path, [&](const std::string& name, const YAML::Node& at, const YAML::Node& value) {
+      if (!read_key(keys, section, path, name, value)) unknown(at, path, name, keys);
+    });
+  }
+
+  void read_root(const YAML::Node& root) {
+    YAML::Node models;
+    bool has_models = false;
+    each_entry(root, "", [&](const std::string& name, const YAML::Node& at, const YAML::Node& value) {
+      if (name == "server") {
+        read_section(server_keys(), config_.server, name, value);
+      } else if (name == "log") {
+        read_section(log_keys(), config_.log, name, value);
+      } else if (name == "memory") {
+        read_section(memory_keys(), config_.memory, name, value);
+      } else if (name == "compute") {
+        read_section(compute_keys(), config_.compute, name, value);
+      } else if (name == "defaults") {
+        read_section(settings_keys(), config_.defaults, name, value);
+      } else if (name == "models") {
+        models.reset(value);
+        has_models = true;
+      } else {
+        fault(at.Mark(), name, "unknown key; expected one of: server, log, memory, compute, defaults, models");
+      }
+    });
+    if (!has_models) {
+      config_.models = demo_config().models;
+      config_.models.front().settings = config_.defaults;
+      return;
+    }
+    if (!models.IsSequence() || models.size() == 0) {
+      fault(models.Mark(), "models", *expected("a list of at least one model", models));
+      return;
+    }
+    if (models.size() > kMaxModels) {
+      fault(models.Mark(), "models", "at most " + std::to_string(kMaxModels) + " models");
+      return;
+    }
+    for (std::size_t i = 0; i < models.size(); ++i) read_model(models[i], "models[" + std::to_string(i) + "]");
+    check_names(models);
+  }
+
+  void read_model(const YAML::Node& node, const std::string& path) {
+    Model model;
+    model.settings = config_.defaults;
+    model.where = file_ + ":" + std::to_string(node.Mark().line + 1);
+    YAML::Node source;
+    if (!node.IsMap()) {
+      fault(node.Mark(), path, *expected("a mapping with name and source", node));
+      return;
+    }
+    each_entry(node, path, [&](const std::string& name, const YAML::Node& at, const YAML::Node& value) {
+      if (name == "source") source.reset(value);
+      if (!read_key(model_keys(), model, path, name, value) &&
+          !read_key(settings_keys(), model.settings, path, name, value)) {
+        unknown(at, path, name, model_keys(), settings_keys());
+      }
+    });
+    if (!node["name"]) fault(node.Mark(), path + ".name", "missing; every model needs a name");
+    if (!node["source"]) {
+      fault(node.Mark(), path + ".source", "missing; expected a folder, a .gguf file or builtin:xgen-demo");
+    } else if (!model.source.empty()) {
+      if (Fault what = resolve(model.source)) fault(source.Mark(), path + ".source", *what);
+    }
+    config_.models.push_back(std::move(model));
+  }
+
+  // Makes a source absolute and checks that it is there.
+  Fault resolve(std::string& source) {
+    if (source == kDemoSource) return {};
+    if (source.find("://") != std::string::npos) {
+      return "'" + source + "': remote sources are not supported yet; download the model and give its path";
+    }
+    fs::path path(source);
+    if (path.is_relative()) path = fs::path(file_).parent_path() / path;
+    std::error_code error;
+    const fs::file_status status = fs::status(path, error);
+    if (error || !fs::exists(status)) {
+      return "'" + path.lexically_normal().string() + "': " + (error ? error.message() : "no such file or folder");
+    }
+    if (!fs::is_directory(status) && path.extension() != ".gguf") {
+      return "'" + source + "': expected a folder or a .gguf file";
+    }
+    source = fs::absolute(path, error).lexically_normal().string();
+    return {};
+  }
+
+  void check_names(const YAML::Node& models) {
+    std::map<std::string, std::string> seen;
+    for (std::size_t i = 0; i < config_.models.size() && config_.models.size() == models.size(); ++i) {
+      std::vector<std::string> names = config_.models[i].aliases;
+      names.insert(names.begin(), config_.models[i].name);
+      for (const std::string& name : names) {
+        if (name.empty()) continue;
+        const auto [it, fresh] = seen.emplace(name, config_.models[i].where);
+        if (!fresh)
+          fault(models[i].Mark(), "models[" + std::to_string(i) + "]",
+                "the name '" + name + "' is already used at " + it->second);
+      }
+    }
+  }
+
+  std::string file_;
+  Config config_;
+  std::vector<std::string> faults_;
+};
+
+template <class S>
+void append_reference(std::string& out, std::string_view title, std::string_view path,
+                      const std::vector<Key<S>>& keys) {
+  const S defaults{};
+  out.append("\n## ").append(title).append("\n\n| key | value | default | meaning |\n| --- | --- | --- | --- |\n");
+  for (const Key<S>& key : keys) {
+    std::string type = key.type;
+    for (std::size_t at = 0; (at = type.find('|', at)) != std::string::npos; at += 2) type.insert(at, 1, '\\');
+    out.append("| `").append(path).append(key.name).append("` | ").append(type).append(" | ").append(
+        key.show(defaults));
+    out.append(" | ").append(key.help).append(" |\n");
+  }
+}
+
+template <class S>
+void append_names(std::vector<std::string>& out, const std::string& path, const std::vector<Key<S>>& keys) {
+  for (const Key<S>& key : keys) out.push_back(path + std::string(key.name));
+}
+
+}  // namespace
+
+Config demo_config() {
+  Config config;
+  Model model;
+  model.name = kDemoName;
+  model.source = kDemoSource;
+  model.where = "built in";
+  config.models.push_back(std::move(model));
+  return config;
+}
+
+Result<Config> single_model_config(const std::string& path) {
+  Config config;
+  Model model;
+  model.source = path;
+  model.where = "command line";
+  if (path == kDemoSource) {
+    model.name = kDemoName;
+  } else {
+    std::error_code error;
+    const fs::path absolute = fs::absolute(path, error).lexically_normal();
+    const bool folder = fs::is_directory(absolute, error);
+    if (!fs::exists(absolute, error)) return make_error(ErrorCode::not_found, path + ": no such file or folder");
+    if (!folder && absolute.extension() != ".gguf") {
+      return make_error(ErrorCode::invalid_argument, path + ": expected a model folder or a .gguf file");
+    }
+    model.source = absolute.string();
+    const fs::path last = absolute.has_filename() ? absolute.filename() : absolute.parent_path().filename();
+    model.name = folder ? last.string() : last.stem().string();
+    std::replace_if(
+        model.name.begin(), model.name.end(), [](unsigned char c) { return c <= 0x20 || c == 0x7f; }, '-');
+  }
+  config.models.push_back(std::move(model));
+  return config;
+}
+
+Result<Config> load_text(std::string_view text, const std::string& file) { return Reader(file).read(text); }
+
+Result<Config> load_file(const std::string& path) {
+  auto bytes = map_file(path);
+  if (!bytes) return std::move(bytes).error();
+  return load_text(bytes->text(), path);
+}
+
+std::vector<std::string> key_names() {
+  std::vector<std::string> out;
+  append_names(out, "server.", server_keys());
+  append_names(out, "log.", log_keys());
+  append_names(out, "memory.", memory_keys());
+  append_names(out, "compute.", compute_keys());
+  append_names(out, "defaults.", settings_keys());
+  append_names(out, "models[].", model_keys());
+  append_names(out, "models[].", settings_keys());
+  return out;
+}
+
+std::string reference_markdown() {
+  std::string out;
+  append_reference(out, "server", "server.", server_keys());
+  append_reference(out, "log", "log.", log_keys());
+  append_reference(out, "memory", "memory.", memory_keys());
+  append_reference(out, "compute", "compute.", compute_keys());
+  append_reference(out, "models", "models[].", model_keys());
+  append_reference(out, "Settings of a model (under `models[]`, or for all models under `defaults`)", "",
+                   settings_keys());
+  out += "\n## Known, but not in this version\n\n";
+  for (const auto& [name, why] : unsupported_keys())
+    out.append("- `").append(name).append("`: ").append(why).append(".\n");
+  return out;
+}
+
+}  // namespace xgen::config

@@ -1,0 +1,108 @@
+// models.yaml as typed structs. One key table (config.cpp) drives reading, checking, printing and
+// docs/configuration.md.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/log.h"
+#include "base/result.h"
+
+namespace xgen::config {
+
+using std::chrono::milliseconds;
+
+struct Server {
+  std::string host = "0.0.0.0";
+  int port = 8000;
+  int threads = 1;
+  std::int64_t max_connections = 16384;
+  std::uint64_t max_body = std::uint64_t{16} << 20;
+  std::uint64_t max_headers = std::uint64_t{32} << 10;
+  milliseconds header_timeout{10'000};
+  milliseconds body_timeout{60'000};
+  milliseconds write_timeout{30'000};
+  milliseconds idle_timeout{75'000};
+  milliseconds request_timeout{600'000};
+  milliseconds drain_delay{5'000};
+  milliseconds drain_timeout{30'000};
+  std::string unknown_fields = "reject";  // reject | warn
+};
+
+struct Log {
+  log::Level level = log::Level::info;
+  log::Format format = log::Format::text;
+};
+
+// A share of what there is, or a number of bytes.
+struct MemoryLimit {
+  double share = 0;  // 0–1; used if bytes == 0
+  std::uint64_t bytes = 0;
+  std::uint64_t of(std::uint64_t total) const {
+    return bytes != 0 ? bytes : static_cast<std::uint64_t>(share * static_cast<double>(total));
+  }
+};
+
+struct Memory {
+  MemoryLimit host{0.8, 0};
+};
+
+struct Compute {
+  int threads = 0;               // 0: one per usable CPU
+  std::string kernels = "auto";  // auto, or the name of an instruction set
+};
+
+// What a model may set for itself; `defaults` sets it for all.
+struct ModelSettings {
+  std::optional<int> max_model_len;  // tokens; unset: what the model and the memory allow
+  int max_num_seqs = 64;
+  int max_num_batched_tokens = 512;
+  std::int64_t max_waiting = 1024;
+  std::optional<std::uint64_t> kv_cache;  // bytes; unset: planned
+  std::string kv_cache_dtype = "auto";    // auto | f32 | f16 | bf16
+  bool prefix_caching = true;
+};
+
+struct Model {
+  std::string name;
+  std::vector<std::string> aliases;
+  std::string source;  // absolute, or "builtin:xgen-demo"
+  ModelSettings settings;
+  std::string where;  // "models.yaml:12", for messages
+};
+
+struct Config {
+  std::string file;  // empty: no file was read
+  Server server;
+  Log log;
+  Memory memory;
+  Compute compute;
+  ModelSettings defaults;
+  std::vector<Model> models;
+};
+
+inline constexpr std::string_view kDemoName = "xgen-demo";
+inline constexpr std::string_view kDemoSource = "builtin:xgen-demo";
+
+// The configuration without a file: the built-in demo model.
+Config demo_config();
+// The configuration of `xgen-model serve PATH`: one model named after the folder or file.
+Result<Config> single_model_config(const std::string& path);
+
+// Reads and checks a whole file. Relative sources are relative to the file's folder. The error message has one line per
+// fault: "FILE:LINE:COLUMN: KEY: what was expected". Without a `models` key the built-in demo is served.
+Result<Config> load_file(const std::string& path);
+// The same for text; `file` is used for messages and relative sources.
+Result<Config> load_text(std::string_view text, const std::string& file);
+
+// Every key path ("server.port", "models[].name"), for docs and tests.
+std::vector<std::string> key_names();
+// The reference as Markdown.
+std::string reference_markdown();
+
+}  // namespace xgen::config

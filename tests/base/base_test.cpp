@@ -1,0 +1,172 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <thread>
+
+#include "base/file_set.h"
+#include "base/json.h"
+#include "base/units.h"
+#include "base/utf8.h"
+#include "base/worker_pool.h"
+
+namespace xgen {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+TEST(Units, Bytes) {
+  EXPECT_EQ(parse_bytes("123").value(), 123u);
+  EXPECT_EQ(parse_bytes("4KiB").value(), 4096u);
+  EXPECT_EQ(parse_bytes("1.5 GiB").value(), 1610612736u);
+  EXPECT_EQ(parse_bytes("2MB").value(), 2000000u);
+  for (const char* bad : {"", "x", "-1", "1XB", "1e400", "nan", "inf", "99999999999TiB", "1 GiB x"}) {
+    EXPECT_FALSE(parse_bytes(bad).ok()) << bad;
+  }
+  EXPECT_EQ(format_bytes(1536), "1.5 KiB");
+  EXPECT_EQ(format_bytes(7), "7 B");
+}
+
+TEST(Units, Durations) {
+  EXPECT_EQ(parse_duration("250ms").value().count(), 250);
+  EXPECT_EQ(parse_duration("1.5s").value().count(), 1500);
+  EXPECT_EQ(parse_duration("10m").value().count(), 600'000);
+  EXPECT_EQ(parse_duration("3").value().count(), 3000);
+  for (const char* bad : {"", "s", "-1s", "1y", "1e30d"}) EXPECT_FALSE(parse_duration(bad).ok()) << bad;
+}
+
+TEST(Units, MachineLimitsArePlausible) {
+  EXPECT_GE(available_cpus(), 1);
+  EXPECT_LE(available_cpus(), static_cast<int>(std::thread::hardware_concurrency()));
+  EXPECT_GT(available_host_memory(), std::uint64_t{64} << 20);
+}
+
+TEST(Utf8, ValidityFollowsTheUnicodeTable) {
+  for (const char* good :
+       {"", "abc", "\xC3\xA9", "\xED\x9F\xBF", "\xEE\x80\x80", "\xF0\x9F\x98\x80", "\xF4\x8F\xBF\xBF"}) {
+    EXPECT_TRUE(is_valid_utf8(good)) << good;
+  }
+  for (const char* bad : {"\x80", "\xC0\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF0\x8F\xBF\xBF",
+                          "\xF4\x90\x80\x80", "\xF5", "\xE2\x82"}) {
+    EXPECT_FALSE(is_valid_utf8(bad));
+  }
+}
+
+TEST(Utf8, CompletePrefixHoldsBackOnlyUnfinishedCharacters) {
+  const std::string text = "a\xE2\x82\xAC\xF0\x9F\x98\x80z";
+  // The end of the last whole character at or before each cut.
+  const std::size_t want[] = {0, 1, 1, 1, 4, 4, 4, 4, 8, 9};
+  for (std::size_t cut = 0; cut <= text.size(); ++cut) {
+    EXPECT_EQ(complete_utf8_prefix(std::string_view(text).substr(0, cut)), want[cut]) << cut;
+  }
+  EXPECT_EQ(complete_utf8_prefix("a\xFF"), 2u);  // invalid, not unfinished
+  EXPECT_EQ(complete_utf8_prefix("\x80\x80"), 2u);
+}
+
+TEST(Utf8, ReplacementCountsAsPythonDoes) {
+  // python3: bytes.decode("utf-8", errors="replace")
+  EXPECT_EQ(replace_invalid_utf8("a\xE2\x82z"), "a\xEF\xBF\xBDz");
+  EXPECT_EQ(replace_invalid_utf8("\xC0\x80"), "\xEF\xBF\xBD\xEF\xBF\xBD");
+  EXPECT_EQ(replace_invalid_utf8("\xED\xA0\x80"), "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
+  EXPECT_EQ(replace_invalid_utf8("\xF0\x9F\x98"), "\xEF\xBF\xBD");
+}
+
+TEST(Json, LimitsAndFaults) {
+  EXPECT_TRUE(parse_json(" {\"a\": [1, 2.5, \"x\"]} \n").ok());
+  for (const char* bad : {"", "{", "[1,]", "{\"a\":1} x", "nul", "\"\xFF\"", "01", "NaN"})
+    EXPECT_FALSE(parse_json(bad).ok()) << bad;
+  EXPECT_FALSE(parse_json(std::string(65, '[') + std::string(65, ']')).ok());
+  EXPECT_TRUE(parse_json(std::string(60, '[') + std::string(60, ']')).ok());
+  EXPECT_THAT(parse_json(std::string(100'000, '[')).error().message, HasSubstr("deeper than 64"));
+  EXPECT_FALSE(parse_json("[1]", {.max_depth = 8, .max_size = 2}).ok());
+}
+
+class FileSetTest : public ::testing::Test {
+ protected:
+  fs::path folder = fs::path(::testing::TempDir()) / "xgen_file_set_test";
+  void SetUp() override { fs::create_directories(folder / "sub"); }
+  void TearDown() override { fs::remove_all(folder); }
+  void put(const std::string& name, const std::string& text) { std::ofstream(folder / name) << text; }
+};
+
+TEST_F(FileSetTest, FolderListsAndMapsRegularFiles) {
+  put("b.txt", "two");
+  put("a.txt", "");
+  auto files = open_files(folder.string());
+  ASSERT_TRUE(files.ok());
+  EXPECT_THAT((*files)->list(), ElementsAre("a.txt", "b.txt"));
+  EXPECT_EQ((*files)->open("b.txt")->text(), "two");
+  EXPECT_EQ((*files)->open("a.txt")->size(), 0u);
+  EXPECT_THAT((*files)->open("c.txt").error().message, HasSubstr("c.txt: no such file"));
+  for (const char* bad : {"", ".", "..", "../x", "/etc/passwd", "sub/x"}) EXPECT_FALSE((*files)->open(bad).ok()) << bad;
+}
+
+TEST_F(FileSetTest, ASingleFileBringsItsOtherParts) {
+  for (const char* name : {"m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf", "other.gguf"})
+    put(name, "x");
+  auto parts = open_files((folder / "m-00001-of-00003.gguf").string());
+  ASSERT_TRUE(parts.ok());
+  EXPECT_EQ((*parts)->list().size(), 3u);
+  auto one = open_files((folder / "other.gguf").string());
+  ASSERT_TRUE(one.ok());
+  EXPECT_THAT((*one)->list(), ElementsAre("other.gguf"));
+}
+
+TEST_F(FileSetTest, FaultsNameThePath) {
+  EXPECT_THAT(open_files((folder / "nope").string()).error().message, HasSubstr("nope"));
+  EXPECT_FALSE(open_files("/dev/null").ok());
+}
+
+TEST(FileSet, Embedded) {
+  auto files = embedded_files("built-in:x", {{"b", "2"}, {"a", "1"}});
+  EXPECT_THAT(files->list(), ElementsAre("a", "b"));
+  EXPECT_EQ(files->open("a")->text(), "1");
+  EXPECT_THAT(files->open("c").error().message, HasSubstr("built-in:x/c"));
+}
+
+TEST(WorkerPool, EveryPartRunsExactlyOnce) {
+  for (const int threads : {1, 2, 3, 5}) {
+    WorkerPool pool(threads);
+    EXPECT_EQ(pool.size(), threads);
+    for (int round = 0; round < 300; ++round) {
+      const int parts = round % 17;
+      std::vector<std::atomic<int>> hits(static_cast<std::size_t>(parts));
+      pool.run(parts, [&](int part) { hits[static_cast<std::size_t>(part)].fetch_add(1); });
+      for (const auto& hit : hits) ASSERT_EQ(hit.load(), 1);
+    }
+  }
+}
+
+TEST(WorkerPool, CallersFromSeveralThreadsTakeTurns) {
+  WorkerPool pool(3);
+  std::vector<std::thread> callers;
+  std::atomic<std::int64_t> total{0};
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 200; ++round) {
+        std::vector<int> out(64);
+        pool.run(64, [&](int part) { out[static_cast<std::size_t>(part)] = part; });
+        total += std::accumulate(out.begin(), out.end(), 0);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(total.load(), 4 * 200 * 64 * 63 / 2);
+}
+
+TEST(WorkerPool, AnIdlePoolSleeps) {
+  WorkerPool pool(2);
+  pool.run(2, [](int) {});
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const std::clock_t before = std::clock();
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  EXPECT_LT(static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC, 0.02);
+}
+
+}  // namespace
+}  // namespace xgen

@@ -1,0 +1,152 @@
+#include "config/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+namespace xgen::config {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+std::string error_of(std::string_view text) {
+  auto config = load_text(text, "models.yaml");
+  return config ? "" : config.error().message;
+}
+
+TEST(Config, EmptyFileServesTheDemo) {
+  auto config = load_text("", "models.yaml");
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  ASSERT_EQ(config->models.size(), 1u);
+  EXPECT_EQ(config->models[0].name, "xgen-demo");
+  EXPECT_EQ(config->server.port, 8000);
+}
+
+TEST(Config, ReadsEverySection) {
+  auto config = load_text(R"(
+server: {host: 127.0.0.1, port: 9000, threads: 2, max_body: 1MiB, drain_delay: 250ms, unknown_fields: warn}
+log: {level: warn, format: json}
+memory: {host: 50%}
+compute: {threads: 3, kernels: scalar}
+defaults: {max_model_len: 4096, max_num_seqs: 8}
+models:
+  - name: a/b
+    aliases: [default, other]
+    source: builtin:xgen-demo
+    max_num_seqs: 16
+    kv_cache: 2GiB
+    kv_cache_dtype: f16
+    prefix_caching: false
+    engine: native
+    device: auto
+)",
+                          "models.yaml");
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_EQ(config->server.host, "127.0.0.1");
+  EXPECT_EQ(config->server.port, 9000);
+  EXPECT_EQ(config->server.max_body, 1u << 20);
+  EXPECT_EQ(config->server.drain_delay.count(), 250);
+  EXPECT_EQ(config->server.unknown_fields, "warn");
+  EXPECT_EQ(config->log.level, log::Level::warn);
+  EXPECT_EQ(config->memory.host.of(1000), 500u);
+  EXPECT_EQ(config->compute.threads, 3);
+  const Model& model = config->models.at(0);
+  EXPECT_EQ(model.name, "a/b");
+  EXPECT_EQ(model.aliases, (std::vector<std::string>{"default", "other"}));
+  EXPECT_EQ(model.settings.max_model_len, 4096);
+  EXPECT_EQ(model.settings.max_num_seqs, 16);
+  EXPECT_EQ(model.settings.kv_cache, std::uint64_t{2} << 30);
+  EXPECT_FALSE(model.settings.prefix_caching);
+}
+
+TEST(Config, FaultsNameFileLineKeyAndExpectation) {
+  EXPECT_EQ(error_of("server:\n  port: abc\n"),
+            "models.yaml:2:9: server.port: expected an integer from 0 to 65535, got 'abc'");
+  EXPECT_EQ(error_of("server:\n  prot: 1\n").substr(0, 52), "models.yaml:2:3: server.prot: unknown key; expected ");
+  EXPECT_EQ(error_of("serve: {}"),
+            "models.yaml:1:1: serve: unknown key; expected one of: server, log, memory, compute, defaults, models");
+}
+
+TEST(Config, EveryBadValueIsRefused) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"server: {port: 70000}", "from 0 to 65535"},
+      {"server: {port: -1}", "from 0 to 65535"},
+      {"server: {port: 8000.5}", "from 0 to 65535"},
+      {"server: {port: 99999999999999999999}", "from 0 to 65535"},
+      {"server: {port: [1]}", "got a list"},
+      {"server: 5", "expected a mapping"},
+      {"server: {max_body: 3 apples}", "expected a size"},
+      {"server: {max_body: -1}", "expected a size"},
+      {"server: {max_body: 12}", "at least 1KiB"},
+      {"server: {idle_timeout: soon}", "expected a duration"},
+      {"server: {port: 1, port: 2}", "given twice"},
+      {"server: {unknown_fields: maybe}", "expected reject | warn"},
+      {"memory: {host: 0%}", "a share"},
+      {"memory: {host: 101%}", "a share"},
+      {"memory: {gpu: 90%}", "no GPU support"},
+      {"compute: {threads: 0}", "expected auto"},
+      {"models: []", "at least one model"},
+      {"models: {}", "at least one model"},
+      {"models: [5]", "expected a mapping"},
+      {"models: [{source: builtin:xgen-demo}]", "name: missing"},
+      {"models: [{name: a}]", "source: missing"},
+      {"models: [{name: 'a b', source: builtin:xgen-demo}]", "without spaces"},
+      {"models: [{name: a, source: /nonexistent/folder}]", "/nonexistent/folder"},
+      {"models: [{name: a, source: 'hf://org/repo'}]", "not supported yet"},
+      {"models: [{name: a, source: builtin:xgen-demo, engine: tgi}]", "only value in this version"},
+      {"models: [{name: a, source: builtin:xgen-demo, pin: true}]", "not unloaded"},
+      {"models: [{name: a, source: builtin:xgen-demo, colour: red}]", "unknown key"},
+      {"models: [{name: a, source: builtin:xgen-demo}, {name: a, source: builtin:xgen-demo}]", "already used"},
+      {"models: [{name: a, aliases: [a], source: builtin:xgen-demo}]", "already used"},
+      {"models: [{name: a, max_model_len: 0, source: builtin:xgen-demo}]", "from 1 to"},
+      {"[1, 2", "models.yaml:1"},
+      {"{a: *nothing}", "models.yaml:1"},
+      {"server: \xff", "UTF-8"},
+      {"- 1", "expected a mapping"},
+      {"? [a, b]\n: 1", "expected a key"},
+  };
+  for (const auto& [text, want] : cases) EXPECT_THAT(error_of(text), HasSubstr(want)) << text;
+}
+
+TEST(Config, ReportsAllFaultsAtOnce) {
+  EXPECT_THAT(error_of("server: {port: x}\nlog: {level: loud}\n"),
+              AllOf(HasSubstr("server.port"), HasSubstr("log.level")));
+}
+
+TEST(Config, DeepNestingAndAliasesAreHarmless) {
+  EXPECT_NE(error_of(std::string(100'000, '[')), "");
+  EXPECT_NE(error_of("a: &a [x,x]\nb: &b [*a,*a,*a,*a]\nserver: {host: *b}"), "");
+}
+
+TEST(Config, RelativeSourcesAreRelativeToTheFile) {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::path(::testing::TempDir()) / "xgen_config_test";
+  fs::create_directories(folder / "m");
+  std::ofstream(folder / "models.yaml") << "models: [{name: m, source: m}]\n";
+  auto config = load_file((folder / "models.yaml").string());
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_EQ(config->models[0].source, fs::absolute(folder / "m").string());
+  fs::remove_all(folder);
+}
+
+TEST(Config, ASinglePathNeedsNoFile) {
+  EXPECT_FALSE(single_model_config("/nonexistent").ok());
+  auto config = single_model_config(::testing::TempDir());
+  ASSERT_TRUE(config.ok());
+  EXPECT_THAT(config->models[0].name, Not(HasSubstr("/")));
+  EXPECT_FALSE(config->models[0].name.empty());
+}
+
+TEST(Config, TheReferenceDocumentIsCurrent) {
+  std::ifstream file(XGEN_SOURCE_DIR "/docs/configuration.md");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  EXPECT_THAT(text, HasSubstr(reference_markdown()))
+      << "run: build/release/xgen-model docs configuration > docs/configuration.md";
+}
+
+}  // namespace
+}  // namespace xgen::config
