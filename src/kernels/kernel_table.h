@@ -139,7 +139,7 @@ struct KernelTable {
 };
 
 // Bits of `required_features`.
-enum CpuFeature : std::uint32_t { kAvx2 = 1, kFma = 2, kF16c = 4 };
+enum CpuFeature : std::uint32_t { kCpuAvx2 = 1, kCpuFma = 2, kCpuF16c = 4 };
 std::uint32_t cpu_features();
 
 // The tables that this CPU can run, best first; never empty ("scalar" runs everywhere).

@@ -1,0 +1,136 @@
+// AVX2 with FMA and F16C (x86-64-v3).
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/tables.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+
+namespace xgen::kernels::cpu {
+namespace {
+
+// A struct, since a template argument may not carry the attributes of __m256.
+struct V {
+  __m256 v;
+};
+struct B16 {
+  __m128i v;
+};
+
+#define XGEN_AVX [[gnu::always_inline]] inline
+
+XGEN_AVX V zero() { return {_mm256_setzero_ps()}; }
+XGEN_AVX V set1(float x) { return {_mm256_set1_ps(x)}; }
+XGEN_AVX V load(const float* p) { return {_mm256_loadu_ps(p)}; }
+XGEN_AVX void store(float* p, V v) { _mm256_storeu_ps(p, v.v); }
+XGEN_AVX V add(V a, V b) { return {_mm256_add_ps(a.v, b.v)}; }
+XGEN_AVX V sub(V a, V b) { return {_mm256_sub_ps(a.v, b.v)}; }
+XGEN_AVX V mul(V a, V b) { return {_mm256_mul_ps(a.v, b.v)}; }
+XGEN_AVX V div(V a, V b) { return {_mm256_div_ps(a.v, b.v)}; }
+XGEN_AVX V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+XGEN_AVX V max(V a, V b) { return {_mm256_max_ps(a.v, b.v)}; }
+XGEN_AVX V min(V a, V b) { return {_mm256_min_ps(a.v, b.v)}; }
+XGEN_AVX V select_less(V a, V b, V yes, V no) {
+  return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+}
+XGEN_AVX V pow2(V n) {
+  const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
+  return {_mm256_castsi256_ps(bits)};
+}
+// ((l0 + l4) + (l2 + l6)) + ((l1 + l5) + (l3 + l7))
+XGEN_AVX float hsum(V v) {
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(v.v), _mm256_extractf128_ps(v.v, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+}
+XGEN_AVX float hmax(V v) {
+  const __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(v.v), _mm256_extractf128_ps(v.v, 1));
+  const __m128 s2 = _mm_max_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
+}
+XGEN_AVX __m128 fold(const float* p) { return _mm_add_ps(_mm_loadu_ps(p), _mm_loadu_ps(p + 4)); }
+// Four sums in the order of hsum(), by a 4 x 4 transposition.
+XGEN_AVX void hsum4(const float* sums, float* out) {
+  __m128 a = fold(sums);
+  __m128 b = fold(sums + 8);
+  __m128 c = fold(sums + 16);
+  __m128 d = fold(sums + 24);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
+}
+XGEN_AVX V keep_first(V v, std::int64_t n) {
+  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i keep = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), index);
+  return {_mm256_and_ps(v.v, _mm256_castsi256_ps(keep))};
+}
+
+XGEN_AVX float half_to_float(std::uint16_t bits) { return _cvtsh_ss(bits); }
+XGEN_AVX V load_f32(const std::byte* p) { return {_mm256_loadu_ps(reinterpret_cast<const float*>(p))}; }
+XGEN_AVX __m128i load_bytes16(const std::byte* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)); }
+XGEN_AVX V load_f16(const std::byte* p) { return {_mm256_cvtph_ps(load_bytes16(p))}; }
+XGEN_AVX V load_bf16(const std::byte* p) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_bytes16(p)), 16))};
+}
+XGEN_AVX void store_f16(std::uint16_t* p, V v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm256_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
+}
+XGEN_AVX void store_bf16(std::uint16_t* p, V v) {
+  const __m256i bits = _mm256_castps_si256(v.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 is_nan = _mm256_cmp_ps(v.v, v.v, _CMP_UNORD_Q);
+  const __m256i chosen =
+      _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), is_nan));
+  const __m256i high = _mm256_srli_epi32(chosen, 16);
+  const __m256i packed = _mm256_packus_epi32(high, high);
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+
+XGEN_AVX B16 load16(const std::byte* p) { return {load_bytes16(p)}; }
+template <int Mask>
+XGEN_AVX B16 low_bits(B16 v) {
+  return {_mm_and_si128(v.v, _mm_set1_epi8(Mask))};
+}
+// Shifts of 16-bit lanes, with what crosses a byte masked away.
+template <int N>
+XGEN_AVX B16 shift_right(B16 v) {
+  return {_mm_and_si128(_mm_srli_epi16(v.v, N), _mm_set1_epi8(static_cast<char>(0xff >> N)))};
+}
+template <int N>
+XGEN_AVX B16 shift_left(B16 v) {
+  return {_mm_and_si128(_mm_slli_epi16(v.v, N), _mm_set1_epi8(static_cast<char>((0xff << N) & 0xff)))};
+}
+XGEN_AVX B16 subtract(B16 v, std::int8_t n) { return {_mm_sub_epi8(v.v, _mm_set1_epi8(n))}; }
+XGEN_AVX B16 combine(B16 a, B16 b) { return {_mm_or_si128(a.v, b.v)}; }
+template <int Value>
+XGEN_AVX B16 spread_bits(std::uint32_t bits) {
+  const __m128i bytes = _mm_shuffle_epi8(_mm_cvtsi32_si128(static_cast<int>(bits)),
+                                         _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
+  const __m128i bit = _mm_set1_epi64x(static_cast<long long>(0x8040201008040201ull));
+  const __m128i set = _mm_cmpeq_epi8(_mm_and_si128(bytes, bit), bit);
+  return {_mm_and_si128(set, _mm_set1_epi8(Value))};
+}
+template <int Value>
+XGEN_AVX B16 bit_as(B16 v, int bit) {
+  const __m128i mask = _mm_set1_epi8(static_cast<char>(1u << bit));
+  const __m128i set = _mm_cmpeq_epi8(_mm_and_si128(v.v, mask), mask);
+  return {_mm_and_si128(set, _mm_set1_epi8(Value))};
+}
+XGEN_AVX void to_float(B16 v, V& lo, V& hi) {
+  lo.v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v.v));
+  hi.v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v.v, v.v)));
+}
+
+}  // namespace
+}  // namespace xgen::kernels::cpu
+
+#include "kernels/cpu/generic.h"
+
+namespace xgen::kernels::cpu {
+
+const KernelTable kAvx2 XGEN_KERNEL_TABLE("avx2", kCpuAvx2 | kCpuFma | kCpuF16c);
+
+}  // namespace xgen::kernels::cpu
+#endif

@@ -1,0 +1,117 @@
+// The portable kernels: eight floats as a compiler vector, which becomes whatever the baseline instruction set has.
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/tables.h"
+
+namespace xgen::kernels::cpu {
+namespace {
+
+using V = float __attribute__((vector_size(32)));
+using Vi = std::int32_t __attribute__((vector_size(32)));
+using B16 = std::int8_t __attribute__((vector_size(16)));
+using B8 = std::int8_t __attribute__((vector_size(8)));
+using U16 = std::uint8_t __attribute__((vector_size(16)));
+
+template <class T>
+inline T load_as(const void* p) {
+  T v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline V zero() { return V{}; }
+inline V set1(float x) { return V{x, x, x, x, x, x, x, x}; }
+inline V load(const float* p) { return load_as<V>(p); }
+inline void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+inline V add(V a, V b) { return a + b; }
+inline V sub(V a, V b) { return a - b; }
+inline V mul(V a, V b) { return a * b; }
+inline V div(V a, V b) { return a / b; }
+inline V fma(V a, V b, V c) { return a * b + c; }  // rounded twice: no fused instruction at the baseline
+inline V select(Vi mask, V a, V b) {
+  return __builtin_bit_cast(V, (mask & __builtin_bit_cast(Vi, a)) | (~mask & __builtin_bit_cast(Vi, b)));
+}
+inline V select_less(V a, V b, V yes, V no) { return select(a < b, yes, no); }
+// As maxps and minps: the second operand where either is NaN.
+inline V max(V a, V b) { return select(a > b, a, b); }
+inline V min(V a, V b) { return select(a < b, a, b); }
+inline V pow2(V n) { return __builtin_bit_cast(V, (__builtin_convertvector(n, Vi) + 127) << 23); }
+inline float hsum(V v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+inline float hmax(V v) {
+  float best = v[0];
+  for (int i = 1; i < 8; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+inline void hsum4(const float* sums, float* out) {
+  for (int i = 0; i < 4; ++i) out[i] = hsum(load(sums + i * 8));
+}
+inline V keep_first(V v, std::int64_t n) {
+  for (std::int64_t i = n; i < 8; ++i) v[i] = 0;
+  return v;
+}
+
+inline float half_to_float(std::uint16_t bits) { return f16_to_f32(bits); }
+inline V load_f32(const std::byte* p) { return load_as<V>(p); }
+inline V load_f16(const std::byte* p) {
+  V v;
+  for (int i = 0; i < 8; ++i) v[i] = f16_to_f32(load_as<std::uint16_t>(p + 2 * i));
+  return v;
+}
+inline V load_bf16(const std::byte* p) {
+  V v;
+  for (int i = 0; i < 8; ++i) v[i] = bf16_to_f32(load_as<std::uint16_t>(p + 2 * i));
+  return v;
+}
+inline void store_f16(std::uint16_t* p, V v) {
+  for (int i = 0; i < 8; ++i) p[i] = f32_to_f16(v[i]);
+}
+inline void store_bf16(std::uint16_t* p, V v) {
+  for (int i = 0; i < 8; ++i) p[i] = f32_to_bf16(v[i]);
+}
+
+inline B16 load16(const std::byte* p) { return load_as<B16>(p); }
+template <int Mask>
+inline B16 low_bits(B16 v) {
+  return v & static_cast<std::int8_t>(Mask);
+}
+template <int N>
+inline B16 shift_right(B16 v) {
+  return __builtin_bit_cast(B16, __builtin_bit_cast(U16, v) >> N);
+}
+template <int N>
+inline B16 shift_left(B16 v) {
+  return __builtin_bit_cast(B16, __builtin_bit_cast(U16, v) << N);
+}
+inline B16 subtract(B16 v, std::int8_t n) { return v - n; }
+inline B16 combine(B16 a, B16 b) { return a | b; }
+// Value where bit i of `bits` is set, else 0, in byte i.
+template <int Value>
+inline B16 spread_bits(std::uint32_t bits) {
+  B16 v{};
+  for (int i = 0; i < 16; ++i) v[i] = static_cast<std::int8_t>((bits >> i & 1u) * Value);
+  return v;
+}
+// Value where bit `bit` of a byte is set, else 0.
+template <int Value>
+inline B16 bit_as(B16 v, int bit) {
+  return __builtin_bit_cast(
+      B16, (__builtin_bit_cast(U16, v) >> static_cast<std::uint8_t>(bit) & 1) * static_cast<std::uint8_t>(Value));
+}
+inline void to_float(B16 v, V& lo, V& hi) {
+  for (int i = 0; i < 8; ++i) {
+    lo[i] = static_cast<float>(v[i]);
+    hi[i] = static_cast<float>(v[i + 8]);
+  }
+}
+
+}  // namespace
+}  // namespace xgen::kernels::cpu
+
+#include "kernels/cpu/generic.h"
+
+namespace xgen::kernels::cpu {
+
+const KernelTable kScalar XGEN_KERNEL_TABLE("scalar", 0);
+
+}  // namespace xgen::kernels::cpu

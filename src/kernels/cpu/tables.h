@@ -1,0 +1,29 @@
+// The kernel tables of the CPU's instruction sets, and the sizes of the scratch memory they need.
+#pragma once
+
+#include <cstddef>
+
+#include "kernels/kernel_table.h"
+
+namespace xgen::kernels::cpu {
+
+extern const KernelTable kScalar;
+extern const KernelTable kAvx2;
+
+inline constexpr int kMatmulRowsPerTile = 120;     // activation rows that stay packed in L2
+inline constexpr int kMatmulOutputsPerTile = 128;  // outputs whose partial sums are kept per pass
+inline constexpr int kMatmulPackedFloats = kMatmulRowsPerTile * 512;
+inline constexpr int kMatmulMaxDepth = 1024;  // K elements per pass
+inline constexpr int kAttentionRows = 48;     // query rows (positions x grouped heads) per pass
+
+inline constexpr std::size_t kMatmulScratchBytes =
+    sizeof(float) * (static_cast<std::size_t>(kMatmulPackedFloats) + 4 * kMatmulMaxDepth +
+                     std::size_t{8} * kMatmulRowsPerTile * kMatmulOutputsPerTile);
+
+constexpr std::size_t attention_scratch_bytes(int head_dim) {
+  const std::size_t padded = (static_cast<std::size_t>(head_dim) + 7) / 8 * 8;
+  return sizeof(float) * ((2 * kAttentionRows + 2 * kAttentionPartition) * padded +
+                          kAttentionRows * (kAttentionPartition + 2) + std::size_t{64});
+}
+
+}  // namespace xgen::kernels::cpu
