@@ -1,0 +1,43 @@
+// DecoderRunner: steps of a loaded decoder over its paged KV cache, and sampling from its logits.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/worker_pool.h"
+#include "engine/model_runner.h"
+#include "engine/sampler.h"
+#include "model/decoder.h"
+
+namespace xgen::engine {
+
+class DecoderRunner final : public ModelRunner {
+ public:
+  // The decoder's workspace is reserved already.
+  DecoderRunner(std::unique_ptr<model::Decoder> decoder, std::unique_ptr<model::KvCache> cache,
+                std::shared_ptr<WorkerPool> pool);
+
+  void run(const StepPlan& plan, StepResult& result) override;
+
+ private:
+  // One row of logits and what is wanted of it: the next token of an item, or the score of one of its prompt's tokens.
+  struct Row {
+    std::size_t item = 0;
+    int scored_position = -1;  // -1: sample
+    std::optional<Error> error;
+  };
+  void use_logits(const StepPlan& plan, std::span<const float> logits, StepResult& result);
+  void use_row(const StepPlan& plan, std::span<const float> logits, Sampler& sampler, Row& row, StepResult& result);
+
+  std::unique_ptr<model::Decoder> decoder_;
+  std::unique_ptr<model::KvCache> cache_;
+  std::shared_ptr<WorkerPool> pool_;
+  std::vector<Sampler> samplers_;  // one per part of a parallel section
+  std::vector<std::int32_t> tokens_;
+  std::vector<model::SequenceSlice> slices_;
+  std::vector<std::int32_t> logit_rows_;
+  std::vector<Row> rows_;  // as logit_rows_
+};
+
+}  // namespace xgen::engine

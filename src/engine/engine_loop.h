@@ -1,0 +1,128 @@
+// EngineLoop: the one thread that owns scheduler and runner of a model, and delivers what they produce.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "engine/choice_output.h"
+#include "engine/model_runner.h"
+#include "engine/scheduler.h"
+#include "inference/model_service.h"
+#include "text/tokenizer.h"
+
+namespace xgen::engine {
+
+using Clock = std::chrono::steady_clock;
+
+// What the client's handle and the engine share of one request.
+struct Ticket {
+  std::atomic<bool> cancelled{false};
+  std::atomic<bool> ended{false};  // the terminal event is delivered, or never will be
+  RequestId id = 0;                // guarded by the inbox's mutex; 0: not in the inbox yet
+};
+
+// A request with all that its delivery needs.
+struct Job final : Request {
+  std::string request_id;
+  std::shared_ptr<inference::EventSink> sink;
+  std::shared_ptr<Ticket> ticket;
+  std::vector<std::string> stop;
+  bool echo = false;
+  std::string prompt_text;  // if echo
+  Clock::time_point arrival;
+
+  // Kept by the loop.
+  Clock::time_point scheduled;
+  Clock::time_point first_token;
+  Clock::time_point last_token;
+  bool is_scheduled = false;
+  bool started = false;  // the Started event is out
+  bool over = false;     // its last event is queued
+  int completion_tokens = 0;
+  std::vector<inference::TokenLogprob> prompt_scores;
+  struct Choice {
+    std::unique_ptr<ChoiceOutput> output;
+    Clock::time_point last_token;
+  };
+  std::vector<Choice> outputs;  // by choice
+};
+
+struct EngineLoopOptions {
+  std::string name;        // of the model, for the log
+  int max_waiting = 1024;  // requests that have not begun; more are refused as overloaded
+};
+
+class EngineLoop {
+ public:
+  EngineLoop(EngineLoopOptions options, const SchedulerOptions& scheduler, std::unique_ptr<ModelRunner> runner,
+             std::shared_ptr<const text::Tokenizer> tokenizer);
+  // Requests that are still there fail as unavailable.
+  ~EngineLoop();
+  EngineLoop(const EngineLoop&) = delete;
+  EngineLoop& operator=(const EngineLoop&) = delete;
+
+  // A handle whose destruction cancels the request, before or after it is submitted. It may outlive the loop.
+  std::unique_ptr<inference::RequestHandle> make_handle(std::shared_ptr<Ticket> ticket) const;
+  // Takes the job, or refuses it: invalid_argument (it can never fit), overloaded (with retry_after_s), unavailable.
+  // A job whose ticket is cancelled vanishes. Thread-safe.
+  Status submit(std::unique_ptr<Job> job);
+
+  inference::Health health() const;
+  inference::ServiceStats stats() const;
+
+ private:
+  struct Inbox;
+  struct Handle;
+  struct QueuedEvent {
+    Job* job;
+    inference::Event event;
+  };
+
+  void run();
+  void step();
+  bool receive();
+  void note_scheduled(const StepPlan& plan);
+  void deliver(const std::vector<Update>& updates);
+  void take_update(const Update& update, Clock::time_point now);
+  void take_token(Job& job, const Update& update, Clock::time_point now);
+  void start_event(Job& job);
+  void finish_job(Job& job);
+  void fail(Job& job, Error error);
+  void forget(Job& job);
+  void flush();
+  void publish_stats();
+  void give_up(const std::string& reason);
+
+  const EngineLoopOptions options_;
+  Scheduler scheduler_;
+  std::unique_ptr<ModelRunner> runner_;
+  std::shared_ptr<const text::Tokenizer> tokenizer_;
+  std::shared_ptr<Inbox> inbox_;
+
+  // Of the engine thread.
+  std::vector<std::unique_ptr<Job>> incoming_;
+  std::vector<RequestId> cancelled_;
+  std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
+  StepResult result_;
+  std::vector<QueuedEvent> events_;
+  std::vector<RequestId> ended_;
+  inference::ServiceStats counts_;
+  double mean_seconds_ = 1;  // of recent requests, scheduled to finished
+
+  mutable std::mutex stats_mutex_;
+  inference::ServiceStats stats_;
+  std::atomic<std::int64_t> step_began_{0};  // steady clock, ns; 0 = idle
+  std::atomic<int> retry_after_s_{1};
+  std::atomic<bool> dead_{false};
+  std::thread thread_;
+};
+
+}  // namespace xgen::engine

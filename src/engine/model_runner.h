@@ -1,0 +1,55 @@
+// ModelRunner: computes one step of the scheduler's plan. Tests put a fake in its place.
+#pragma once
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "base/result.h"
+#include "engine/sequence.h"
+
+namespace xgen::engine {
+
+// One sequence's part of a step: its tokens at positions [first_position, first_position + rows).
+struct ScheduledSequence {
+  Sequence* sequence = nullptr;
+  int first_position = 0;
+  int rows = 0;
+  bool sample = false;  // the last row's logits choose the next token
+  // The logits of the rows at positions [score_begin, score_end) score the prompt's tokens one further on.
+  int score_begin = 0;
+  int score_end = 0;
+};
+
+struct StepPlan {
+  std::vector<ScheduledSequence> items;
+  int rows = 0;  // over all items
+};
+
+// Natural logs of the raw model distribution: without penalties, bias, temperature or filters.
+struct TokenScore {
+  TokenId token = 0;
+  float logprob = 0;
+  std::vector<std::pair<TokenId, float>> top;  // best first, equals by lower id; ends with `token` if not among them
+};
+
+struct SequenceResult {
+  TokenId token = -1;                     // if sampled
+  std::optional<TokenScore> score;        // of `token`, if wanted
+  std::vector<TokenScore> prompt_scores;  // [score_end - score_begin]
+  std::optional<Error> error;             // this request cannot go on
+};
+
+struct StepResult {
+  std::vector<SequenceResult> items;  // as in the plan
+};
+
+class ModelRunner {
+ public:
+  virtual ~ModelRunner() = default;
+  // Computes keys and values of every row, and what the plan asks of their logits. May change a sequence's sampling
+  // state and nothing else of it.
+  virtual void run(const StepPlan& plan, StepResult& result) = 0;
+};
+
+}  // namespace xgen::engine
