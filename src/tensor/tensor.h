@@ -12,15 +12,32 @@ namespace xgen {
 
 // Element formats. The Qx_y formats are GGUF block formats: a row is a sequence of blocks (ggml's published layouts).
 enum class DType : std::uint8_t {
-  f32, f16, bf16, f64, i8, i16, i32, i64, u8, boolean,
-  q4_0, q4_1, q5_0, q5_1, q8_0,
-  q2_k, q3_k, q4_k, q5_k, q6_k,
+  f32,
+  f16,
+  bf16,
+  f64,
+  i8,
+  i16,
+  i32,
+  i64,
+  u8,
+  boolean,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+  q2_k,
+  q3_k,
+  q4_k,
+  q5_k,
+  q6_k,
 };
 
 struct DTypeInfo {
-  std::string_view name;     // "F32", "Q8_0"
-  std::uint32_t block;       // elements per block (1 for plain types)
-  std::uint32_t block_bytes; // bytes per block
+  std::string_view name;      // "F32", "Q8_0"
+  std::uint32_t block;        // elements per block (1 for plain types)
+  std::uint32_t block_bytes;  // bytes per block
 };
 const DTypeInfo& dtype_info(DType type);
 std::optional<DType> dtype_from_name(std::string_view name);
@@ -49,7 +66,11 @@ struct TensorView {
   Shape shape;
   const std::byte* data = nullptr;
 
-  std::int64_t rows() const { return shape.rank == 0 ? 1 : shape.elements() / cols(); }
+  std::int64_t rows() const {
+    std::int64_t n = 1;
+    for (int i = 0; i + 1 < shape.rank; ++i) n *= shape[i];
+    return n;
+  }
   std::int64_t cols() const { return shape.rank == 0 ? 1 : shape[shape.rank - 1]; }
   std::size_t row_bytes() const {
     const DTypeInfo& info = dtype_info(dtype);
@@ -61,7 +82,9 @@ struct TensorView {
 // IEEE half and bfloat16 conversions (round to nearest even; NaN stays NaN).
 float f16_to_f32(std::uint16_t bits);
 std::uint16_t f32_to_f16(float value);
-inline float bf16_to_f32(std::uint16_t bits) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(bits) << 16); }
+inline float bf16_to_f32(std::uint16_t bits) {
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(bits) << 16);
+}
 std::uint16_t f32_to_bf16(float value);
 
 }  // namespace xgen

@@ -45,7 +45,8 @@ class TensorStore {
 };
 
 // Opens "model.safetensors", or the shards named by "model.safetensors.index.json", or else all *.safetensors of the
-// set. (https://github.com/huggingface/safetensors#format.) Dimensions are outermost first, rank at most 4.
+// set. (https://github.com/huggingface/safetensors#format.) Dimensions are outermost first; more than
+// four are folded into the outermost.
 // Errors: not_found where there is no such file; invalid_argument naming file and reason where one is malformed
 // (truncated, overlapping, sizes that do not match shapes, duplicate names, unknown dtype).
 Result<TensorStore> open_safetensors(const FileSet& files);
