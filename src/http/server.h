@@ -18,12 +18,12 @@ namespace xgen::http {
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
 struct Request {
-  std::string method;   // "GET"
-  std::string path;     // undecoded, without the query: "/v1/models/a%2Fb"
-  std::string query;    // without '?'
-  Headers headers;      // as sent
+  std::string method;  // "GET"
+  std::string path;    // undecoded, without the query: "/v1/models/a%2Fb"
+  std::string query;   // without '?'
+  Headers headers;     // as sent
   std::string body;
-  std::string remote;   // "127.0.0.1:4711"
+  std::string remote;  // "127.0.0.1:4711"
   // First value of a header, case-insensitive; empty if absent.
   std::string_view header(std::string_view name) const;
 };
@@ -35,50 +35,69 @@ struct Response {
   Headers headers;
 };
 
+// What a running exchange tells its owner, on the connection's server thread. Neither function may block.
+class ExchangeListener {
+ public:
+  virtual ~ExchangeListener() = default;
+  // Soon after Exchange::wake() (many calls, one run); and when a backlog above kHighWater has been sent.
+  virtual void on_wake() {}
+  // At most once: the client went away, or a write timed out, before the answer was complete.
+  virtual void on_close() {}
+};
+
 // One request and its answer. The answer side is thread-safe: calls may come from any thread and return at once;
-// bytes are sent in the order of the calls. Exactly one of respond() or begin_stream()…end_stream() is used. If the last
-// reference goes without an answer, the client gets a 500.
+// bytes are sent in the order of the calls. Exactly one of respond() or begin_stream()…end_stream() is used. If the
+// last reference goes without an answer, the client gets a 500; a stream left open is cut off.
 class Exchange {
  public:
+  // A writer should hold back (or merge) what it has while more bytes than this are pending: on_wake() tells when to go
+  // on. A stream whose backlog passes kMaxBacklog is given up as if its client had gone.
+  static constexpr std::size_t kHighWater = 64 * 1024;
+  static constexpr std::size_t kMaxBacklog = 32 * 1024 * 1024;
+
   virtual ~Exchange() = default;
-  virtual const Request& request() const = 0;
+  // The handler's own: it may move parts out, to free what a long answer does not need.
+  virtual Request& request() = 0;
 
   virtual void respond(Response response) = 0;
 
   // A streamed (chunked) answer. Small writes that are waiting go out together in one system call.
   virtual void begin_stream(int status, std::string content_type, Headers headers) = 0;
-  virtual void write(std::string chunk) = 0;
+  virtual void write(std::string_view chunk) = 0;
   virtual void end_stream() = 0;
   // Bytes accepted by write() that the socket has not taken yet.
   virtual std::size_t pending_bytes() const = 0;
 
-  // `on_close` runs at most once, on a server thread, when the client goes away (or a write times out) before the answer is complete.
-  // Registering after the fact runs it at once.
-  virtual void set_on_close(std::function<void()> on_close) = 0;
+  // The server drops its reference when the answer is complete or the client is gone. If the client is gone already,
+  // on_close() runs at once, on the calling thread.
+  virtual void set_listener(std::shared_ptr<ExchangeListener> listener) = 0;
+  // Asks for one on_wake() run. Cheap: calls between two runs cost one atomic operation.
+  virtual void wake() = 0;
   virtual bool closed() const = 0;
 };
 
 struct ServerOptions {
   std::string host = "0.0.0.0";
-  std::uint16_t port = 8000;                    // 0 = any free port, see port()
+  std::uint16_t port = 8000;  // 0 = any free port, see port()
   int threads = 1;
-  std::size_t max_connections = 16384;          // further ones are answered 503 and closed
-  std::size_t max_header_bytes = 32 * 1024;     // 431
-  std::size_t max_body_bytes = 16 << 20;        // 413, before the body is read where Content-Length says so
+  std::size_t max_connections = 16384;               // further ones are answered 503 and closed
+  std::size_t max_header_bytes = 32 * 1024;          // 431
+  std::size_t max_body_bytes = 16 << 20;             // 413, before the body is read where Content-Length says so
   std::chrono::milliseconds header_timeout{10'000};  // first byte of a request to the end of its headers: 408
   std::chrono::milliseconds body_timeout{60'000};    // 408
   std::chrono::milliseconds write_timeout{30'000};   // no progress while bytes are pending: closed
-  std::chrono::milliseconds idle_timeout{75'000};    // between requests: closed
+  std::chrono::milliseconds idle_timeout{75'000};    // between requests, and before the first: closed
 };
 
 // Runs on a server thread; must not block. A fault in framing never reaches it.
 using Handler = std::function<void(std::shared_ptr<Exchange>)>;
-// Makes the answer for faults the server finds by itself: 400, 408, 413, 431, 500, 503, 505.
+// Makes the answer for faults the server finds by itself: 400, 408, 413, 431, 500, 503, 505. Any thread.
 using ErrorPage = std::function<Response(int status, std::string_view message)>;
 
 class Server {
  public:
-  // Binds and listens; nothing is accepted before start(). Errors name host, port and the reason.
+  // Binds and listens; nothing is accepted before start(). Raises the soft limit of open files to the hard one. Errors:
+  // invalid_argument or unavailable, naming host, port and the reason.
   static Result<std::unique_ptr<Server>> bind(ServerOptions options, Handler handler, ErrorPage error_page);
   virtual ~Server() = default;  // stops at once
   virtual std::uint16_t port() const = 0;

@@ -1,0 +1,30 @@
+// Errors as OpenAI's clients know them: one table from ErrorCode to HTTP status, type and code.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+
+namespace xgen::api {
+
+struct ErrorKind {
+  ErrorCode code;
+  int status;             // HTTP
+  std::string_view type;  // error.type
+  std::string_view name;  // error.code; empty = null
+};
+
+const ErrorKind& error_kind(ErrorCode code);
+// The kind that a fault found by the HTTP server itself belongs to.
+ErrorCode error_code_of_status(int status);
+
+// {"error":{"message","type","param","code"}}
+std::string error_json(const Error& error);
+// As above, with another error.code than the table's.
+std::string error_json(const Error& error, std::string_view code);
+
+// The table as Markdown rows.
+std::string errors_markdown();
+
+}  // namespace xgen::api

@@ -1,0 +1,935 @@
+#include "api/parameters.h"
+
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <map>
+
+#include "base/json.h"
+
+namespace xgen::api {
+namespace {
+
+namespace json = boost::json;
+using inference::Message;
+using inference::Prompt;
+using inference::TokenId;
+
+constexpr unsigned kCompletions = static_cast<unsigned>(Endpoint::completions);
+constexpr unsigned kChat = static_cast<unsigned>(Endpoint::chat);
+constexpr unsigned kTokenize = static_cast<unsigned>(Endpoint::tokenize);
+constexpr unsigned kDetokenize = static_cast<unsigned>(Endpoint::detokenize);
+constexpr unsigned kGenerate = kCompletions | kChat;
+constexpr unsigned kAll = kGenerate | kTokenize | kDetokenize;
+
+constexpr double kIntMax = std::numeric_limits<std::int32_t>::max();
+constexpr double kIntMin = std::numeric_limits<std::int32_t>::min();
+
+constexpr std::size_t kMaxPrompts = 256;
+constexpr std::size_t kMaxMessages = 4096;
+constexpr std::size_t kMaxParts = 1024;
+constexpr std::size_t kMaxStops = 16;
+constexpr std::size_t kMaxStopBytes = 1024;
+constexpr std::size_t kMaxStopTokens = 256;
+constexpr std::size_t kMaxLogitBias = 1024;
+constexpr std::size_t kMaxNameBytes = 256;
+
+// A value as error messages show it: short, whatever was sent.
+std::string show(const json::value& value) {
+  if (value.is_object()) return "an object";
+  if (value.is_array()) return "a list of " + std::to_string(value.as_array().size());
+  if (const json::string* text = value.if_string(); text != nullptr && text->size() > 40)
+    return "a string of " + std::to_string(text->size()) + " bytes";
+  return json::serialize(value);
+}
+
+std::string_view text_of(const json::string& text) { return {text.data(), text.size()}; }
+
+Error invalid(std::string message, std::string param) {
+  return make_error(ErrorCode::invalid_argument, std::move(message), std::move(param));
+}
+Error must_be(std::string param, std::string_view what, const json::value& got) {
+  std::string message = "'" + param + "' must be " + std::string(what) + ", got " + show(got);
+  return invalid(std::move(message), std::move(param));
+}
+Error not_supported(std::string param, const json::value& got) {
+  std::string message = "'" + param + "' is not supported by this server, got " + show(got);
+  return make_error(ErrorCode::unsupported, std::move(message), std::move(param));
+}
+
+std::string format_bound(double bound) {
+  return json::serialize(bound == std::trunc(bound) && std::abs(bound) < 1e18
+                             ? json::value(static_cast<std::int64_t>(bound))
+                             : json::value(bound));
+}
+
+// "a number > 0 and <= 1": the words of error messages and of the reference page.
+std::string expectation(const Parameter& parameter) {
+  switch (parameter.kind) {
+    case Kind::boolean:
+      return "a boolean";
+    case Kind::string:
+      return "a string";
+    case Kind::structure:
+      return std::string(parameter.shape);
+    case Kind::integer:
+    case Kind::number:
+      break;
+  }
+  std::string text = parameter.kind == Kind::integer ? "an integer" : "a number";
+  const bool any = parameter.kind == Kind::integer && parameter.max > 9e18;
+  if (any) return text;
+  text += parameter.above_min ? " > " : " >= ";
+  text += format_bound(parameter.min);
+  if (parameter.max != kIntMax) text += " and <= " + format_bound(parameter.max);
+  return text;
+}
+
+// JSON does not tell 1 from 1.0, so a whole number in either form is an integer.
+std::optional<std::int64_t> integer_of(const json::value& value) {
+  if (value.is_int64()) return value.get_int64();
+  if (value.is_double()) {
+    const double number = value.get_double();
+    if (std::abs(number) <= 9007199254740992.0 && number == std::trunc(number))
+      return static_cast<std::int64_t>(number);
+  }
+  return std::nullopt;
+}
+int as_int(const json::value& value) { return static_cast<int>(*integer_of(value)); }
+double as_number(const json::value& value) {
+  if (value.is_int64()) return static_cast<double>(value.get_int64());
+  if (value.is_uint64()) return static_cast<double>(value.get_uint64());
+  return value.get_double();
+}
+float as_float(const json::value& value) { return static_cast<float>(as_number(value)); }
+
+std::optional<TokenId> token_of(const json::value& value) {
+  const auto id = integer_of(value);
+  if (!id || *id < 0 || *id > std::numeric_limits<TokenId>::max()) return std::nullopt;
+  return static_cast<TokenId>(*id);
+}
+
+std::optional<std::vector<TokenId>> tokens_of(const json::array& list) {
+  std::vector<TokenId> ids;
+  ids.reserve(list.size());
+  for (const json::value& item : list) {
+    const auto id = token_of(item);
+    if (!id) return std::nullopt;
+    ids.push_back(*id);
+  }
+  return ids;
+}
+
+constexpr std::string_view kPromptShape =
+    "a string, a list of strings, a list of token ids or a list of lists of token ids";
+
+Status store_prompt(const json::value& value, Draft& draft) {
+  if (const json::string* text = value.if_string()) {
+    draft.prompts.emplace_back(std::string(text_of(*text)));
+    return {};
+  }
+  const json::array* list = value.if_array();
+  if (draft.endpoint == Endpoint::tokenize) return must_be("prompt", "a string", value);
+  if (list == nullptr) return must_be("prompt", kPromptShape, value);
+  if (list->empty()) return invalid("'prompt' must not be an empty list", "prompt");
+  if (list->front().is_number()) {
+    auto ids = tokens_of(*list);
+    if (!ids) return invalid("'prompt' must hold token ids >= 0 only", "prompt");
+    draft.prompts.emplace_back(std::move(*ids));
+    return {};
+  }
+  if (list->size() > kMaxPrompts)
+    return invalid(
+        "'prompt' may hold at most " + std::to_string(kMaxPrompts) + " prompts, got " + std::to_string(list->size()),
+        "prompt");
+  for (const json::value& item : *list) {
+    if (const json::string* text = item.if_string(); text != nullptr && list->front().is_string()) {
+      draft.prompts.emplace_back(std::string(text_of(*text)));
+    } else if (const json::array* inner = item.if_array(); inner != nullptr && list->front().is_array()) {
+      auto ids = tokens_of(*inner);
+      if (!ids || ids->empty())
+        return invalid("'prompt' must hold lists of token ids >= 0 that are not empty", "prompt");
+      draft.prompts.emplace_back(std::move(*ids));
+    } else {
+      return must_be("prompt", kPromptShape, item);
+    }
+  }
+  return {};
+}
+
+// Parts of type text, joined by line breaks.
+Status read_content(const json::value& value, const std::string& where, std::string& out) {
+  if (const json::string* text = value.if_string()) {
+    out = text_of(*text);
+    return {};
+  }
+  const json::array* parts = value.if_array();
+  if (parts == nullptr) return must_be(where, "a string or a list of parts", value);
+  if (parts->size() > kMaxParts)
+    return invalid("'" + where + "' may hold at most " + std::to_string(kMaxParts) + " parts", where);
+  for (std::size_t i = 0; i < parts->size(); ++i) {
+    const std::string part_name = where + "[" + std::to_string(i) + "]";
+    const json::object* part = (*parts)[i].if_object();
+    if (part == nullptr) return must_be(part_name, "an object with type and text", (*parts)[i]);
+    const json::value* type = part->if_contains("type");
+    if (type == nullptr || !type->is_string())
+      return invalid("'" + part_name + ".type' must be a string", part_name + ".type");
+    if (type->get_string() != "text") return not_supported(part_name + ".type", *type);
+    const json::value* text = part->if_contains("text");
+    if (text == nullptr || !text->is_string())
+      return invalid("'" + part_name + ".text' must be a string", part_name + ".text");
+    for (const auto& [key, field] : *part)
+      if (key != "type" && key != "text" && !field.is_null())
+        return not_supported(part_name + "." + std::string(text_of(json::string(key))), field);
+    if (i > 0) out += '\n';
+    out += text_of(text->get_string());
+  }
+  return {};
+}
+
+bool is_empty(const json::value& value) { return value.is_null() || (value.is_array() && value.get_array().empty()); }
+
+Status store_messages(const json::value& value, Draft& draft) {
+  const json::array* list = value.if_array();
+  if (list == nullptr) return must_be("messages", "a list of messages", value);
+  if (list->empty()) return invalid("'messages' must hold at least one message", "messages");
+  if (list->size() > kMaxMessages)
+    return invalid("'messages' may hold at most " + std::to_string(kMaxMessages) + " messages, got " +
+                       std::to_string(list->size()),
+                   "messages");
+  std::vector<Message> messages;
+  messages.reserve(list->size());
+  for (std::size_t i = 0; i < list->size(); ++i) {
+    const std::string where = "messages[" + std::to_string(i) + "]";
+    const json::object* object = (*list)[i].if_object();
+    if (object == nullptr) return must_be(where, "an object with role and content", (*list)[i]);
+    Message message;
+    const json::value* role = object->if_contains("role");
+    if (role == nullptr || !role->is_string() || role->get_string().empty() ||
+        role->get_string().size() > kMaxNameBytes)
+      return invalid("'" + where + ".role' must be a string such as system, user or assistant", where + ".role");
+    message.role = text_of(role->get_string());
+    const json::value* content = object->if_contains("content");
+    if (content == nullptr || content->is_null()) {
+      // OpenAI's own answers carry null where an assistant only called tools.
+      if (message.role != "assistant")
+        return invalid("'" + where + ".content' must be a string or a list of parts", where + ".content");
+    } else if (Status status = read_content(*content, where + ".content", message.content); !status.ok()) {
+      return status;
+    }
+    for (const auto& [key, field] : *object) {
+      if (key == "role" || key == "content" || is_empty(field)) continue;
+      const std::string name = where + "." + std::string(key.data(), key.size());
+      if (key != "name") return not_supported(name, field);
+      if (!field.is_string() || field.get_string().size() > kMaxNameBytes)
+        return must_be(name, "a short string", field);
+      message.name = text_of(field.get_string());
+    }
+    messages.push_back(std::move(message));
+  }
+  draft.messages = std::move(messages);
+  return {};
+}
+
+Status store_stop(const json::value& value, Draft& draft) {
+  const auto add = [&](const json::value& item) -> Status {
+    const json::string* text = item.if_string();
+    if (text == nullptr) return must_be("stop", "a string or a list of up to 16 strings", item);
+    if (text->empty()) return invalid("'stop' must not hold an empty string", "stop");
+    if (text->size() > kMaxStopBytes)
+      return invalid("'stop' strings may have at most " + std::to_string(kMaxStopBytes) + " bytes", "stop");
+    draft.stop.stop.emplace_back(text_of(*text));
+    return {};
+  };
+  const json::array* list = value.if_array();
+  if (list == nullptr) return add(value);
+  if (list->size() > kMaxStops)
+    return invalid(
+        "'stop' may hold at most " + std::to_string(kMaxStops) + " strings, got " + std::to_string(list->size()),
+        "stop");
+  for (const json::value& item : *list)
+    if (Status status = add(item); !status.ok()) return status;
+  return {};
+}
+
+Status store_stop_token_ids(const json::value& value, Draft& draft) {
+  const json::array* list = value.if_array();
+  auto ids = list != nullptr && list->size() <= kMaxStopTokens ? tokens_of(*list) : std::nullopt;
+  if (!ids) return must_be("stop_token_ids", "a list of up to 256 token ids >= 0", value);
+  draft.stop.stop_token_ids = std::move(*ids);
+  return {};
+}
+
+Status store_logit_bias(const json::value& value, Draft& draft) {
+  const json::object* object = value.if_object();
+  if (object == nullptr) return must_be("logit_bias", "an object of token ids to numbers >= -100 and <= 100", value);
+  if (object->size() > kMaxLogitBias)
+    return invalid("'logit_bias' may hold at most " + std::to_string(kMaxLogitBias) + " tokens, got " +
+                       std::to_string(object->size()),
+                   "logit_bias");
+  for (const auto& [key, bias] : *object) {
+    TokenId id = -1;
+    const auto parsed = std::from_chars(key.data(), key.data() + key.size(), id);
+    if (parsed.ec != std::errc() || parsed.ptr != key.data() + key.size() || id < 0)
+      return invalid("'logit_bias' must have token ids >= 0 as keys", "logit_bias");
+    if (!bias.is_number() || std::abs(as_number(bias)) > 100)
+      return must_be("logit_bias." + std::to_string(id), "a number >= -100 and <= 100", bias);
+    draft.sampling.logit_bias.emplace_back(id, as_float(bias));
+  }
+  return {};
+}
+
+Status store_stream_options(const json::value& value, Draft& draft) {
+  const json::object* object = value.if_object();
+  if (object == nullptr) return must_be("stream_options", "an object", value);
+  draft.stream_options = true;
+  for (const auto& [key, field] : *object) {
+    if (field.is_null()) continue;
+    const std::string name = "stream_options." + std::string(key.data(), key.size());
+    if (!field.is_bool() && (key == "include_usage" || key == "continuous_usage_stats" || key == "include_obfuscation"))
+      return must_be(name, "a boolean", field);
+    if (key == "include_usage") {
+      draft.include_usage = field.get_bool();
+    } else if (key == "include_obfuscation") {
+      // Padding against eavesdroppers who measure chunks: nothing a client could miss.
+    } else if (!field.is_bool() || field.get_bool()) {
+      return not_supported(name, field);
+    }
+  }
+  return {};
+}
+
+Status store_tokens(const json::value& value, Draft& draft) {
+  const json::array* list = value.if_array();
+  auto ids = list != nullptr ? tokens_of(*list) : std::nullopt;
+  if (!ids) return must_be("tokens", "a list of token ids >= 0", value);
+  draft.tokens = std::move(*ids);
+  return {};
+}
+
+#define XGEN_STORE(statement)                            \
+  [](const json::value& value, Draft& draft) -> Status { \
+    statement;                                           \
+    return {};                                           \
+  }
+
+constexpr Parameter kParameters[] = {
+    // ---- what works ----
+    {.name = "model",
+     .endpoints = kAll,
+     .kind = Kind::string,
+     .default_value = "",
+     .doc = "Name or alias of a served model. May be left out of /tokenize and /detokenize where one model is served.",
+     .store = XGEN_STORE(draft.model = text_of(value.get_string()))},
+    {.name = "prompt",
+     .endpoints = kCompletions | kTokenize,
+     .shape = kPromptShape,
+     .doc = "What to continue; several prompts give several groups of choices. /tokenize takes a string.",
+     .store = store_prompt},
+    {.name = "messages",
+     .endpoints = kChat | kTokenize,
+     .shape = "a list of messages {role, content, name}",
+     .doc = "The chat so far. Content is a string, a list of parts of type text, or (assistant) null.",
+     .store = store_messages},
+    {.name = "max_tokens",
+     .endpoints = kCompletions,
+     .kind = Kind::integer,
+     .min = 0,
+     .max = kIntMax,
+     .default_value = "16",
+     .doc = "Tokens to generate at most, per choice. 0 only reads the prompt (echo, logprobs).",
+     .store = XGEN_STORE(draft.stop.max_tokens = as_int(value))},
+    {.name = "max_tokens",
+     .endpoints = kChat,
+     .kind = Kind::integer,
+     .min = 1,
+     .max = kIntMax,
+     .default_value = "to the end of the context",
+     .doc = "The older name of max_completion_tokens.",
+     .store = XGEN_STORE(draft.stop.max_tokens = as_int(value))},
+    {.name = "max_completion_tokens",
+     .endpoints = kChat,
+     .kind = Kind::integer,
+     .min = 1,
+     .max = kIntMax,
+     .default_value = "to the end of the context",
+     .doc = "Tokens to generate at most, per choice.",
+     .store = XGEN_STORE(draft.max_completion_tokens = as_int(value))},
+    {.name = "temperature",
+     .endpoints = kGenerate,
+     .kind = Kind::number,
+     .min = 0,
+     .max = 2,
+     .default_value = "the model's, or 1",
+     .doc = "0 always takes the likeliest token.",
+     .store = XGEN_STORE(draft.sampling.temperature = as_float(value))},
+    {.name = "top_p",
+     .endpoints = kGenerate,
+     .kind = Kind::number,
+     .min = 0,
+     .max = 1,
+     .above_min = true,
+     .default_value = "the model's, or 1",
+     .doc = "Keeps the likeliest tokens that together have this probability.",
+     .store = XGEN_STORE(draft.sampling.top_p = as_float(value))},
+    {.name = "top_k",
+     .endpoints = kGenerate,
+     .kind = Kind::integer,
+     .min = -1,
+     .max = kIntMax,
+     .default_value = "the model's, or all",
+     .doc = "Keeps this many of the likeliest tokens; 0 or -1 keeps all.",
+     .store = XGEN_STORE(draft.sampling.top_k = as_int(value))},
+    {.name = "min_p",
+     .endpoints = kGenerate,
+     .kind = Kind::number,
+     .min = 0,
+     .max = 1,
+     .default_value = "the model's, or 0",
+     .doc = "Drops tokens less likely than this share of the likeliest one.",
+     .store = XGEN_STORE(draft.sampling.min_p = as_float(value))},
+    {.name = "n",
+     .endpoints = kGenerate,
+     .kind = Kind::integer,
+     .min = 1,
+     .max = 128,
+     .default_value = "1",
+     .doc = "Choices per prompt.",
+     .store = XGEN_STORE(draft.n = as_int(value))},
+    {.name = "stop",
+     .endpoints = kGenerate,
+     .shape = "a string or a list of up to 16 strings",
+     .default_value = "none",
+     .doc = "The text ends before the first of these.",
+     .store = store_stop},
+    {.name = "stop_token_ids",
+     .endpoints = kGenerate,
+     .shape = "a list of up to 256 token ids >= 0",
+     .default_value = "none",
+     .doc = "Generation ends with any of these tokens.",
+     .store = store_stop_token_ids},
+    {.name = "ignore_eos",
+     .endpoints = kGenerate,
+     .kind = Kind::boolean,
+     .default_value = "false",
+     .doc = "Goes on after the model's own end token.",
+     .store = XGEN_STORE(draft.stop.ignore_eos = value.get_bool())},
+    {.name = "min_tokens",
+     .endpoints = kGenerate,
+     .kind = Kind::integer,
+     .min = 0,
+     .max = kIntMax,
+     .default_value = "0",
+     .doc = "Neither the end token nor a stop token comes before this many tokens.",
+     .store = XGEN_STORE(draft.stop.min_tokens = as_int(value))},
+    {.name = "seed",
+     .endpoints = kGenerate,
+     .kind = Kind::integer,
+     .min = -9.3e18,
+     .max = 9.3e18,
+     .default_value = "drawn per request",
+     .doc = "The same seed gives the same tokens, whatever else the server is doing.",
+     .store = XGEN_STORE(draft.sampling.seed = static_cast<std::uint64_t>(*integer_of(value)))},
+    {.name = "presence_penalty",
+     .endpoints = kGenerate,
+     .kind = Kind::number,
+     .min = -2,
+     .max = 2,
+     .default_value = "0",
+     .doc = "Lowers the score of every token that the output has.",
+     .store = XGEN_STORE(draft.sampling.presence_penalty = as_float(value))},
+    {.name = "frequency_penalty",
+     .endpoints = kGenerate,
+     .kind = Kind::number,
+     .min = -2,
+     .max = 2,
+     .default_value = "0",
+     .doc = "Lowers the score of a token by each time the output has it.",
+     .store = XGEN_STORE(draft.sampling.frequency_penalty = as_float(value))},
+    {.name = "repetition_penalty",
+     .endpoints = kGenerate,
+     .kind = Kind::number,
+     .min = 0,
+     .max = 100,
+     .above_min = true,
+     .default_value = "the model's, or 1",
+     .doc = "Divides (positive) or multiplies (negative) the scores of tokens in prompt and output.",
+     .store = XGEN_STORE(draft.sampling.repetition_penalty = as_float(value))},
+    {.name = "logit_bias",
+     .endpoints = kGenerate,
+     .shape = "an object of token ids to numbers >= -100 and <= 100",
+     .default_value = "none",
+     .doc = "Added to the scores of up to 1024 tokens.",
+     .store = store_logit_bias},
+    {.name = "logprobs",
+     .endpoints = kCompletions,
+     .kind = Kind::integer,
+     .min = 0,
+     .max = 20,
+     .default_value = "none",
+     .doc = "Log-probabilities of the chosen token and of this many others.",
+     .store = XGEN_STORE(draft.logprobs = as_int(value))},
+    {.name = "logprobs",
+     .endpoints = kChat,
+     .kind = Kind::boolean,
+     .default_value = "false",
+     .doc = "Log-probabilities of the chosen tokens.",
+     .store = XGEN_STORE(draft.chat_logprobs = value.get_bool())},
+    {.name = "top_logprobs",
+     .endpoints = kChat,
+     .kind = Kind::integer,
+     .min = 0,
+     .max = 20,
+     .default_value = "0",
+     .doc = "Also of this many of the likeliest tokens; needs logprobs.",
+     .store = XGEN_STORE(draft.top_logprobs = as_int(value))},
+    {.name = "echo",
+     .endpoints = kCompletions,
+     .kind = Kind::boolean,
+     .default_value = "false",
+     .doc = "The answer begins with the prompt.",
+     .store = XGEN_STORE(draft.echo = value.get_bool())},
+    {.name = "stream",
+     .endpoints = kGenerate,
+     .kind = Kind::boolean,
+     .default_value = "false",
+     .doc = "Answer by server-sent events, one per piece of text.",
+     .store = XGEN_STORE(draft.stream = value.get_bool())},
+    {.name = "stream_options",
+     .endpoints = kGenerate,
+     .shape = "an object",
+     .default_value = "none",
+     .doc = "include_usage: a last chunk tells the token counts. Needs stream.",
+     .store = store_stream_options},
+    {.name = "priority",
+     .endpoints = kGenerate,
+     .kind = Kind::integer,
+     .min = kIntMin,
+     .max = kIntMax,
+     .default_value = "0",
+     .doc = "Smaller is served sooner.",
+     .store = XGEN_STORE(draft.priority = as_int(value))},
+    {.name = "best_of",
+     .endpoints = kCompletions,
+     .kind = Kind::integer,
+     .min = 1,
+     .max = 128,
+     .default_value = "n",
+     .doc = "Only the value of n: choosing among more candidates is not offered.",
+     .store = XGEN_STORE(draft.best_of = as_int(value))},
+    {.name = "add_special_tokens",
+     .endpoints = kTokenize,
+     .kind = Kind::boolean,
+     .default_value = "true for a prompt, false for messages",
+     .doc = "Adds the tokens that begin (or end) a text.",
+     .store = XGEN_STORE(draft.add_special_tokens = value.get_bool())},
+    {.name = "add_generation_prompt",
+     .endpoints = kTokenize,
+     .kind = Kind::boolean,
+     .default_value = "true",
+     .doc = "Ends the chat with the beginning of the assistant's answer.",
+     .store = XGEN_STORE(draft.add_generation_prompt = value.get_bool())},
+    {.name = "return_token_strs",
+     .endpoints = kTokenize,
+     .kind = Kind::boolean,
+     .default_value = "false",
+     .doc = "Also the text of each token.",
+     .store = XGEN_STORE(draft.return_token_strs = value.get_bool())},
+    {.name = "tokens",
+     .endpoints = kDetokenize,
+     .shape = "a list of token ids >= 0",
+     .doc = "What to turn into text.",
+     .store = store_tokens},
+
+    // ---- accepted, without effect ----
+    {.name = "user", .endpoints = kGenerate, .support = Support::no_effect, .doc = "A name for the end user."},
+    {.name = "metadata", .endpoints = kGenerate, .support = Support::no_effect, .doc = "Labels of stored answers."},
+    {.name = "store", .endpoints = kGenerate, .support = Support::no_effect, .doc = "Nothing is ever stored."},
+    {.name = "safety_identifier",
+     .endpoints = kGenerate,
+     .support = Support::no_effect,
+     .doc = "A name for the end user."},
+    {.name = "prompt_cache_key",
+     .endpoints = kGenerate,
+     .support = Support::no_effect,
+     .doc = "Prefixes are found again without it."},
+    {.name = "prompt_cache_retention",
+     .endpoints = kGenerate,
+     .support = Support::no_effect,
+     .doc = "Cached prefixes stay as long as there is room."},
+    {.name = "parallel_tool_calls",
+     .endpoints = kChat,
+     .support = Support::no_effect,
+     .doc = "Means nothing without tools."},
+    {.name = "include_reasoning",
+     .endpoints = kChat,
+     .support = Support::no_effect,
+     .doc = "Reasoning is not told from the answer's text."},
+
+    // ---- refused by name until they work ----
+    {.name = "service_tier",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = R"(["auto","default"])",
+     .doc = "There is one tier."},
+    {.name = "response_format",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = R"([{"type":"text"}])",
+     .doc = "Answers of a given form."},
+    {.name = "tools",
+     .endpoints = kChat | kTokenize,
+     .support = Support::refused,
+     .no_op = "[[]]",
+     .doc = "Functions the model may call."},
+    {.name = "tool_choice",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = R"(["none","auto"])",
+     .doc = "Which of them."},
+    {.name = "functions",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[[]]",
+     .doc = "The older form of tools."},
+    {.name = "function_call",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = R"(["none","auto"])",
+     .doc = "The older form of tool_choice."},
+    {.name = "reasoning_effort",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "How long to reason."},
+    {.name = "verbosity",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = R"(["medium"])",
+     .doc = "How long to answer."},
+    {.name = "modalities",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = R"([["text"],[]])",
+     .doc = "Kinds of output."},
+    {.name = "audio", .endpoints = kChat, .support = Support::refused, .no_op = "[]", .doc = "Form of audio output."},
+    {.name = "prediction", .endpoints = kChat, .support = Support::refused, .no_op = "[]", .doc = "Expected output."},
+    {.name = "web_search_options",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Search on the way."},
+    {.name = "moderation",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Moderation of the answer."},
+    {.name = "prompt_cache_options",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[{}]",
+     .doc = "Control of the prefix cache."},
+    {.name = "suffix",
+     .endpoints = kCompletions,
+     .support = Support::refused,
+     .no_op = R"([""])",
+     .doc = "Text after the gap to fill."},
+    {.name = "echo",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[false]",
+     .doc = "The answer begins with the last message."},
+    {.name = "use_beam_search",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[false]",
+     .doc = "Beam search."},
+    {.name = "length_penalty",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[1]",
+     .doc = "Of beam search."},
+    {.name = "early_stopping",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[false]",
+     .doc = "Of beam search."},
+    {.name = "include_stop_str_in_output",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[false]",
+     .doc = "Keeps the stop string."},
+    {.name = "skip_special_tokens",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[true]",
+     .doc = "Special tokens are left out of the text."},
+    {.name = "spaces_between_special_tokens",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[true]",
+     .doc = "Form of special tokens in the text."},
+    {.name = "truncate_prompt_tokens",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Keeps the end of a long prompt."},
+    {.name = "prompt_logprobs",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Use echo with logprobs."},
+    {.name = "allowed_token_ids",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "The only tokens to choose from."},
+    {.name = "bad_words",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[[]]",
+     .doc = "Words that must not come."},
+    {.name = "add_special_tokens",
+     .endpoints = kCompletions,
+     .support = Support::refused,
+     .no_op = "[true]",
+     .doc = "The prompt begins with the model's first token."},
+    {.name = "add_special_tokens",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[false]",
+     .doc = "The template writes its own."},
+    {.name = "add_generation_prompt",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[true]",
+     .doc = "The chat ends with the beginning of the answer."},
+    {.name = "continue_final_message",
+     .endpoints = kChat | kTokenize,
+     .support = Support::refused,
+     .no_op = "[false]",
+     .doc = "Goes on with the last message."},
+    {.name = "documents",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[[]]",
+     .doc = "For templates that quote documents."},
+    {.name = "chat_template",
+     .endpoints = kChat | kTokenize,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "A template other than the model's."},
+    {.name = "chat_template_kwargs",
+     .endpoints = kChat | kTokenize,
+     .support = Support::refused,
+     .no_op = "[{}]",
+     .doc = "Values for the template."},
+    {.name = "mm_processor_kwargs",
+     .endpoints = kChat | kTokenize,
+     .support = Support::refused,
+     .no_op = "[{}]",
+     .doc = "Values for image processing."},
+    {.name = "media_io_kwargs",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[{}]",
+     .doc = "Values for media loading."},
+    {.name = "structured_outputs",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Answers of a given form."},
+    {.name = "guided_json",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "The older form of structured_outputs."},
+    {.name = "guided_regex",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "The older form of structured_outputs."},
+    {.name = "guided_choice",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "The older form of structured_outputs."},
+    {.name = "guided_grammar",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "The older form of structured_outputs."},
+    {.name = "guided_decoding_backend",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Part of guided decoding."},
+    {.name = "guided_whitespace_pattern",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Part of guided decoding."},
+    {.name = "structural_tag",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Answers of a given form in parts."},
+    {.name = "request_id",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Send the header x-request-id."},
+    {.name = "logits_processors",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[[]]",
+     .doc = "Code that changes scores."},
+    {.name = "return_tokens_as_token_ids",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[false]",
+     .doc = "Token ids in log-probabilities."},
+    {.name = "return_token_ids",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[false]",
+     .doc = "Token ids beside the text."},
+    {.name = "cache_salt",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Keeps cached prefixes apart."},
+    {.name = "kv_transfer_params",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Prefill on another machine."},
+    {.name = "vllm_xargs",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[{}]",
+     .doc = "Values for extensions of vLLM."},
+    {.name = "prompt_embeds",
+     .endpoints = kCompletions,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Embeddings in place of a prompt."},
+    {.name = "thinking_token_budget",
+     .endpoints = kChat,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Tokens for reasoning."},
+    {.name = "repetition_detection",
+     .endpoints = kGenerate,
+     .support = Support::refused,
+     .no_op = "[]",
+     .doc = "Ends answers that repeat themselves."},
+};
+
+#undef XGEN_STORE
+
+using Index = std::map<std::string_view, const Parameter*>;
+
+const Index& index_of(Endpoint endpoint) {
+  static const auto indexes = [] {
+    std::array<Index, 9> made;
+    for (const unsigned bit : {kCompletions, kChat, kTokenize, kDetokenize})
+      for (const Parameter& parameter : kParameters)
+        if ((parameter.endpoints & bit) != 0) made[bit].emplace(parameter.name, &parameter);
+    return made;
+  }();
+  return indexes[static_cast<std::size_t>(endpoint)];
+}
+
+Status refuse_unless_no_op(const Parameter& parameter, const json::value& value) {
+  const json::value no_op = json::parse(parameter.no_op);
+  for (const json::value& harmless : no_op.as_array()) {
+    if (harmless == value) return {};
+    if (harmless.is_number() && value.is_number() && as_number(harmless) == as_number(value)) return {};
+  }
+  return not_supported(std::string(parameter.name), value);
+}
+
+}  // namespace
+
+std::span<const Parameter> parameters() { return kParameters; }
+
+const Parameter* find_parameter(Endpoint endpoint, std::string_view name) {
+  const Index& index = index_of(endpoint);
+  const auto found = index.find(name);
+  return found == index.end() ? nullptr : found->second;
+}
+
+Status apply_parameter(const Parameter& parameter, const json::value& value, Draft& draft) {
+  // Clients send null for what they leave unset.
+  if (value.is_null() || parameter.support == Support::no_effect) return {};
+  if (parameter.support == Support::refused) return refuse_unless_no_op(parameter, value);
+  bool good = true;
+  switch (parameter.kind) {
+    case Kind::boolean:
+      good = value.is_bool();
+      break;
+    case Kind::string:
+      good = value.is_string();
+      break;
+    case Kind::integer: {
+      const auto number = integer_of(value);
+      good = number && static_cast<double>(*number) >= parameter.min && static_cast<double>(*number) <= parameter.max;
+      break;
+    }
+    case Kind::number: {
+      good = value.is_number();
+      if (!good) break;
+      const double number = as_number(value);
+      good = (parameter.above_min ? number > parameter.min : number >= parameter.min) && number <= parameter.max;
+      break;
+    }
+    case Kind::structure:
+      break;
+  }
+  if (!good) return must_be(std::string(parameter.name), expectation(parameter), value);
+  return parameter.store(value, draft);
+}
+
+std::string parameters_markdown() {
+  const auto endpoints_of = [](unsigned bits) {
+    std::string text;
+    const auto add = [&](unsigned bit, std::string_view name) {
+      if ((bits & bit) == 0) return;
+      if (!text.empty()) text += ", ";
+      text += name;
+    };
+    add(kChat, "chat");
+    add(kCompletions, "completions");
+    add(kTokenize, "tokenize");
+    add(kDetokenize, "detokenize");
+    return text;
+  };
+  std::string out =
+      "### Parameters that work\n\n| name | endpoints | value | default | meaning |\n| --- | --- | --- | --- | --- |\n";
+  const auto rows = [&](Support support) {
+    for (const Parameter& row : kParameters) {
+      if (row.support != support) continue;
+      out += "| `" + std::string(row.name) + "` | " + endpoints_of(row.endpoints) + " | ";
+      if (support == Support::works)
+        out += expectation(row) + " | " + std::string(row.default_value) + " | ";
+      else if (support == Support::refused)
+        out +=
+            "null" +
+            (row.no_op == "[]" ? std::string() : ", `" + std::string(row.no_op.substr(1, row.no_op.size() - 2)) + "`") +
+            " | ";
+      out += std::string(row.doc) + " |\n";
+    }
+  };
+  rows(Support::works);
+  out += "\n### Parameters accepted without effect\n\n| name | endpoints | meaning |\n| --- | --- | --- |\n";
+  rows(Support::no_effect);
+  out +=
+      "\n### Parameters refused by name\n\nOnly the values that change nothing are accepted; any other is answered "
+      "with 400.\n\n| name | endpoints | accepted values | meaning |\n| --- | --- | --- | --- |\n";
+  rows(Support::refused);
+  return out;
+}
+
+}  // namespace xgen::api

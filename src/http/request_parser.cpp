@@ -1,0 +1,169 @@
+#include "http/request_parser.h"
+
+#include <algorithm>
+#include <boost/beast/core/string.hpp>
+#include <boost/beast/http/basic_parser.hpp>
+#include <boost/beast/http/error.hpp>
+#include <cstdint>
+#include <limits>
+
+namespace xgen::http {
+namespace {
+
+namespace beast = boost::beast;
+using beast::http::error;
+using beast::http::field;
+using Code = beast::error_code;
+
+constexpr std::size_t kMaxHeaders = 128;
+constexpr std::size_t kMaxChunkHeader = 1024;  // bytes of one chunk-size line with its extensions
+constexpr std::size_t kMaxReserve = 1 << 20;   // of a body that has only been announced
+
+bool all_digits(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+// A line that begins with a blank continues the one before it (obs-fold); RFC 9112 5.2 lets a server refuse it.
+bool has_folded_line(std::string_view head) {
+  for (std::size_t i = head.find('\n'); i != std::string_view::npos && i + 1 < head.size(); i = head.find('\n', i + 1))
+    if (head[i + 1] == ' ' || head[i + 1] == '\t') return true;
+  return false;
+}
+
+}  // namespace
+
+struct RequestParser::Impl final : beast::http::basic_parser<true> {
+  explicit Impl(Request& target) : request(target) {}
+
+  void on_request_impl(beast::http::verb, beast::string_view method, beast::string_view target, int version,
+                       Code& ec) override {
+    http_1_1 = version == 11;
+    request.method.assign(method.data(), method.size());
+    std::string_view path(target.data(), target.size());
+    if (!path.starts_with('/') && !(path == "*" && request.method == "OPTIONS")) {
+      // absolute-form, as sent to proxies: "http://host/path"
+      const std::size_t scheme = path.find("://");
+      if (scheme == std::string_view::npos) {
+        ec = error::bad_target;
+        return;
+      }
+      path.remove_prefix(scheme + 3);
+      const std::size_t slash = path.find_first_of("/?");
+      path = slash == std::string_view::npos ? std::string_view("/") : path.substr(slash);
+    }
+    const std::size_t question = path.find('?');
+    if (question != std::string_view::npos) request.query = path.substr(question + 1);
+    request.path = path.substr(0, question);
+    if (request.path.empty()) request.path = "/";
+  }
+
+  void on_response_impl(int, beast::string_view, int, Code&) override {}
+
+  void on_field_impl(field name, beast::string_view name_text, beast::string_view value, Code& ec) override {
+    if (head_done) return;  // trailers: read past, never merged into the head
+    const std::string_view text(value.data(), value.size());
+    if (request.headers.size() == kMaxHeaders) {
+      ec = error::header_limit;
+      return;
+    }
+    switch (name) {
+      case field::content_length:
+        // Beast takes a list of equal numbers; a front end may take another element of it.
+        if (++content_lengths > 1 || !all_digits(text)) ec = error::bad_content_length;
+        break;
+      case field::transfer_encoding:
+        if (!http_1_1 || !beast::iequals(value, "chunked")) ec = error::bad_transfer_encoding;
+        break;
+      case field::host:
+        if (++hosts > 1) ec = error::bad_field;
+        break;
+      case field::expect:
+        expects_continue = beast::iequals(value, "100-continue");
+        break;
+      default:
+        break;
+    }
+    if (!ec) request.headers.emplace_back(std::string(name_text.data(), name_text.size()), text);
+  }
+
+  void on_header_impl(Code& ec) override {
+    head_done = true;
+    if (http_1_1 && hosts != 1) ec = error::bad_field;
+  }
+
+  void on_body_init_impl(boost::optional<std::uint64_t> const& length, Code&) override {
+    if (length) request.body.reserve(static_cast<std::size_t>(std::min<std::uint64_t>(*length, kMaxReserve)));
+  }
+  std::size_t on_body_impl(beast::string_view body, Code&) override {
+    request.body.append(body.data(), body.size());
+    return body.size();
+  }
+  void on_chunk_header_impl(std::uint64_t, beast::string_view, Code&) override {}
+  std::size_t on_chunk_body_impl(std::uint64_t, beast::string_view body, Code&) override {
+    request.body.append(body.data(), body.size());
+    return body.size();
+  }
+  void on_finish_impl(Code&) override {}
+
+  Request& request;
+  int content_lengths = 0;
+  int hosts = 0;
+  bool http_1_1 = true;
+  bool head_done = false;
+  bool expects_continue = false;
+};
+
+RequestParser::RequestParser(Request& request, std::size_t max_header_bytes, std::size_t max_body_bytes)
+    : impl_(std::make_unique<Impl>(request)) {
+  impl_->eager(true);
+  impl_->header_limit(
+      static_cast<std::uint32_t>(std::min<std::size_t>(max_header_bytes, std::numeric_limits<std::uint32_t>::max())));
+  impl_->body_limit(max_body_bytes);
+}
+
+RequestParser::~RequestParser() = default;
+
+bool RequestParser::keep_alive() const { return impl_->keep_alive(); }
+
+void RequestParser::fail(int status, std::string message) {
+  state_ = State::failed;
+  error_status_ = status;
+  error_message_ = std::move(message);
+}
+
+std::size_t RequestParser::feed(std::string_view bytes) {
+  if (state_ == State::done || state_ == State::failed || bytes.empty()) return 0;
+  const bool in_head = state_ == State::head;
+  Code ec;
+  const std::size_t used = impl_->put(boost::asio::const_buffer(bytes.data(), bytes.size()), ec);
+  http_1_1_ = impl_->http_1_1;
+  expects_continue_ = impl_->expects_continue;
+  if (in_head && impl_->head_done && has_folded_line(bytes.substr(0, bytes.find("\r\n\r\n")))) {
+    fail(400, "A header line that continues the one before it is not accepted.");
+    return used;
+  }
+  if (ec == error::need_more) ec = {};
+  if (!ec) {
+    if (impl_->is_done())
+      state_ = State::done;
+    else if (impl_->is_header_done())
+      state_ = State::body;
+    if (state_ == State::body && impl_->chunked() && bytes.size() - used > kMaxChunkHeader)
+      fail(400, "A chunk header or the trailer of the request is too long.");
+    return used;
+  }
+  if (ec == error::header_limit) {
+    fail(431, "The header of the request is too large.");
+  } else if (ec == error::body_limit) {
+    fail(413, "The body of the request is larger than this server accepts.");
+  } else if (ec == error::bad_version) {
+    fail(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.");
+  } else if (ec == error::bad_field && impl_->head_done) {
+    fail(400, "An HTTP/1.1 request needs exactly one Host header.");
+  } else {
+    fail(400, "Malformed HTTP request: " + ec.message() + ".");
+  }
+  return used;
+}
+
+}  // namespace xgen::http
