@@ -1,0 +1,202 @@
+"""The program as an operator meets it: start, configuration, signals, what it prints."""
+import concurrent.futures
+import json
+import re
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+from process import PATIENCE, PROGRAM, ROOT, Process, run
+
+
+@pytest.fixture(scope="module")
+def demo():
+    with Process() as process:
+        yield process
+
+
+def test_first_lines_say_how_to_call_it_and_how_to_add_a_model(demo):
+    text = demo.output()
+    assert "curl" in text and "/v1/chat/completions" in text and "models.yaml" in text
+    assert f":{demo.port}" in text
+
+
+def test_the_printed_curl_command_works(demo):
+    command = re.search(r"curl .*", demo.output()).group(0)
+    body = json.loads(re.search(r"-d '(.*)'", command).group(1))
+    answer = demo.post("/v1/chat/completions", body)
+    assert answer.status_code == 200
+    assert "models.yaml" in answer.json()["choices"][0]["message"]["content"]
+
+
+def test_demo_answers_its_own_questions_word_for_word(demo):
+    rows = [json.loads(line) for line in (ROOT / "tests/demo/answers.jsonl").read_text().splitlines()]
+    assert len(rows) > 500
+    step = 1 if PATIENCE == 1 else 25
+
+    def ask(row):
+        answer = demo.post("/v1/chat/completions", {"model": "xgen-demo", "messages": [{"role": "user", "content": row["question"]}]})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["message"]["content"]
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, rows[::step]))
+    wrong = [(row["question"], answer, row["answer"]) for row, answer in zip(rows[::step], answers) if answer != row["answer"]]
+    assert not wrong, wrong[:5]
+
+
+def test_health_and_version(demo):
+    for path in ("/health", "/health/live", "/health/ready", "/health/startup"):
+        assert httpx.get(demo.url + path).status_code == 200
+    assert re.match(r"\d+\.\d+\.\d+", httpx.get(demo.url + "/version").json()["version"])
+
+
+def test_metrics_count_what_was_served(demo):
+    def value(name):
+        text = httpx.get(demo.url + "/metrics").text
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+    before = value("vllm:generation_tokens_total")
+    usage = demo.post("/v1/completions", {"model": "xgen-demo", "prompt": "a", "max_tokens": 5, "ignore_eos": True}).json()["usage"]
+    assert usage["completion_tokens"] == 5
+    assert value("vllm:generation_tokens_total") == before + 5
+    assert value("vllm:request_success_total") >= 1
+
+
+def write(folder, text):
+    path = folder / "models.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("text, want", [
+    ("server: {prot: 1}", "server.prot: unknown key"),
+    ("server: {port: many}", "server.port: expected an integer"),
+    ("models: [{name: a, source: /nonexistent}]", "models[0].source"),
+    ("models: [{name: a, source: builtin:xgen-demo, kv_cache: 10000GiB}]", "kv_cache"),
+    ("memory: {host: 1MiB}", "MiB"),
+])
+def test_a_bad_file_ends_with_code_2_and_names_the_place(tmp_path, text, want):
+    path = write(tmp_path, text)
+    for command in (["serve", "--config", path], ["check", "--config", path]):
+        result = run(*command, "--port", "0") if command[0] == "serve" else run(*command)
+        assert result.returncode == 2, result
+        assert want in result.stderr and str(path) in result.stderr, result.stderr
+
+
+def test_a_missing_file_ends_with_code_2():
+    for result in (run("serve", "--config", "/nonexistent.yaml"), run("serve", env={"MODEL_CONFIG_PATH": "/nonexistent.yaml"}), run("serve", "/nonexistent")):
+        assert result.returncode == 2 and "/nonexistent" in result.stderr, result
+
+
+def test_model_config_path_and_aliases(tmp_path):
+    path = write(tmp_path, "models:\n  - {name: one, aliases: [uno], source: 'builtin:xgen-demo', max_model_len: 256}\n  - {name: two, source: 'builtin:xgen-demo'}\n")
+    # A Kubernetes Service of our name injects such variables; they are not settings of ours.
+    env = {"MODEL_CONFIG_PATH": str(path), "XGEN_MODEL_PORT": "tcp://10.0.0.1:8000", "XGEN_MODEL_SERVICE_HOST": "10.0.0.1"}
+    with Process(env=env) as server:
+        assert [m["id"] for m in httpx.get(server.url + "/v1/models").json()["data"]] == ["one", "two"]
+        for name in ("one", "uno", "two"):
+            assert server.post("/v1/completions", {"model": name, "prompt": "hello", "max_tokens": 2}).status_code == 200
+        assert server.post("/v1/completions", {"model": "three", "prompt": "hello"}).status_code == 404
+        too_long = server.post("/v1/completions", {"model": "one", "prompt": [5] * 300})
+        assert too_long.status_code == 400 and "256" in too_long.json()["error"]["message"]
+
+
+def test_check_prints_the_memory_plan(tmp_path):
+    result = run("check", "--config", write(tmp_path, "models: [{name: a, source: 'builtin:xgen-demo'}]"))
+    assert result.returncode == 0, result
+    for word in ("weights", "KV", "workspace", "tokens"):
+        assert word in result.stdout
+
+
+def test_a_taken_port_is_a_clear_error():
+    with Process() as server:
+        result = run("serve", "--host", "127.0.0.1", "--port", server.port)
+        assert result.returncode == 1 and str(server.port) in result.stderr
+
+
+def test_sigterm_drains(tmp_path):
+    path = write(tmp_path, "server: {drain_delay: 1500ms, drain_timeout: 60s}\ndefaults: {max_model_len: 1024}\n")
+    with Process("--config", path) as server:
+        body = {"model": "xgen-demo", "prompt": "hello", "max_tokens": 900, "ignore_eos": True, "temperature": 1, "seed": 1}
+        events = server.stream("/v1/completions", body)
+        first = next(events)
+        rest = []
+        reader = threading.Thread(target=lambda: rest.extend(events))
+        reader.start()
+        server.signal(signal.SIGTERM)
+        time.sleep(0.3)
+        # Not ready at once, but still serving, and telling clients to go.
+        assert httpx.get(server.url + "/health/ready").status_code == 503
+        answer = server.post("/v1/completions", {"model": "xgen-demo", "prompt": "x", "max_tokens": 1})
+        assert answer.status_code == 200 and answer.headers["connection"] == "close"
+        reader.join(60 * PATIENCE)
+        tokens = [e for e in [first, *rest] if e["choices"]]
+        assert tokens[-1]["choices"][0]["finish_reason"] == "length"
+        assert server.wait() == 0
+
+
+def test_requests_after_the_drain_delay_get_503(tmp_path):
+    path = write(tmp_path, "server: {drain_delay: 0s, drain_timeout: 60s}\ndefaults: {max_model_len: 2000}\n")
+    with Process("--config", path) as server:
+        body = {"model": "xgen-demo", "prompt": "hello", "max_tokens": 1900, "ignore_eos": True, "n": 16, "temperature": 1, "seed": 1}
+        events = server.stream("/v1/completions", body)
+        next(events)
+        server.signal(signal.SIGTERM)
+        time.sleep(0.2)
+        answer = server.post("/v1/completions", {"model": "xgen-demo", "prompt": "x", "max_tokens": 1})
+        assert answer.status_code == 503 and "retry-after" in answer.headers
+        for _ in events:
+            pass
+        assert server.wait() == 0
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    path = write(tmp_path, "server: {drain_delay: 60s}\n")
+    server = Process("--config", path)
+    server.signal(signal.SIGTERM)
+    time.sleep(0.2)
+    start = time.monotonic()
+    server.signal(signal.SIGTERM)
+    assert server.wait() != 0
+    assert time.monotonic() - start < 2 * PATIENCE
+
+
+def test_idle_costs_no_cpu(demo):
+    demo.post("/v1/completions", {"model": "xgen-demo", "prompt": "x", "max_tokens": 1})
+    ticks = lambda: sum(map(int, open(f"/proc/{demo.child.pid}/stat").read().rsplit(")", 1)[1].split()[11:13]))
+    time.sleep(0.3)
+    before = ticks()
+    time.sleep(2)
+    assert ticks() - before <= 4  # hundredths of a second
+
+
+def test_a_disconnect_frees_the_request(demo):
+    def running():
+        line = next(l for l in httpx.get(demo.url + "/metrics").text.splitlines() if l.startswith("vllm:num_requests_running"))
+        return float(line.rsplit(" ", 1)[1])
+
+    with httpx.stream("POST", demo.url + "/v1/completions", json={"model": "xgen-demo", "prompt": "x", "max_tokens": 1900, "ignore_eos": True, "stream": True}) as answer:
+        next(answer.iter_lines())
+        assert running() == 1
+    end = time.monotonic() + 2 * PATIENCE
+    while running() > 0 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert running() == 0
+
+
+def test_the_binary_needs_nothing_but_glibc():
+    import subprocess
+    if PATIENCE != 1:
+        pytest.skip("a sanitizer build links its runtime")
+    libraries = re.findall(r"NEEDED.*\[(.*?)\]", subprocess.run(["readelf", "-d", PROGRAM], capture_output=True, text=True, check=True).stdout)
+    assert set(libraries) <= {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2"}, libraries
+
+
+def test_the_reference_pages_are_current():
+    for topic in ("configuration", "api"):
+        page = (ROOT / f"docs/{topic}.md").read_text()
+        assert run("docs", topic).stdout.strip() in page, f"run: build/release/xgen-model docs {topic}"
