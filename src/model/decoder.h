@@ -24,14 +24,14 @@ namespace xgen::model {
 
 // Facts about a loaded model that engine and users need; the forward's own facts stay inside.
 struct ModelInfo {
-  std::string architecture;      // "qwen3", "llama", …: the ArchSpec row's name
-  std::string weight_format;     // the commonest format by bytes: "Q8_0", "BF16"
-  std::int32_t vocab_size = 0;   // rows of the logits
+  std::string architecture;     // "qwen3", "llama", …: the ArchSpec row's name
+  std::string weight_format;    // the commonest format by bytes: "Q8_0", "BF16"
+  std::int32_t vocab_size = 0;  // rows of the logits
   std::int32_t hidden_size = 0;
   std::int32_t num_layers = 0;
   std::int32_t num_kv_heads = 0;
   std::int32_t head_dim = 0;
-  std::int32_t max_position = 0; // tokens the model was made for
+  std::int32_t max_position = 0;  // tokens the model was made for
   std::uint64_t weight_bytes = 0;
 };
 
@@ -81,13 +81,16 @@ struct SequenceSlice {
 };
 
 struct ForwardBatch {
-  std::span<const std::int32_t> tokens;       // [rows]
-  std::span<const SequenceSlice> sequences;   // in row order, covering all rows
-  std::span<const std::int32_t> logit_rows;   // rows whose logits are wanted, ascending
+  std::span<const std::int32_t> tokens;      // [rows]
+  std::span<const SequenceSlice> sequences;  // in row order, covering all rows
+  std::span<const std::int32_t> logit_rows;  // rows whose logits are wanted, ascending
 };
 
 struct LoadOptions {
   const kernels::KernelTable* kernels = nullptr;  // null: the best for this machine
+  // The longest sequence that will be served; 0: max_position. It decides between LongRoPE's two sets of factors once
+  // and for all sequences: choosing by each sequence's own length would make cached keys depend on what comes later.
+  int max_context = 0;
 };
 
 // Immutable after loading but for its workspace: one forward at a time per Decoder.

@@ -1,0 +1,64 @@
+#include <sys/mman.h>
+
+#include <bit>
+#include <string>
+
+#include "base/units.h"
+#include "model/decoder.h"
+
+namespace xgen::model {
+namespace {
+
+// Large planes profit from huge pages; small ones would only waste the rest of the first page of every layer.
+constexpr std::size_t kHugePagePlane = std::size_t{32} << 20;
+
+}  // namespace
+
+std::uint64_t KvCache::bytes_per_block(const ModelInfo& info, DType dtype, int block_size) {
+  return std::uint64_t{2} * static_cast<std::uint64_t>(info.num_layers) *
+         static_cast<std::uint64_t>(info.num_kv_heads) * static_cast<std::uint64_t>(block_size) *
+         static_cast<std::uint64_t>(info.head_dim) * dtype_info(dtype).block_bytes;
+}
+
+Result<std::unique_ptr<KvCache>> KvCache::create(const ModelInfo& info, DType dtype, int block_size, int num_blocks) {
+  const auto refuse = [](std::string message) {
+    return make_error(ErrorCode::invalid_argument, "KV cache: " + std::move(message));
+  };
+  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
+    return refuse("type must be F32, F16 or BF16, is " + std::string(dtype_info(dtype).name));
+  }
+  if (block_size < 1 || block_size > 64 || !std::has_single_bit(static_cast<unsigned>(block_size))) {
+    return refuse("block_size must be a power of two up to 64, is " + std::to_string(block_size));
+  }
+  if (num_blocks < 1) return refuse("num_blocks must be at least 1, is " + std::to_string(num_blocks));
+
+  const std::uint64_t block_bytes = bytes_per_block(info, dtype, block_size);
+  std::uint64_t bytes = 0;
+  const bool overflow = __builtin_mul_overflow(block_bytes, static_cast<std::uint64_t>(num_blocks), &bytes) ||
+                        bytes > static_cast<std::uint64_t>(PTRDIFF_MAX);
+  void* base = overflow
+                   ? MAP_FAILED
+                   : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) {
+    return make_error(ErrorCode::unavailable, "KV cache: cannot reserve " + std::to_string(num_blocks) + " blocks of " +
+                                                  format_bytes(block_bytes));
+  }
+  std::unique_ptr<KvCache> cache(new KvCache);
+  cache->dtype_ = dtype;
+  cache->block_size_ = block_size;
+  cache->num_blocks_ = num_blocks;
+  cache->base_ = static_cast<std::byte*>(base);
+  cache->bytes_ = bytes;
+  cache->plane_bytes_ = bytes / (2 * static_cast<std::size_t>(info.num_layers));
+  if (cache->plane_bytes_ >= kHugePagePlane) ::madvise(base, bytes, MADV_HUGEPAGE);  // a hint; may be refused
+  return cache;
+}
+
+KvCache::~KvCache() {
+  if (base_) ::munmap(base_, bytes_);
+}
+
+std::byte* KvCache::keys(int layer) const { return base_ + 2 * static_cast<std::size_t>(layer) * plane_bytes_; }
+std::byte* KvCache::values(int layer) const { return keys(layer) + plane_bytes_; }
+
+}  // namespace xgen::model
