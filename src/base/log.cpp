@@ -82,7 +82,7 @@ void set_level(Level level) { g_level.store(level, std::memory_order_relaxed); }
 void set_format(Format format) { g_format.store(format, std::memory_order_relaxed); }
 bool enabled(Level level) { return level >= g_level.load(std::memory_order_relaxed) && level != Level::off; }
 
-void write(Level level, std::string_view component, std::string_view message, std::initializer_list<Field> fields) {
+void write(Level level, std::string_view component, std::string_view message, std::span<const Field> fields) {
   std::string line;
   line.reserve(160);
   const std::string_view name = kLevelNames[static_cast<std::size_t>(level)];

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -22,7 +23,11 @@ void set_format(Format format);
 bool enabled(Level level);
 
 // Thread-safe. `component` names the room: "http", "engine", "loader", "server".
-void write(Level level, std::string_view component, std::string_view message, std::initializer_list<Field> fields = {});
+void write(Level level, std::string_view component, std::string_view message, std::span<const Field> fields);
+inline void write(Level level, std::string_view component, std::string_view message,
+                  std::initializer_list<Field> fields = {}) {
+  write(level, component, message, std::span<const Field>(fields.begin(), fields.size()));
+}
 
 inline void debug(std::string_view c, std::string_view m, std::initializer_list<Field> f = {}) {
   if (enabled(Level::debug)) write(Level::debug, c, m, f);

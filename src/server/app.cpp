@@ -1,0 +1,416 @@
+#include "server/app.h"
+
+#include <algorithm>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "api/answer.h"
+#include "api/errors.h"
+#include "api/json_writer.h"
+#include "api/requests.h"
+#include "base/log.h"
+#include "metrics/metrics.h"
+#include "server/generate.h"
+#include "server/request_info.h"
+
+namespace xgen::server {
+
+using State = Lifecycle::State;
+
+// One request on its way: what every route's handler gets.
+struct Context {
+  std::shared_ptr<http::Exchange> exchange;
+  RequestInfo info;
+  std::string rest;  // what {id} of the pattern stands for, percent-decoded
+
+  void respond(http::Response response) {
+    const int status = response.status;
+    response.headers.emplace_back("x-request-id", info.id);
+    exchange->respond(std::move(response));
+    log_request(info, status);
+  }
+  void fail(const Error& error) {
+    http::Response response = error_response(error, info.id);
+    const int status = response.status;
+    exchange->respond(std::move(response));
+    log_request(info, status);
+  }
+};
+
+struct App::Impl {
+  Impl(AppOptions given, registry::Registry& models, Lifecycle& cycle)
+      : options(std::move(given)), registry(models), lifecycle(cycle), fingerprint("xgen-" + options.version) {}
+
+  void handle(std::shared_ptr<http::Exchange> exchange);
+
+  void chat_completions(Context context) { generate_route(std::move(context), api::Endpoint::chat); }
+  void completions(Context context) { generate_route(std::move(context), api::Endpoint::completions); }
+  void generate_route(Context context, api::Endpoint endpoint);
+  void tokenize(Context context);
+  void detokenize(Context context);
+  void models(Context context);
+  void model(Context context);
+  void health(Context context);
+  void live(Context context);
+  void ready(Context context);
+  void startup(Context context);
+  void version(Context context);
+  void metrics_page(Context context);
+  void index(Context context);
+
+  Result<std::shared_ptr<inference::ModelService>> find_model(std::string_view name) const;
+  void log_unknown(const Context& context, const std::vector<std::string>& fields) const;
+  std::string models_state_json(std::string_view status) const;
+
+  AppOptions options;
+  registry::Registry& registry;
+  Lifecycle& lifecycle;
+  std::string fingerprint;
+};
+
+namespace {
+
+enum class Log : unsigned char { normal, quiet };
+
+}  // namespace
+
+struct Route {
+  std::string_view method;
+  std::string_view pattern;  // may end in "{id}", which also matches slashes
+  void (App::Impl::*handler)(Context);
+  bool inference;  // refused with 503 once the process is ending
+  Log log;
+  std::string_view doc;
+};
+
+namespace {
+
+constexpr Route kRoutes[] = {
+    {"POST", "/v1/chat/completions", &App::Impl::chat_completions, true, Log::normal, "Answer a chat."},
+    {"POST", "/v1/completions", &App::Impl::completions, true, Log::normal, "Continue one or several prompts."},
+    {"GET", "/v1/models", &App::Impl::models, false, Log::normal, "The models that are served, with their aliases."},
+    {"GET", "/v1/models/{id}", &App::Impl::model, false, Log::normal,
+     "One of them. A slash in the name may be sent as it is or as %2F."},
+    {"POST", "/tokenize", &App::Impl::tokenize, true, Log::normal,
+     "Token ids of a prompt or a chat: {count, max_model_len, tokens, token_strs}."},
+    {"POST", "/detokenize", &App::Impl::detokenize, true, Log::normal, "Text of token ids: {prompt}."},
+    {"GET", "/health", &App::Impl::health, false, Log::quiet,
+     "200 while the models are well, 503 while starting or if one is not."},
+    {"GET", "/health/live", &App::Impl::live, false, Log::quiet, "503 if an engine's step hangs."},
+    {"GET", "/health/ready", &App::Impl::ready, false, Log::quiet, "200 while new requests are welcome, else 503."},
+    {"GET", "/health/startup", &App::Impl::startup, false, Log::quiet,
+     "200 once started; until then 503 with the progress of loading."},
+    {"GET", "/version", &App::Impl::version, false, Log::normal, "{version}"},
+    {"GET", "/metrics", &App::Impl::metrics_page, false, Log::quiet, "Metrics in Prometheus' text format."},
+    {"GET", "/", &App::Impl::index, false, Log::normal, "This list, as text."},
+};
+
+// Under these the same routes answer to XGEN's gateway.
+constexpr std::string_view kPrefixes[] = {"/api/inference", "/api/vllm"};
+
+// Null if the text holds a broken escape.
+std::optional<std::string> percent_decode(std::string_view text) {
+  const auto digit = [](char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+  };
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '%') {
+      out += text[i];
+      continue;
+    }
+    if (i + 2 >= text.size()) return std::nullopt;
+    const int high = digit(text[i + 1]);
+    const int low = digit(text[i + 2]);
+    if (high < 0 || low < 0) return std::nullopt;
+    out += static_cast<char>(high * 16 + low);
+    i += 2;
+  }
+  return out;
+}
+
+// Whether the path fits; `rest` is what {id} stands for.
+bool matches(const Route& route, std::string_view path, std::string_view& rest) {
+  constexpr std::string_view kId = "{id}";
+  if (!route.pattern.ends_with(kId)) return path == route.pattern;
+  const std::string_view head = route.pattern.substr(0, route.pattern.size() - kId.size());
+  if (!path.starts_with(head) || path.size() == head.size()) return false;
+  rest = path.substr(head.size());
+  return true;
+}
+
+std::string_view state_name(registry::ModelState state) {
+  switch (state) {
+    case registry::ModelState::loading:
+      return "loading";
+    case registry::ModelState::ready:
+      return "ready";
+    case registry::ModelState::failed:
+      return "failed";
+  }
+  return "";
+}
+
+http::Response status_json(int status, std::string_view word) {
+  return {.status = status, .body = "{\"status\":\"" + std::string(word) + "\"}"};
+}
+
+}  // namespace
+
+void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
+  http::Request& request = exchange->request();
+  Context context{std::move(exchange), describe(request), {}};
+  std::string_view path = request.path;
+  for (const std::string_view prefix : kPrefixes) {
+    if (path.starts_with(prefix) && path.size() > prefix.size() && path[prefix.size()] == '/') {
+      path.remove_prefix(prefix.size());
+      break;
+    }
+  }
+  std::string allowed;
+  for (const Route& route : kRoutes) {
+    std::string_view rest;
+    if (!matches(route, path, rest)) continue;
+    if (request.method != route.method && !(request.method == "HEAD" && route.method == "GET")) {
+      allowed += (allowed.empty() ? "" : ", ") + std::string(route.method) + (route.method == "GET" ? ", HEAD" : "");
+      continue;
+    }
+    context.info.quiet = route.log == Log::quiet;
+    if (!rest.empty()) {
+      auto decoded = percent_decode(rest);
+      if (!decoded)
+        return context.fail(make_error(ErrorCode::invalid_argument, "The path holds a broken percent escape."));
+      context.rest = std::move(*decoded);
+    }
+    if (route.inference && lifecycle.state() == State::refusing)
+      return context.fail(make_error(ErrorCode::unavailable, "This server is shutting down."));
+    return (this->*route.handler)(std::move(context));
+  }
+  if (!allowed.empty()) {
+    const Error error = make_error(ErrorCode::invalid_argument,
+                                   "The method " + request.method + " is not allowed here, only " + allowed + ".");
+    return context.respond(
+        {.status = 405, .body = api::error_json(error, "method_not_allowed"), .headers = {{"Allow", allowed}}});
+  }
+  const Error error = make_error(ErrorCode::not_found,
+                                 "There is nothing at " + request.path.substr(0, 256) + "; GET / lists what there is.");
+  context.respond({.status = 404, .body = api::error_json(error, "not_found")});
+}
+
+void App::Impl::log_unknown(const Context& context, const std::vector<std::string>& fields) const {
+  for (const std::string& field : fields)
+    log::warn("http", "unknown parameter let through", {{"parameter", field}, {"request_id", context.info.id}});
+}
+
+void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
+  auto call = api::parse_generate(endpoint, context.exchange->request().body, {options.reject_unknown_fields});
+  // Thousands of requests may wait for tokens: nothing of theirs is kept that is not needed any more.
+  context.exchange->request() = {};
+  if (!call) return context.fail(call.error());
+  log_unknown(context, call->unknown);
+  const auto service = registry.find(call->model);
+  if (!service) return context.fail(service.error());
+  if (endpoint == api::Endpoint::chat && !(*service)->capabilities().chat)
+    return context.fail(make_error(ErrorCode::unsupported,
+                                   "The model '" + call->model + "' has no chat template; use /v1/completions.",
+                                   "messages"));
+  if (options.request_timeout.count() > 0)
+    for (auto& request : call->requests) request.deadline = context.info.start + options.request_timeout;
+  generate(std::move(context.exchange), std::move(context.info), std::move(*call), **service, fingerprint);
+}
+
+// A name may be left out where there is nothing to choose from.
+Result<std::shared_ptr<inference::ModelService>> App::Impl::find_model(std::string_view name) const {
+  if (!name.empty()) return registry.find(name);
+  const auto all = registry.list();
+  if (all.size() == 1) return registry.find(all.front().name);
+  return make_error(ErrorCode::invalid_argument, "'model' is required where several models are served", "model");
+}
+
+void App::Impl::tokenize(Context context) {
+  auto call = api::parse_tokenize(context.exchange->request().body, {options.reject_unknown_fields});
+  context.exchange->request() = {};
+  if (!call) return context.fail(call.error());
+  log_unknown(context, call->unknown);
+  const auto service = find_model(call->model);
+  if (!service) return context.fail(service.error());
+  const int max_model_len = (*service)->capabilities().max_model_len;
+  (*service)->tokenize_async(std::move(call->request),
+                             [context = std::move(context), max_model_len,
+                              with_strings = call->return_token_strs](Result<inference::Tokenized> result) mutable {
+                               if (!result) return context.fail(result.error());
+                               context.respond({.body = api::tokenize_json(*result, max_model_len, with_strings)});
+                             });
+}
+
+void App::Impl::detokenize(Context context) {
+  auto call = api::parse_detokenize(context.exchange->request().body, {options.reject_unknown_fields});
+  context.exchange->request() = {};
+  if (!call) return context.fail(call.error());
+  log_unknown(context, call->unknown);
+  const auto service = find_model(call->model);
+  if (!service) return context.fail(service.error());
+  (*service)->detokenize_async(std::move(call->tokens),
+                               [context = std::move(context)](Result<std::string> result) mutable {
+                                 if (!result) return context.fail(result.error());
+                                 context.respond({.body = api::detokenize_json(*result)});
+                               });
+}
+
+void App::Impl::models(Context context) {
+  std::vector<api::ModelCard> cards;
+  for (const auto& entry : registry.list()) {
+    if (!entry.service) continue;
+    const int length = entry.service->capabilities().max_model_len;
+    cards.push_back({entry.name, entry.name, entry.created, length});
+    for (const std::string& alias : entry.aliases) cards.push_back({alias, entry.name, entry.created, length});
+  }
+  context.respond({.body = api::models_json(cards)});
+}
+
+void App::Impl::model(Context context) {
+  const auto entry = registry.entry(context.rest);
+  if (!entry) return context.fail(entry.error());
+  const int length = entry->service ? entry->service->capabilities().max_model_len : 0;
+  context.respond({.body = api::model_json({context.rest, entry->name, entry->created, length})});
+}
+
+std::string App::Impl::models_state_json(std::string_view status) const {
+  std::string out = "{\"status\":\"" + std::string(status) + "\",\"progress\":";
+  api::append_json_float(out, static_cast<float>(lifecycle.progress()));
+  out += ",\"models\":[";
+  bool first = true;
+  for (const auto& entry : registry.list()) {
+    if (!std::exchange(first, false)) out += ',';
+    out += "{\"name\":";
+    api::append_json_string(out, entry.name);
+    out += ",\"state\":\"" + std::string(state_name(entry.state)) + "\",\"progress\":";
+    api::append_json_float(out, static_cast<float>(entry.progress));
+    if (!entry.detail.empty()) {
+      out += ",\"detail\":";
+      api::append_json_string(out, entry.detail);
+    }
+    out += '}';
+  }
+  out += "]}";
+  return out;
+}
+
+void App::Impl::health(Context context) {
+  const State state = lifecycle.state();
+  if (state == State::starting) return context.respond({.status = 503, .body = models_state_json("starting")});
+  for (const auto& entry : registry.list()) {
+    const bool well = entry.state == registry::ModelState::loading ||
+                      (entry.service && entry.service->health().state == inference::Health::State::ready);
+    if (!well) return context.respond({.status = 503, .body = models_state_json("degraded")});
+  }
+  if (state == State::refusing) return context.respond(status_json(503, "ending"));
+  context.respond(status_json(200, state == State::draining ? "draining" : "ok"));
+}
+
+void App::Impl::live(Context context) {
+  const double limit = std::chrono::duration<double>(options.stall_limit).count();
+  for (const auto& entry : registry.list()) {
+    if (!entry.service) continue;
+    const inference::Health health = entry.service->health();
+    if (health.state == inference::Health::State::dead || health.seconds_since_step > limit)
+      return context.respond({.status = 503, .body = models_state_json("hanging")});
+  }
+  context.respond(status_json(200, "ok"));
+}
+
+void App::Impl::ready(Context context) {
+  switch (lifecycle.state()) {
+    case State::ready:
+      return context.respond(status_json(200, "ready"));
+    case State::starting:
+      return context.respond({.status = 503, .body = models_state_json("starting")});
+    case State::draining:
+    case State::refusing:
+      return context.respond(status_json(503, "ending"));
+  }
+}
+
+void App::Impl::startup(Context context) {
+  const bool started = lifecycle.state() != State::starting;
+  context.respond({.status = started ? 200 : 503, .body = models_state_json(started ? "started" : "starting")});
+}
+
+void App::Impl::version(Context context) {
+  std::string body = "{\"version\":";
+  api::append_json_string(body, options.version);
+  body += '}';
+  context.respond({.body = std::move(body)});
+}
+
+void App::Impl::metrics_page(Context context) {
+  std::vector<metrics::ModelSample> samples;
+  for (const auto& entry : registry.list())
+    if (entry.service) samples.push_back({entry.name, entry.service->stats()});
+  metrics::ProcessSample process = metrics::sample_process();
+  if (options.open_connections) process.http_connections = options.open_connections();
+  context.respond({.body = metrics::render(samples, process), .content_type = std::string(metrics::kContentType)});
+}
+
+void App::Impl::index(Context context) {
+  std::string text = "xgen-model " + options.version + "\n\n";
+  for (const Route& route : kRoutes) {
+    std::string line = std::string(route.method) + " " + std::string(route.pattern);
+    line.resize(std::max<std::size_t>(line.size() + 1, 28), ' ');
+    text += line + std::string(route.doc) + "\n";
+  }
+  context.respond({.body = std::move(text), .content_type = "text/plain; charset=utf-8"});
+}
+
+App::App(AppOptions options, registry::Registry& registry, Lifecycle& lifecycle)
+    : impl_(std::make_unique<Impl>(std::move(options), registry, lifecycle)) {}
+App::~App() = default;
+
+http::Handler App::handler() {
+  return [impl = impl_.get()](std::shared_ptr<http::Exchange> exchange) { impl->handle(std::move(exchange)); };
+}
+
+http::ErrorPage App::error_page() {
+  return [](int status, std::string_view message) {
+    const Error error = make_error(api::error_code_of_status(status), std::string(message));
+    http::Response response = error_response(error, make_request_id());
+    response.status = status;
+    return response;
+  };
+}
+
+std::vector<std::string> route_list() {
+  std::vector<std::string> list;
+  for (const Route& route : kRoutes) list.push_back(std::string(route.method) + " " + std::string(route.pattern));
+  return list;
+}
+
+std::string reference_markdown() {
+  std::string out =
+      "# The HTTP API\n\nMade by `xgen-model` itself from the tables that drive it.\n\n## Routes\n\n"
+      "| method | path | what it does |\n| --- | --- | --- |\n";
+  for (const Route& route : kRoutes)
+    out += "| " + std::string(route.method) + " | `" + std::string(route.pattern) + "` | " + std::string(route.doc) +
+           " |\n";
+  out += "\nThe same routes answer under";
+  for (std::size_t i = 0; i < std::size(kPrefixes); ++i)
+    out += (i == 0 ? " `" : " and `") + std::string(kPrefixes[i]) + "`";
+  out +=
+      ". HEAD is answered wherever GET is. A request may carry `x-request-id` (up to 128 printable characters); it, or "
+      "one made here, comes back with every answer.\n\n## Parameters\n\nA field that is null counts as left out. A "
+      "field "
+      "that no specification knows is refused with 400, unless `server.unknown_fields` is `warn`.\n\n" +
+      api::parameters_markdown() +
+      "\n## Errors\n\nEvery error is `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`; `param` names the field "
+      "at "
+      "fault. 429 and 503 carry `Retry-After`. An error inside a stream is one `data:` chunk of this shape, then "
+      "`data: [DONE]`.\n\n" +
+      api::errors_markdown();
+  return out;
+}
+
+}  // namespace xgen::server

@@ -1,0 +1,47 @@
+// App: the routes. It brings requests from http to the models of the registry, and their answers back.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "http/server.h"
+#include "registry/registry.h"
+#include "server/lifecycle.h"
+
+namespace xgen::server {
+
+struct AppOptions {
+  std::string version;
+  std::chrono::milliseconds request_timeout{600'000};  // of one inference request: 408; 0 = none
+  bool reject_unknown_fields = true;                   // false: logged and let through
+  std::chrono::milliseconds stall_limit{60'000};       // an engine step that runs longer makes /health/live fail
+  std::function<std::size_t()> open_connections;       // for /metrics; may be empty
+};
+
+// Thread-safe. Registry and lifecycle must outlive the app; the app must outlive the HTTP server that calls it.
+class App {
+ public:
+  App(AppOptions options, registry::Registry& registry, Lifecycle& lifecycle);
+  ~App();
+
+  http::Handler handler();
+  http::ErrorPage error_page();
+
+  struct Impl;
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// docs/api.md: routes, parameters and errors, from the tables in the code.
+std::string reference_markdown();
+
+// The routes as "METHOD /path", for tests and for the first lines that `serve` prints.
+std::vector<std::string> route_list();
+
+}  // namespace xgen::server

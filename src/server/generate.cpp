@@ -1,0 +1,223 @@
+#include "server/generate.h"
+
+#include <algorithm>
+#include <mutex>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "api/answer.h"
+#include "api/errors.h"
+
+namespace xgen::server {
+namespace {
+
+using inference::Event;
+
+// An answer that is not streamed wakes the server thread this rarely before its end.
+constexpr std::size_t kGatheredEvents = 256;
+
+// Events arrive on the engine's thread, which only puts them into `inbox_` and asks for a wake-up; one wake-up takes
+// all that have come by then. Everything else happens on the exchange's server thread.
+class Call final : public http::ExchangeListener, public std::enable_shared_from_this<Call> {
+ public:
+  Call(std::shared_ptr<http::Exchange> exchange, RequestInfo info, const api::GenerateCall& call, api::AnswerHead head)
+      : exchange_(std::move(exchange)),
+        info_(std::move(info)),
+        model_(call.model),
+        n_(head.n),
+        prompts_(call.requests.size()),
+        unfinished_(call.requests.size()) {
+    if (call.stream)
+      encoder_.emplace(std::move(head), prompts_, call.include_usage);
+    else
+      builder_.emplace(std::move(head), prompts_);
+  }
+
+  void start(std::vector<inference::GenerateRequest> requests, inference::ModelService& service);
+
+  // On the engine's thread.
+  void deliver(std::size_t prompt, Event event) {
+    const bool terminal =
+        std::holds_alternative<inference::Finished>(event) || std::holds_alternative<inference::Failed>(event);
+    bool wake = false;
+    {
+      std::lock_guard lock(mutex_);
+      if (over_) return;
+      inbox_.emplace_back(prompt, std::move(event));
+      wake = terminal || encoder_.has_value() || inbox_.size() >= kGatheredEvents;
+    }
+    if (wake) exchange_->wake();
+  }
+
+  void on_wake() override;
+  void on_close() override;
+
+ private:
+  struct Sink final : inference::EventSink {
+    Sink(std::shared_ptr<Call> owner, std::size_t index) : call(std::move(owner)), prompt(index) {}
+    void on_event(Event event) override { call->deliver(prompt, std::move(event)); }
+    std::shared_ptr<Call> call;
+    std::size_t prompt;
+  };
+
+  bool choice_exists(const Event& event) const;
+  void take(std::size_t prompt, const Event& event);
+  void flush_held();
+  void fail(const Error& error);
+  void end(int status);
+
+  std::shared_ptr<http::Exchange> exchange_;
+  RequestInfo info_;
+  std::string model_;
+  int n_;
+  std::size_t prompts_;
+  std::size_t unfinished_;
+  std::optional<api::StreamEncoder> encoder_;
+  std::optional<api::AnswerBuilder> builder_;
+  std::vector<std::unique_ptr<inference::RequestHandle>> handles_;
+  std::vector<std::vector<Event>> held_;  // per prompt, while the client reads too slowly
+  std::string out_;                       // SSE events of one wake-up
+  bool streaming_ = false;
+
+  std::mutex mutex_;
+  bool over_ = false;  // answered or closed: later events are dropped
+  std::vector<std::pair<std::size_t, Event>> inbox_;
+};
+
+void Call::start(std::vector<inference::GenerateRequest> requests, inference::ModelService& service) {
+  exchange_->set_listener(shared_from_this());
+  handles_.reserve(requests.size());
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    auto handle = service.generate_async(std::move(requests[i]), std::make_shared<Sink>(shared_from_this(), i));
+    if (handle) handles_.push_back(std::move(handle));
+  }
+}
+
+bool Call::choice_exists(const Event& event) const {
+  if (const auto* delta = std::get_if<inference::Delta>(&event)) return delta->choice >= 0 && delta->choice < n_;
+  if (const auto* end = std::get_if<inference::ChoiceFinished>(&event)) return end->choice >= 0 && end->choice < n_;
+  return true;
+}
+
+void Call::on_wake() {
+  std::vector<std::pair<std::size_t, Event>> events;
+  {
+    std::lock_guard lock(mutex_);
+    if (over_) return;
+    events.swap(inbox_);
+  }
+  const bool hold = streaming_ && exchange_->pending_bytes() > http::Exchange::kHighWater;
+  if (!hold) flush_held();
+  for (auto& [prompt, event] : events) {
+    if (const auto* failed = std::get_if<inference::Failed>(&event)) {
+      flush_held();
+      fail(failed->error);
+      return;
+    }
+    if (!choice_exists(event)) continue;
+    if (hold && !std::holds_alternative<inference::Finished>(event)) {
+      held_.resize(prompts_);
+      held_[prompt].push_back(std::move(event));
+      continue;
+    }
+    if (hold) flush_held();
+    take(prompt, event);
+  }
+  for (auto& waiting : held_) api::merge_deltas(waiting);
+  if (unfinished_ == 0) {
+    if (encoder_) {
+      encoder_->finish(out_);
+      exchange_->write(out_);
+      exchange_->end_stream();
+    } else {
+      exchange_->respond({.status = 200, .body = builder_->json(), .headers = {{"x-request-id", info_.id}}});
+    }
+    end(200);
+  } else if (!out_.empty()) {
+    exchange_->write(out_);
+    out_.clear();
+    if (out_.capacity() > 4096) std::string().swap(out_);
+  }
+}
+
+void Call::flush_held() {
+  for (std::size_t prompt = 0; prompt < held_.size(); ++prompt)
+    for (const Event& event : std::exchange(held_[prompt], {})) take(prompt, event);
+}
+
+void Call::take(std::size_t prompt, const Event& event) {
+  if (std::holds_alternative<inference::Finished>(event)) --unfinished_;
+  if (builder_) {
+    builder_->add(prompt, event);
+    return;
+  }
+  if (!streaming_) {
+    // Not before the engine has accepted the request: until then an error still gets its own status.
+    streaming_ = true;
+    exchange_->begin_stream(200, "text/event-stream; charset=utf-8",
+                            {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}, {"x-request-id", info_.id}});
+  }
+  encoder_->add(prompt, event, out_);
+}
+
+void Call::fail(const Error& error) {
+  const int status = api::error_kind(error.code).status;
+  if (streaming_) {
+    api::append_stream_error(error, out_);
+    exchange_->write(out_);
+    exchange_->end_stream();
+  } else {
+    exchange_->respond(error_response(error, info_.id));
+  }
+  end(status);
+}
+
+void Call::on_close() { end(499); }
+
+// Logs, and lets go of everything that could keep this call or its requests alive.
+void Call::end(int status) {
+  std::vector<std::pair<std::size_t, Event>> dropped;
+  {
+    std::lock_guard lock(mutex_);
+    if (over_) return;
+    over_ = true;
+    dropped.swap(inbox_);
+  }
+  handles_.clear();
+  const int tokens = encoder_ ? encoder_->usage().completion_tokens : builder_->usage().completion_tokens;
+  log_request(info_, status, model_, tokens);
+}
+
+}  // namespace
+
+http::Response error_response(const Error& error, const std::string& request_id) {
+  const api::ErrorKind& kind = api::error_kind(error.code);
+  http::Response response{.status = kind.status, .body = api::error_json(error)};
+  response.headers.emplace_back("x-request-id", request_id);
+  if (kind.status == 429 || kind.status == 503)
+    response.headers.emplace_back("Retry-After", std::to_string(std::max(1, error.retry_after_s)));
+  return response;
+}
+
+void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call,
+              inference::ModelService& service, std::string fingerprint) {
+  const auto& first = call.requests.front();
+  api::AnswerHead head{
+      .endpoint = call.endpoint,
+      .id = (call.endpoint == api::Endpoint::chat ? "chatcmpl-" : "cmpl-") + info.id,
+      .created =
+          std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count(),
+      .model = call.model,
+      .fingerprint = std::move(fingerprint),
+      .n = first.n,
+      .logprobs = first.logprobs.has_value(),
+      .top_logprobs = first.logprobs.value_or(0),
+  };
+  for (std::size_t i = 0; i < call.requests.size(); ++i)
+    call.requests[i].request_id = i == 0 ? info.id : info.id + "-" + std::to_string(i);
+  const auto running = std::make_shared<Call>(std::move(exchange), std::move(info), call, std::move(head));
+  running->start(std::move(call.requests), service);
+}
+
+}  // namespace xgen::server

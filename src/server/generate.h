@@ -1,0 +1,22 @@
+// One running call of /v1/completions or /v1/chat/completions: from the engine's events to the exchange.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "api/requests.h"
+#include "http/server.h"
+#include "inference/model_service.h"
+#include "server/request_info.h"
+
+namespace xgen::server {
+
+// Starts the call's requests and answers the exchange as their events come; logs the request at its end. A client that
+// goes away cancels them. Called on the exchange's server thread.
+void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call,
+              inference::ModelService& service, std::string fingerprint);
+
+// The answer to a request that failed, with Retry-After where waiting helps.
+http::Response error_response(const Error& error, const std::string& request_id);
+
+}  // namespace xgen::server

@@ -1,0 +1,29 @@
+// Lifecycle: what the process as a whole is doing; main sets it, health and the inference routes read it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace xgen::server {
+
+class Lifecycle {
+ public:
+  enum class State : std::uint8_t {
+    starting,  // loading models
+    ready,
+    draining,  // told to end: not ready any more, but still serving what comes
+    refusing,  // new requests for inference get 503; running ones go on
+  };
+
+  State state() const { return state_.load(std::memory_order_relaxed); }
+  void set(State state) { state_.store(state, std::memory_order_relaxed); }
+  // Of the start, 0–1.
+  double progress() const { return progress_.load(std::memory_order_relaxed); }
+  void set_progress(double progress) { progress_.store(progress, std::memory_order_relaxed); }
+
+ private:
+  std::atomic<State> state_{State::starting};
+  std::atomic<double> progress_{0};
+};
+
+}  // namespace xgen::server
