@@ -621,7 +621,31 @@ std::vector<std::string> key_names() {
 }
 
 std::string reference_markdown() {
-  std::string out;
+  std::string out = R"(# models.yaml
+
+<!-- Printed by `xgen-model docs configuration`; the text and the tables are in src/config/config.cpp. -->
+
+The file is looked for in this order: `--config FILE`, the environment variable `MODEL_CONFIG_PATH`, `models.yaml` in the working
+directory. Without any, or without a `models` key in it, the built-in model `xgen-demo` is served. `xgen-model serve PATH` serves one
+model with no file at all. The same file serves a shell, systemd, Docker and Kubernetes; no environment variable but the one above is read
+for settings. Flags of the command line (`--host`, `--port`, …) win over the file.
+
+Unknown keys, wrong types, repeated names and missing paths are errors that name file, line, column, key and what was expected; nothing
+is started then, and the exit code is 2. `xgen-model check` checks a file and prints the memory plan.
+
+Sizes are written `512MiB`, `2GiB` (powers of 1024) or `2GB` (of 1000); durations `250ms`, `30s`, `10m`, `2h`.
+
+```yaml
+server: {port: 8000, drain_delay: 5s}
+memory: {host: 80%}
+defaults: {max_num_seqs: 64}          # settings for all models
+models:
+  - name: qwen3-0.6b                  # what clients put into "model"
+    aliases: [default]
+    source: /models/Qwen3-0.6B        # a folder, or a .gguf file; relative to this file
+    kv_cache: 2GiB
+```
+)";
   append_reference(out, "server", "server.", server_keys());
   append_reference(out, "log", "log.", log_keys());
   append_reference(out, "memory", "memory.", memory_keys());

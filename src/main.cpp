@@ -1,0 +1,475 @@
+// xgen-model: reads the command line and the configuration, wires the parts together, runs, and drains on a signal.
+#include <pthread.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "base/worker_pool.h"
+#include "config/config.h"
+#include "demo_model.h"
+#include "engine/local_service.h"
+#include "http/server.h"
+#include "kernels/kernel_table.h"
+#include "metrics/metrics.h"
+#include "registry/registry.h"
+#include "server/app.h"
+#include "server/lifecycle.h"
+
+namespace xgen {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Exit codes: 1 for what goes wrong while running, 2 for what the user wrote.
+constexpr int kFailed = 1;
+constexpr int kMisused = 2;
+
+int complain(int code, const std::string& message) {
+  std::fprintf(stderr, "xgen-model: %s\n", message.c_str());
+  return code;
+}
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+std::string ms_text(double ms) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.1f", ms);
+  return text;
+}
+
+// What the command line may set, over the file.
+struct Flags {
+  std::string source;  // serve PATH
+  std::string config;
+  std::optional<std::string> host;
+  std::optional<int> port;
+  std::optional<std::string> name;
+  std::optional<int> max_model_len;
+  std::optional<int> max_num_seqs;
+  std::optional<int> threads;
+  std::optional<std::string> kernels;
+  std::optional<std::string> log_level;
+  std::optional<std::string> log_format;
+};
+
+void add_flags(CLI::App& command, Flags& flags) {
+  command.add_option("source", flags.source, "A model folder or a .gguf file to serve, instead of a models.yaml");
+  command.add_option("--config", flags.config, "The models.yaml (default: $MODEL_CONFIG_PATH, then ./models.yaml)");
+  command.add_option("--name", flags.name, "Name of the model given as PATH");
+  command.add_option("--max-model-len", flags.max_model_len, "Most tokens of prompt and answer, for every model")
+      ->check(CLI::Range(1, 100'000'000));
+  command.add_option("--max-num-seqs", flags.max_num_seqs, "Sequences computed at the same time, for every model")
+      ->check(CLI::Range(1, 65536));
+  command.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024));
+  command.add_option("--kernels", flags.kernels, "Instruction set")->check(CLI::IsMember({"auto", "scalar", "avx2"}));
+  command.add_option("--log-level", flags.log_level, "Least level that is logged")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}));
+  command.add_option("--log-format", flags.log_format, "Form of the log lines")->check(CLI::IsMember({"text", "json"}));
+}
+
+Result<config::Config> load_config(const Flags& flags) {
+  std::string path = flags.config;
+  if (!flags.source.empty() && !path.empty())
+    return make_error(ErrorCode::invalid_argument, "give either PATH or --config, not both");
+  if (path.empty() && flags.source.empty()) {
+    const char* variable = std::getenv("MODEL_CONFIG_PATH");
+    if (variable != nullptr) path = variable;
+    std::error_code error;
+    if (path.empty() && std::filesystem::exists("models.yaml", error)) path = "models.yaml";
+  }
+  auto config = !flags.source.empty() ? config::single_model_config(flags.source)
+                : !path.empty()       ? config::load_file(path)
+                                      : Result<config::Config>(config::demo_config());
+  if (!config) return config;
+  if (flags.name) {
+    if (flags.source.empty()) return make_error(ErrorCode::invalid_argument, "--name needs a model PATH");
+    config->models.front().name = *flags.name;
+  }
+  if (flags.host) config->server.host = *flags.host;
+  if (flags.port) config->server.port = *flags.port;
+  if (flags.threads) config->compute.threads = *flags.threads;
+  if (flags.kernels) config->compute.kernels = *flags.kernels;
+  for (config::Model& model : config->models) {
+    if (flags.max_model_len) model.settings.max_model_len = *flags.max_model_len;
+    if (flags.max_num_seqs) model.settings.max_num_seqs = *flags.max_num_seqs;
+  }
+  static constexpr std::string_view kLevels[] = {"debug", "info", "warn", "error", "off"};
+  if (flags.log_level)
+    config->log.level =
+        static_cast<log::Level>(std::find(std::begin(kLevels), std::end(kLevels), *flags.log_level) - kLevels);
+  if (flags.log_format) config->log.format = *flags.log_format == "json" ? log::Format::json : log::Format::text;
+  return config;
+}
+
+// One model on its way from the configuration to the registry.
+struct PlannedModel {
+  const config::Model* model = nullptr;
+  engine::LocalServiceOptions options;
+  engine::LocalPlan plan;
+};
+
+Result<const kernels::KernelTable*> choose_kernels(const std::string& name) {
+  return kernels::select_kernels(name == "auto" ? std::string_view{} : std::string_view(name));
+}
+
+Result<engine::LocalServiceOptions> service_options(const config::Model& model) {
+  engine::LocalServiceOptions options;
+  options.name = model.name;
+  if (model.source == config::kDemoSource) {
+    options.files = demo_model_files();
+  } else {
+    auto files = open_files(model.source);
+    if (!files) return std::move(files).error();
+    options.files = *std::move(files);
+  }
+  const config::ModelSettings& settings = model.settings;
+  options.max_model_len = settings.max_model_len;
+  options.max_num_seqs = settings.max_num_seqs;
+  options.max_num_batched_tokens = settings.max_num_batched_tokens;
+  options.max_waiting = static_cast<int>(settings.max_waiting);
+  options.kv_cache_bytes = settings.kv_cache;
+  options.kv_dtype = settings.kv_cache_dtype;
+  options.enable_prefix_caching = settings.prefix_caching;
+  return options;
+}
+
+// Plans every model's memory within the one budget, before anything is loaded or bound. What is left after weights,
+// workspaces and the KV caches that were given in bytes is shared equally by the models that left theirs open.
+Result<std::vector<PlannedModel>> plan_models(const config::Config& config, const std::shared_ptr<WorkerPool>& pool,
+                                              const kernels::KernelTable* table) {
+  const std::uint64_t budget = config.memory.host.of(available_host_memory());
+  std::vector<PlannedModel> planned;
+  const auto plan = [&](PlannedModel& each, std::uint64_t share) -> Status {
+    each.options.memory_budget = share;
+    auto result = engine::plan_local_service(each.options);
+    if (!result) {
+      Error error = std::move(result).error();
+      error.message = each.model->where + ": model '" + each.model->name + "': " + error.message;
+      return error;
+    }
+    each.plan = *std::move(result);
+    return {};
+  };
+  for (const config::Model& model : config.models) {
+    auto options = service_options(model);
+    if (!options)
+      return make_error(options.error().code, model.where + ": model '" + model.name + "': " + options.error().message);
+    PlannedModel each{&model, *std::move(options), {}};
+    each.options.pool = pool;
+    each.options.kernels = table;
+    // A single model is planned against the budget at once; several first without, to learn what they need.
+    if (Status status = plan(each, config.models.size() == 1 ? budget : 0); !status) return std::move(status).error();
+    planned.push_back(std::move(each));
+  }
+  if (planned.size() == 1) return planned;
+
+  std::uint64_t fixed = 0, wanted = 0;
+  std::size_t open = 0;
+  std::string list;
+  for (const PlannedModel& each : planned) {
+    const engine::MemoryPlan& memory = each.plan.memory;
+    const bool given = each.options.kv_cache_bytes.has_value();
+    fixed += memory.weights + memory.workspace + (given ? memory.kv_bytes : 0);
+    open += given ? 0 : 1;
+    wanted += memory.total;
+    list += "\n  " + each.model->name + ": " + engine::describe(memory);
+  }
+  if (wanted <= budget) return planned;
+  if (fixed >= budget) {
+    return make_error(ErrorCode::unavailable, (config.file.empty() ? std::string() : config.file + ": ") +
+                                                  "memory.host: the models need " + format_bytes(fixed) +
+                                                  " even without KV caches of open size, but the budget is " +
+                                                  format_bytes(budget) + ":" + list);
+  }
+  for (PlannedModel& each : planned) {
+    if (each.options.kv_cache_bytes) continue;
+    const engine::MemoryPlan& memory = each.plan.memory;
+    if (Status status = plan(each, memory.weights + memory.workspace + (budget - fixed) / open); !status)
+      return std::move(status).error();
+  }
+  return planned;
+}
+
+void print_plan(const std::vector<PlannedModel>& planned, std::uint64_t budget) {
+  std::uint64_t total = 0;
+  for (const PlannedModel& each : planned) {
+    const engine::MemoryPlan& memory = each.plan.memory;
+    const model::ModelInfo& info = each.plan.info;
+    std::printf("%s (%s, %s, %d layers, vocabulary %d)\n", each.model->name.c_str(), info.architecture.c_str(),
+                info.weight_format.c_str(), info.num_layers, info.vocab_size);
+    std::printf("  weights    %12s\n", format_bytes(memory.weights).c_str());
+    std::printf("  KV cache   %12s   %lld tokens in %d blocks of %d, %s\n", format_bytes(memory.kv_bytes).c_str(),
+                static_cast<long long>(memory.kv_tokens), memory.kv_blocks, memory.block_size,
+                std::string(dtype_info(memory.kv_dtype).name).c_str());
+    std::printf("  workspace  %12s\n", format_bytes(memory.workspace).c_str());
+    std::printf("  total      %12s   max_model_len %d, max_num_seqs %d, max_num_batched_tokens %d\n",
+                format_bytes(memory.total).c_str(), memory.max_model_len, memory.max_num_seqs,
+                memory.max_num_batched_tokens);
+    total += memory.total;
+  }
+  std::printf("all models   %12s   of a budget of %s\n", format_bytes(total).c_str(), format_bytes(budget).c_str());
+}
+
+int check(const Flags& flags) {
+  auto config = load_config(flags);
+  if (!config) return complain(kMisused, config.error().message);
+  auto table = choose_kernels(config->compute.kernels);
+  if (!table) return complain(kMisused, "compute.kernels: " + table.error().message);
+  auto pool = std::make_shared<WorkerPool>(1);
+  auto planned = plan_models(*config, pool, *table);
+  if (!planned) return complain(kMisused, planned.error().message);
+  std::printf("%s: valid\n", config->file.empty() ? "configuration" : config->file.c_str());
+  print_plan(*planned, config->memory.host.of(available_host_memory()));
+  return 0;
+}
+
+// Takes SIGTERM and SIGINT on a thread of its own. The first begins the shutdown; the second ends the process at once.
+class Signals {
+ public:
+  // Must be made before any other thread, so that all inherit the mask.
+  Signals() {
+    sigemptyset(&set_);
+    sigaddset(&set_, SIGTERM);
+    sigaddset(&set_, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set_, nullptr);
+    std::signal(SIGPIPE, SIG_IGN);
+    std::thread([this] { run(); }).detach();
+  }
+
+  // Waits for the first signal; its number.
+  int wait() {
+    std::unique_lock lock(mutex_);
+    arrived_.wait(lock, [&] { return signal_ != 0; });
+    return signal_;
+  }
+  // Before models serve there is nothing to drain: a signal then ends the process.
+  void serving() {
+    std::lock_guard lock(mutex_);
+    serving_ = true;
+  }
+
+ private:
+  void run() {
+    for (;;) {
+      int number = 0;
+      if (sigwait(&set_, &number) != 0) continue;
+      std::lock_guard lock(mutex_);
+      if (signal_ != 0) {
+        log::warn("server", "second signal: ending at once", {{"signal", strsignal(number)}});
+        _exit(128 + number);
+      }
+      if (!serving_) {
+        log::info("server", "signal while starting: ending", {{"signal", strsignal(number)}});
+        _exit(0);
+      }
+      signal_ = number;
+      arrived_.notify_all();
+    }
+  }
+
+  sigset_t set_{};
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  int signal_ = 0;
+  bool serving_ = false;
+};
+
+void print_hints(const config::Config& config, int port) {
+  const std::string host =
+      config.server.host == "0.0.0.0" || config.server.host == "::" ? "localhost" : config.server.host;
+  const std::string url =
+      "http://" + (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(port);
+  const std::string& name = config.models.front().name;
+  std::printf("xgen-model " XGEN_VERSION " serves %s%s at %s/v1\n", name.c_str(),
+              name == config::kDemoName ? ", its built-in demo model," : "", url.c_str());
+  std::printf(
+      "  Try it:         curl %s/v1/chat/completions -H 'Content-Type: application/json' -d "
+      "'{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"How do I add a model?\"}]}'\n",
+      url.c_str(), name.c_str());
+  if (name == config::kDemoName) {
+    std::printf("  Your own model: xgen-model serve /path/to/model   (a folder with safetensors, or a .gguf file)\n");
+    std::printf("  Several:        list them in models.yaml, then xgen-model serve --config models.yaml\n");
+  }
+  std::fflush(stdout);
+}
+
+http::ServerOptions http_options(const config::Server& server) {
+  http::ServerOptions options;
+  options.host = server.host;
+  options.port = static_cast<std::uint16_t>(server.port);
+  options.threads = server.threads;
+  options.max_connections = static_cast<std::size_t>(server.max_connections);
+  options.max_header_bytes = server.max_headers;
+  options.max_body_bytes = server.max_body;
+  options.header_timeout = server.header_timeout;
+  options.body_timeout = server.body_timeout;
+  options.write_timeout = server.write_timeout;
+  options.idle_timeout = server.idle_timeout;
+  return options;
+}
+
+std::uint64_t requests_in_flight(const registry::Registry& registry) {
+  std::uint64_t sum = 0;
+  for (const registry::ModelEntry& entry : registry.list()) {
+    if (!entry.service) continue;
+    const inference::ServiceStats stats = entry.service->stats();
+    sum += stats.requests_running + stats.requests_waiting;
+  }
+  return sum;
+}
+
+// Not ready at once; for drain_delay everything is still served, so that load balancers can notice; then new requests
+// get 503 while running ones finish within drain_timeout.
+void drain(int signal, const config::Server& settings, server::Lifecycle& lifecycle, http::Server& http,
+           const registry::Registry& registry) {
+  lifecycle.set(server::Lifecycle::State::draining);
+  http.close_connections_after_answers();
+  log::info("server", "draining",
+            {{"signal", strsignal(signal)}, {"requests", std::to_string(requests_in_flight(registry))}});
+  if (signal != SIGINT) std::this_thread::sleep_for(settings.drain_delay);
+  lifecycle.set(server::Lifecycle::State::refusing);
+  const Clock::time_point deadline = Clock::now() + settings.drain_timeout;
+  while (requests_in_flight(registry) > 0 && Clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+  const bool clean = http.drain(std::max(left, std::chrono::milliseconds(100)));
+  log::info("server", clean ? "stopped; every request was finished" : "stopped; drain_timeout cut off running requests",
+            {{"requests", std::to_string(requests_in_flight(registry))}});
+}
+
+int serve(const Flags& flags) {
+  const Clock::time_point start = Clock::now();
+  Signals signals;
+
+  auto config = load_config(flags);
+  if (!config) return complain(kMisused, config.error().message);
+  log::set_level(config->log.level);
+  log::set_format(config->log.format);
+  auto table = choose_kernels(config->compute.kernels);
+  if (!table) return complain(kMisused, "compute.kernels: " + table.error().message);
+  const int threads = config->compute.threads != 0 ? config->compute.threads : available_cpus();
+  auto pool = std::make_shared<WorkerPool>(threads);
+  auto planned = plan_models(*config, pool, *table);
+  if (!planned) return complain(kMisused, planned.error().message);
+  const double plan_ms = ms_since(start);
+
+  registry::Registry registry;
+  for (const PlannedModel& each : *planned) {
+    if (Status status = registry.add(each.model->name, each.model->aliases); !status)
+      return complain(kMisused, status.error().message);
+  }
+  server::Lifecycle lifecycle;
+  std::atomic<http::Server*> http_server{nullptr};
+  server::AppOptions app_options;
+  app_options.version = XGEN_VERSION;
+  app_options.request_timeout = config->server.request_timeout;
+  app_options.reject_unknown_fields = config->server.unknown_fields == "reject";
+  app_options.open_connections = [&] {
+    const http::Server* server = http_server.load();
+    return server == nullptr ? std::size_t{0} : server->open_connections();
+  };
+  server::App app(std::move(app_options), registry, lifecycle);
+  auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());
+  if (!http) return complain(kFailed, http.error().message);
+  http_server.store(http->get());
+  (*http)->start();
+  const double bind_ms = ms_since(start) - plan_ms;
+  print_hints(*config, (*http)->port());
+
+  for (std::size_t i = 0; i < planned->size(); ++i) {
+    PlannedModel& each = (*planned)[i];
+    const Clock::time_point load_start = Clock::now();
+    const std::string name = each.model->name;
+    each.options.progress = [&, i](double share) {
+      registry.set_progress(name, share);
+      lifecycle.set_progress((static_cast<double>(i) + share) / static_cast<double>(planned->size()));
+    };
+    auto loaded = engine::load_local_service(std::move(each.options));
+    if (!loaded) return complain(kFailed, each.model->where + ": model '" + name + "': " + loaded.error().message);
+    log::info("loader", "model ready",
+              {{"model", name},
+               {"architecture", loaded->plan.info.architecture},
+               {"format", loaded->plan.info.weight_format},
+               {"memory", engine::describe(loaded->plan.memory)},
+               {"max_model_len", std::to_string(loaded->plan.memory.max_model_len)},
+               {"load_ms", ms_text(ms_since(load_start))}});
+    registry.set_ready(name, std::move(loaded->service));
+  }
+  lifecycle.set(server::Lifecycle::State::ready);
+  signals.serving();
+  log::info("server", "ready",
+            {{"ms", ms_text(ms_since(start))},
+             {"plan_ms", ms_text(plan_ms)},
+             {"bind_ms", ms_text(bind_ms)},
+             {"load_ms", ms_text(ms_since(start) - plan_ms - bind_ms)},
+             {"port", std::to_string((*http)->port())},
+             {"threads", std::to_string(threads)},
+             {"kernels", std::string((*table)->name)}});
+
+  const int signal = signals.wait();
+  drain(signal, config->server, lifecycle, **http, registry);
+  return 0;
+}
+
+int docs(const std::string& topic) {
+  const std::string text = topic == "configuration"
+                               ? config::reference_markdown()
+                               : server::reference_markdown() + "\n## Metrics\n\n" + metrics::reference_markdown();
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  return 0;
+}
+
+int main_with(int argc, char** argv) {
+  CLI::App command{"xgen-model " XGEN_VERSION ": serves language models over the OpenAI API"};
+  command.set_version_flag("--version", "xgen-model " XGEN_VERSION);
+  command.require_subcommand(1);
+  Flags flags;
+  CLI::App* serve_command =
+      command.add_subcommand("serve", "Serve models (with neither PATH nor configuration: the built-in demo)");
+  add_flags(*serve_command, flags);
+  serve_command->add_option("--host", flags.host, "Address to listen on");
+  serve_command->add_option("--port", flags.port, "TCP port; 0 takes a free one")->check(CLI::Range(0, 65535));
+  CLI::App* check_command =
+      command.add_subcommand("check", "Check the configuration and print the memory plan, without serving");
+  add_flags(*check_command, flags);
+  CLI::App* docs_command = command.add_subcommand("docs", "Print a reference page as Markdown");
+  std::string topic;
+  docs_command->add_option("page", topic, "Which page")->required()->check(CLI::IsMember({"configuration", "api"}));
+  try {
+    command.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return command.exit(error) == 0 ? 0 : kMisused;
+  }
+  if (serve_command->parsed()) return serve(flags);
+  if (check_command->parsed()) return check(flags);
+  return docs(topic);
+}
+
+}  // namespace
+}  // namespace xgen
+
+int main(int argc, char** argv) {
+  try {
+    return xgen::main_with(argc, argv);
+  } catch (const std::exception& error) {
+    return xgen::complain(xgen::kFailed, error.what());
+  }
+}
