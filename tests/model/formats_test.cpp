@@ -1,0 +1,177 @@
+// Weights in every format load in place and give what the same numbers in F32 give.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "golden.h"
+
+namespace xgen::model {
+namespace {
+
+using test::GgufValue;
+using test::Tensor;
+
+constexpr std::int64_t kHidden = 256;  // one block of the k-quants
+constexpr std::int64_t kInner = 256;
+constexpr std::int64_t kVocab = 64;
+
+// Where a block's F16 scales lie (ggml's published layouts); everything else in a block is free bits.
+std::vector<std::size_t> scale_offsets(DType type) {
+  switch (type) {
+    case DType::q4_0:
+    case DType::q5_0:
+    case DType::q8_0:
+      return {0};
+    case DType::q4_1:
+    case DType::q5_1:
+    case DType::q4_k:
+    case DType::q5_k:
+      return {0, 2};
+    case DType::q2_k:
+      return {80, 82};
+    case DType::q3_k:
+      return {108};
+    case DType::q6_k:
+      return {208};
+    default:
+      return {};
+  }
+}
+
+Tensor random_tensor(const std::string& name, DType type, const Shape& shape) {
+  const auto n = static_cast<std::size_t>(shape.elements());
+  const std::vector<float> u = counter_uniform(name, n);
+  if (type == DType::f32) return test::f32_tensor(name, shape, u);
+  const DTypeInfo& info = dtype_info(type);
+  Tensor tensor{name, type, shape, std::string(n / info.block * info.block_bytes, '\0')};
+  for (std::size_t i = 0; i < tensor.data.size(); ++i) {
+    tensor.data[i] = static_cast<char>(static_cast<int>(u[i % n] * 0x1p20F) >> 3);
+  }
+  if (!is_quantised(type)) {
+    for (std::size_t i = 0; i < n; ++i) {
+      const float x = u[i] * 0.15F;
+      const std::uint16_t bits = type == DType::f16 ? f32_to_f16(x) : f32_to_bf16(x);
+      std::memcpy(&tensor.data[i * 2], &bits, 2);
+    }
+    return tensor;
+  }
+  // Scales that bring the quants, whose range depends on the format, to about the size of trained weights.
+  const bool k_quant = info.block == 256;
+  const float size = k_quant ? 0.004F / static_cast<float>(type == DType::q6_k || type == DType::q3_k ? 16 : 8)
+                     : type == DType::q8_0 ? 0.002F
+                                           : 0.015F;
+  for (std::size_t block = 0; block < tensor.data.size(); block += info.block_bytes) {
+    for (const std::size_t offset : scale_offsets(type)) {
+      const std::uint16_t bits = f32_to_f16(size * (1 + 0.5F * u[block % n]));
+      std::memcpy(&tensor.data[block + offset], &bits, 2);
+    }
+  }
+  return tensor;
+}
+
+std::vector<Tensor> model_tensors(DType type) {
+  std::vector<Tensor> tensors{random_tensor("token_embd.weight", type, make_shape({kVocab, kHidden})),
+                              random_tensor("output.weight", type, make_shape({kVocab, kHidden}))};
+  for (const char* name : {"attn_q", "attn_k", "attn_v", "attn_output"}) {
+    tensors.push_back(random_tensor("blk.0." + std::string(name) + ".weight", type, make_shape({kHidden, kHidden})));
+  }
+  for (const char* name : {"ffn_gate", "ffn_up"}) {
+    tensors.push_back(random_tensor("blk.0." + std::string(name) + ".weight", type, make_shape({kInner, kHidden})));
+  }
+  tensors.push_back(random_tensor("blk.0.ffn_down.weight", type, make_shape({kHidden, kInner})));
+  for (const char* name : {"output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"}) {
+    tensors.push_back(test::f32_tensor(name, make_shape({kHidden}), std::vector<float>(kHidden, 1.0F)));
+  }
+  return tensors;
+}
+
+Tensor dequantised(const Tensor& tensor, const kernels::KernelTable& kernels) {
+  const TensorView view{tensor.dtype, tensor.shape, reinterpret_cast<const std::byte*>(tensor.data.data())};
+  std::vector<float> values(static_cast<std::size_t>(tensor.shape.elements()));
+  for (std::int64_t r = 0; r < view.rows(); ++r) kernels.dequantise_row(view, r, values.data() + r * view.cols());
+  return test::f32_tensor(tensor.name, tensor.shape, values);
+}
+
+FilePtr files_of(const std::vector<Tensor>& tensors) {
+  const std::vector<std::pair<std::string, GgufValue>> metadata{
+      {"general.architecture", "llama"},
+      {"llama.block_count", 1U},
+      {"llama.context_length", 128U},
+      {"llama.embedding_length", static_cast<std::uint32_t>(kHidden)},
+      {"llama.feed_forward_length", static_cast<std::uint32_t>(kInner)},
+      {"llama.attention.head_count", 4U},
+      {"llama.attention.layer_norm_rms_epsilon", 1e-5F},
+      {"tokenizer.ggml.eos_token_id", 5U},
+      {"tokenizer.ggml.eot_token_id", 7U}};
+  return test::memory_files("formats", {{"model.gguf", test::write_gguf(metadata, tensors)}});
+}
+
+class Formats : public testing::TestWithParam<DType> {};
+
+TEST_P(Formats, AgreeWithTheSameNumbersInF32) {
+  const std::vector<Tensor> stored = model_tensors(GetParam());
+  Tokens prompt;
+  for (std::int32_t i = 0; i < 20; ++i) prompt.push_back(i * 7 % kVocab);
+  for (const kernels::KernelTable* kernels : kernels::available_kernels()) {
+    std::vector<Tensor> plain;
+    for (const Tensor& tensor : stored) plain.push_back(dequantised(tensor, *kernels));
+    const auto decoder = load_decoder(*files_of(stored), {kernels, 0});
+    const auto reference = load_decoder(*files_of(plain), {kernels, 0});
+    ASSERT_TRUE(decoder && reference);
+    EXPECT_EQ(decoder->info().weight_format, dtype_info(GetParam()).name);
+    EXPECT_EQ(decoder->generation_defaults().eos_ids, (Tokens{5, 7}));
+    EXPECT_TRUE(decoder->is_gguf());
+    const Tokens positions{0, 9, 19};
+    const auto rows = Runner(*decoder).prefill(prompt, positions);
+    const auto expected = Runner(*reference).prefill(prompt, positions);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const double error = relative_error(rows[i], expected[i].data());
+      // Products with quantised weights may round activations to 8 bits per block.
+      EXPECT_LT(error, is_quantised(GetParam()) ? 2e-2 : 1e-5) << kernels->name << ", position " << positions[i];
+      RecordProperty(std::string(kernels->name) + std::to_string(positions[i]), std::to_string(error));
+    }
+    // In place: nothing of the size of a matrix is held beyond the file itself.
+    EXPECT_LT(decoder->workspace_bytes(1, 1, 1), std::uint64_t{4} << 20);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Formats,
+                         testing::Values(DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1, DType::q5_0,
+                                         DType::q5_1, DType::q2_k, DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k),
+                         [](const auto& p) { return std::string(dtype_info(p.param).name); });
+
+// transformers rounds Gemma's embedding scale to the weights' type.
+TEST(EmbeddingScale, IsRoundedToTheWeightsType) {
+  const GoldenCase golden = load_golden("gemma2");
+  auto half = golden.tensors;
+  auto rounded = golden.tensors;
+  for (std::size_t t = 0; t < half.size(); ++t) {
+    if (half[t].name != "model.embed_tokens.weight") continue;
+    const std::size_t n = half[t].data.size() / 4;
+    std::string bits(n * 2, '\0');
+    for (std::size_t i = 0; i < n; ++i) {
+      float x = 0;
+      std::memcpy(&x, &half[t].data[i * 4], 4);
+      const std::uint16_t b = f32_to_bf16(x);
+      std::memcpy(&bits[i * 2], &b, 2);
+      // sqrt(128) = 11.3137 is 11.3125 in BF16: the F32 twin gets the difference folded in.
+      x = bf16_to_f32(b);
+      std::memcpy(&rounded[t].data[i * 4], &x, 4);
+    }
+    half[t].dtype = DType::bf16;
+    half[t].data = bits;
+  }
+  const auto scale = std::sqrt(static_cast<float>(golden.config.at("hidden_size").as_int64()));
+  ASSERT_EQ(bf16_to_f32(f32_to_bf16(scale)), scale) << "8 is exact: the two must agree";
+  const auto a = load_decoder(*hf_files(golden.config, half));
+  const auto b = load_decoder(*hf_files(golden.config, rounded));
+  ASSERT_TRUE(a && b);
+  const Tokens last{static_cast<std::int32_t>(golden.prompts[0].tokens.size()) - 1};
+  const auto x = Runner(*a).prefill(golden.prompts[0].tokens, last);
+  const auto y = Runner(*b).prefill(golden.prompts[0].tokens, last);
+  EXPECT_LT(relative_error(x[0], y[0].data()), 1e-5);
+}
+
+}  // namespace
+}  // namespace xgen::model
