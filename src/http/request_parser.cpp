@@ -156,7 +156,7 @@ std::size_t RequestParser::feed(std::string_view bytes) {
     fail(431, "The header of the request is too large.");
   } else if (ec == error::body_limit) {
     fail(413, "The body of the request is larger than this server accepts.");
-  } else if (ec == error::bad_version) {
+  } else if (ec == error::bad_version && bytes.substr(0, bytes.find('\n')).ends_with('\r')) {
     fail(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.");
   } else if (ec == error::bad_field && impl_->head_done) {
     fail(400, "An HTTP/1.1 request needs exactly one Host header.");

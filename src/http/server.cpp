@@ -178,7 +178,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener);
   void wake(std::uint64_t id);
   bool exchange_closed(std::uint64_t id);
-  std::size_t pending() const { return pending_.load(std::memory_order_relaxed); }
+  std::size_t pending() const { return pending_.load(); }
 
  private:
   friend class IoThread;
@@ -215,7 +215,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool processing_ = false;
   bool reading_ = false;  // a read is pending
   bool write_blocked_ = false;
-  bool backlog_ = false;  // there were more than kHighWater bytes to send
   bool sent_continue_ = false;
   bool peer_done_ = false;    // the client has sent its last byte
   bool last_answer_ = false;  // nothing more is read after the bytes in output_
@@ -228,6 +227,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // Shared with the threads that answer.
   std::atomic<bool> scheduled_{false};
   std::atomic<bool> wake_{false};
+  std::atomic<bool> backlog_{false};  // more than kHighWater bytes were pending: on_wake() is due when they are sent
   std::atomic<std::size_t> pending_{0};
   std::mutex mutex_;
   struct Outbox {
@@ -611,7 +611,6 @@ void Connection::flush() {
         self->write_blocked_ = false;
         if (!failed) self->flush();
       });
-      if (pending() > Exchange::kHighWater) backlog_ = true;
       return;
     }
     if (error) {
@@ -619,7 +618,7 @@ void Connection::flush() {
       return;
     }
     sent_ += n;
-    pending_.fetch_sub(n, std::memory_order_relaxed);
+    pending_.fetch_sub(n);
   }
   // Everything is sent.
   if (wait_ == Wait::write)
@@ -629,8 +628,7 @@ void Connection::flush() {
     linger();
   } else if (running_ && finished) {
     complete();
-  } else if (running_ && backlog_) {
-    backlog_ = false;
+  } else if (running_ && backlog_.exchange(false)) {
     wake_.store(true);
     schedule();
   }
@@ -645,7 +643,7 @@ void Connection::complete() {
     close = box_.form.close;
   }
   running_ = false;
-  backlog_ = false;
+  backlog_.store(false);
   wake_.store(false);
   if (close || peer_done_) {
     last_answer_ = true;
@@ -800,7 +798,9 @@ void Connection::write(std::uint64_t id, std::string_view chunk) {
     else
       box_.bytes += chunk;
     const std::size_t added = box_.bytes.size() - before;
-    if (pending_.fetch_add(added, std::memory_order_relaxed) + added > Exchange::kMaxBacklog) box_.cut = true;
+    const std::size_t pending = pending_.fetch_add(added) + added;
+    if (pending > Exchange::kHighWater) backlog_.store(true);
+    if (pending > Exchange::kMaxBacklog) box_.cut = true;
   }
   schedule();
 }
@@ -876,8 +876,8 @@ class BeastServer final : public Server {
     if (error || found.empty())
       return make_error(ErrorCode::invalid_argument, "cannot listen on " + where + ": " + error.message(), "host");
     // A name such as localhost may have several addresses; IPv4 is what clients try when they are told 127.0.0.1.
-    auto chosen = std::find_if(found.begin(), found.end(),
-                               [](const auto& entry) { return entry.endpoint().address().is_v4(); });
+    auto chosen =
+        std::find_if(found.begin(), found.end(), [](const auto& entry) { return entry.endpoint().address().is_v4(); });
     const tcp::endpoint endpoint = chosen == found.end() ? found.begin()->endpoint() : chosen->endpoint();
     acceptor_.open(endpoint.protocol(), error);
     if (!error) acceptor_.set_option(tcp::acceptor::reuse_address(true), error);

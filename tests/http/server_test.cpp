@@ -1,0 +1,580 @@
+#include "http/server.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "support/raw_client.h"
+
+namespace xgen::http {
+namespace {
+
+using namespace std::chrono_literals;
+using scripted::Answer;
+using scripted::RawClient;
+using ::testing::HasSubstr;
+
+// A server whose paths say what to do:
+//   /echo    answers method, path, query and body        /silent  never answers, keeps the exchange
+//   /drop    lets go of the exchange                      /stream  three chunks
+//   /cut     begins a stream and lets go                  /flood   as much as the client takes, until it is gone
+//   /later   answers from another thread
+class ServerTest : public ::testing::Test {
+ protected:
+  struct Listener : ExchangeListener {
+    explicit Listener(ServerTest& owner) : test(owner) {}
+    void on_wake() override { test.wakes.fetch_add(1); }
+    void on_close() override { test.closes.fetch_add(1); }
+    ServerTest& test;
+  };
+  struct Flood : ExchangeListener {
+    Flood(ServerTest& owner, std::shared_ptr<Exchange> target) : test(owner), exchange(std::move(target)) {}
+    void on_wake() override {
+      while (exchange->pending_bytes() <= Exchange::kHighWater) {
+        exchange->write(std::string(16 * 1024, 'f'));
+        test.flooded.fetch_add(16 * 1024);
+      }
+    }
+    void on_close() override { test.closes.fetch_add(1); }
+    ServerTest& test;
+    std::shared_ptr<Exchange> exchange;
+  };
+
+  void handle(const std::shared_ptr<Exchange>& exchange) {
+    handled.fetch_add(1);
+    const Request& request = exchange->request();
+    if (request.path == "/drop") return;
+    if (request.path == "/cut") {
+      exchange->begin_stream(200, "text/plain", {});
+      exchange->write("half");
+      return;
+    }
+    if (request.path == "/stream") {
+      exchange->begin_stream(200, "text/plain", {{"x-kind", "stream"}});
+      for (const char* piece : {"one ", "two ", "three"}) exchange->write(piece);
+      exchange->end_stream();
+      return;
+    }
+    if (request.path == "/silent") {
+      exchange->set_listener(std::make_shared<Listener>(*this));
+      std::lock_guard lock(mutex);
+      kept.push_back(exchange);
+      return;
+    }
+    if (request.path == "/flood") {
+      exchange->begin_stream(200, "text/plain", {});
+      exchange->set_listener(std::make_shared<Flood>(*this, exchange));
+      exchange->wake();
+      return;
+    }
+    Response response{.status = 200,
+                      .body = request.method + " " + request.path + "?" + request.query + "|" + request.body,
+                      .content_type = "text/plain",
+                      .headers = {{"x-value", std::string(request.header("X-VALUE"))}}};
+    if (request.path == "/later") {
+      std::lock_guard lock(mutex);
+      threads.emplace_back([exchange, response] { exchange->respond(response); });
+      return;
+    }
+    exchange->respond(std::move(response));
+  }
+
+  void start(ServerOptions options = {}) {
+    options.host = "127.0.0.1";
+    options.port = 0;
+    auto bound = Server::bind(
+        options, [this](const std::shared_ptr<Exchange>& exchange) { handle(exchange); },
+        [](int status, std::string_view message) {
+          return Response{.status = status, .body = std::string(message), .content_type = "text/plain"};
+        });
+    ASSERT_TRUE(bound.ok()) << bound.error().message;
+    server = std::move(bound).value();
+    server->start();
+  }
+
+  void TearDown() override {
+    server.reset();
+    std::lock_guard lock(mutex);
+    for (auto& thread : threads) thread.join();
+    kept.clear();
+  }
+
+  template <class Predicate>
+  static bool eventually(Predicate predicate, std::chrono::milliseconds wait = 5s) {
+    const auto end = std::chrono::steady_clock::now() + wait;
+    while (!predicate()) {
+      if (std::chrono::steady_clock::now() > end) return false;
+      std::this_thread::sleep_for(1ms);
+    }
+    return true;
+  }
+
+  std::atomic<int> handled{0};
+  std::atomic<int> wakes{0};
+  std::atomic<int> closes{0};
+  std::atomic<std::size_t> flooded{0};
+  std::mutex mutex;
+  std::vector<std::shared_ptr<Exchange>> kept;
+  std::vector<std::thread> threads;
+  std::unique_ptr<Server> server;
+};
+
+TEST_F(ServerTest, AnswersRequestsOneAfterAnotherOnOneConnection) {
+  start();
+  RawClient client(server->port());
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(client.post("/echo/a%2Fb?x=1&y", "body" + std::to_string(i)));
+    const Answer answer = client.read_answer();
+    EXPECT_EQ(answer.status, 200);
+    EXPECT_EQ(answer.body, "POST /echo/a%2Fb?x=1&y|body" + std::to_string(i));
+    EXPECT_FALSE(answer.headers.contains("connection"));
+    EXPECT_TRUE(answer.headers.contains("date"));
+  }
+  EXPECT_EQ(server->open_connections(), 1U);
+}
+
+TEST_F(ServerTest, AnswersPipelinedRequestsInOrder) {
+  start();
+  RawClient client(server->port());
+  std::string bytes;
+  for (int i = 0; i < 50; ++i)
+    bytes +=
+        "GET /" + std::string(i % 3 == 0 ? "later" : "echo") + "?" + std::to_string(i) + " HTTP/1.1\r\nHost: t\r\n\r\n";
+  ASSERT_TRUE(client.send(bytes));
+  for (int i = 0; i < 50; ++i) EXPECT_THAT(client.read_answer().body, HasSubstr("?" + std::to_string(i) + "|")) << i;
+}
+
+TEST_F(ServerTest, KeepsPipelinedBytesBeyondItsBufferInTheSocket) {
+  start({.threads = 2});
+  RawClient client(server->port());
+  std::thread sender([&] {
+    for (int i = 0; i < 40; ++i) client.post("/later", std::string(20'000, static_cast<char>('a' + i % 26)));
+  });
+  for (int i = 0; i < 40; ++i) {
+    const Answer answer = client.read_answer();
+    ASSERT_EQ(answer.body.size(), std::string("POST /later?|").size() + 20'000) << i;
+    EXPECT_EQ(answer.body.back(), static_cast<char>('a' + i % 26)) << i;
+  }
+  sender.join();
+}
+
+TEST_F(ServerTest, TakesRequestsByteByByte) {
+  start();
+  RawClient client(server->port());
+  for (const char c :
+       std::string("\r\nPOST /echo HTTP/1.1\r\nHost: t\r\nX-Value: v\r\nTransfer-Encoding: chunked\r\n\r\n"
+                   "5;ext=1\r\nhello\r\n3\r\n, w\r\n0\r\nTrailer: x\r\n\r\n")) {
+    ASSERT_TRUE(client.send({&c, 1}));
+  }
+  const Answer answer = client.read_answer();
+  EXPECT_EQ(answer.body, "POST /echo?|hello, w");
+  EXPECT_EQ(answer.headers.at("x-value"), "v");
+}
+
+TEST_F(ServerTest, StreamsInChunks) {
+  start();
+  RawClient client(server->port());
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(client.get("/stream"));
+    const Answer answer = client.read_answer();
+    EXPECT_TRUE(answer.complete);
+    EXPECT_EQ(answer.body, "one two three");
+    EXPECT_EQ(answer.headers.at("transfer-encoding"), "chunked");
+  }
+}
+
+TEST_F(ServerTest, HeadHasTheHeadOfGetAndNoBody) {
+  start();
+  RawClient client(server->port());
+  ASSERT_TRUE(client.send("HEAD /echo HTTP/1.1\r\nHost: t\r\n\r\n"));
+  const Answer answer = client.read_answer(true);
+  EXPECT_EQ(answer.headers.at("content-length"), "12");
+  ASSERT_TRUE(client.send("HEAD /stream HTTP/1.1\r\nHost: t\r\n\r\n"));
+  EXPECT_EQ(client.read_answer(true).headers.at("transfer-encoding"), "chunked");
+  ASSERT_TRUE(client.get("/echo"));
+  EXPECT_EQ(client.read_answer().body, "GET /echo?|");
+}
+
+TEST_F(ServerTest, SpeaksHttp10) {
+  start();
+  {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.send("GET /stream HTTP/1.0\r\n\r\n"));
+    const Answer answer = client.read_answer();
+    EXPECT_EQ(answer.body, "one two three");
+    EXPECT_FALSE(answer.headers.contains("transfer-encoding"));
+  }
+  RawClient client(server->port());
+  ASSERT_TRUE(client.send("GET /echo HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"));
+  EXPECT_EQ(client.read_answer().headers.at("connection"), "keep-alive");
+  ASSERT_TRUE(client.send("GET /echo HTTP/1.0\r\n\r\n"));
+  EXPECT_EQ(client.read_answer().status, 200);
+  EXPECT_TRUE(client.closed_within(2s));
+}
+
+TEST_F(ServerTest, ClosesWhenAskedTo) {
+  start();
+  RawClient client(server->port());
+  ASSERT_TRUE(client.send("GET /echo HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"));
+  EXPECT_EQ(client.read_answer().headers.at("connection"), "close");
+  EXPECT_TRUE(client.closed_within(2s));
+}
+
+TEST_F(ServerTest, SaysContinueBeforeABody) {
+  start();
+  RawClient client(server->port());
+  ASSERT_TRUE(client.send("POST /echo HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"));
+  EXPECT_EQ(client.read_answer().status, 100);
+  ASSERT_TRUE(client.send("body"));
+  EXPECT_EQ(client.read_answer().body, "POST /echo?|body");
+}
+
+TEST_F(ServerTest, RefusesALargeBodyBeforeItIsSent) {
+  start({.max_body_bytes = 1000});
+  RawClient client(server->port());
+  ASSERT_TRUE(client.send("POST /echo HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 1001\r\n\r\n"));
+  const Answer answer = client.read_answer();
+  EXPECT_EQ(answer.status, 413);
+  EXPECT_EQ(answer.headers.at("connection"), "close");
+  EXPECT_EQ(handled.load(), 0);
+}
+
+TEST_F(ServerTest, A100MegabyteBodyGetsItsAnswer) {
+  start();
+  for (const bool chunked : {false, true}) {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.send(std::string("POST /echo HTTP/1.1\r\nHost: t\r\n") +
+                            (chunked ? "Transfer-Encoding: chunked\r\n\r\n" : "Content-Length: 104857600\r\n\r\n")));
+    const std::string megabyte(1 << 20, 'x');
+    for (int i = 0; i < 100; ++i) {
+      if (chunked && !client.send("100000\r\n")) break;
+      if (!client.send(megabyte) || (chunked && !client.send("\r\n"))) break;
+    }
+    EXPECT_EQ(client.read_answer().status, 413) << chunked;
+    EXPECT_TRUE(client.closed_within(10s));
+  }
+  EXPECT_EQ(handled.load(), 0);
+}
+
+TEST_F(ServerTest, RefusesLongHeaders) {
+  start({.max_header_bytes = 4096});
+  for (const std::string& bytes :
+       {"GET /echo HTTP/1.1\r\nHost: t\r\nX: " + std::string(5000, 'x') + "\r\n\r\n",
+        "GET /" + std::string(5000, 'x') + " HTTP/1.1\r\nHost: t\r\n\r\n", "GET /echo HTTP/1.1\r\n" + [] {
+          std::string many;
+          for (int i = 0; i < 200; ++i) many += "a: b\r\n";
+          return many;
+        }() + "\r\n"}) {
+    RawClient client(server->port());
+    client.send(bytes);
+    EXPECT_EQ(client.read_answer().status, 431);
+    EXPECT_TRUE(client.closed_within(2s));
+  }
+}
+
+struct Malformed {
+  const char* name;
+  std::string bytes;
+  int status = 400;
+};
+
+class MalformedTest : public ServerTest, public ::testing::WithParamInterface<Malformed> {};
+
+// What two parsers on the way could read differently is refused, and the connection ends: where the next request would
+// begin is not certain.
+TEST_P(MalformedTest, IsRefusedAndTheConnectionEnds) {
+  start();
+  RawClient client(server->port());
+  ASSERT_TRUE(client.send(GetParam().bytes + "GET /smuggled HTTP/1.1\r\nHost: t\r\n\r\n"));
+  EXPECT_EQ(client.read_answer().status, GetParam().status);
+  EXPECT_TRUE(client.closed_within(2s));
+  EXPECT_EQ(client.input, "");
+  EXPECT_EQ(handled.load(), 0);
+}
+
+const std::string kPost = "POST /echo HTTP/1.1\r\nHost: t\r\n";
+INSTANTIATE_TEST_SUITE_P(
+    Framing, MalformedTest,
+    ::testing::Values(
+        Malformed{"BothLengths", kPost + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
+        Malformed{"BothLengthsReversed", kPost + "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n"},
+        Malformed{"TwoLengths", kPost + "Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcd"},
+        Malformed{"TwoEqualLengths", kPost + "Content-Length: 4\r\nContent-Length: 4\r\n\r\nabcd"},
+        Malformed{"ListOfLengths", kPost + "Content-Length: 4, 4\r\n\r\nabcd"},
+        Malformed{"NegativeLength", kPost + "Content-Length: -4\r\n\r\n"},
+        Malformed{"SignedLength", kPost + "Content-Length: +4\r\n\r\nabcd"},
+        Malformed{"HexLength", kPost + "Content-Length: 0x4\r\n\r\nabcd"},
+        Malformed{"HugeLength", kPost + "Content-Length: 99999999999999999999999\r\n\r\n"},
+        Malformed{"EmptyLength", kPost + "Content-Length:\r\n\r\n"},
+        Malformed{"OtherCoding", kPost + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"},
+        Malformed{"UnknownCoding", kPost + "Transfer-Encoding: identity\r\n\r\n"},
+        Malformed{"CodingTwice", kPost + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
+        Malformed{"CodingOnHttp10", "POST /echo HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
+        Malformed{"FoldedHeader", kPost + "X: a\r\n b\r\n\r\n"},
+        Malformed{"FoldedCoding", kPost + "Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"},
+        Malformed{"BlankBeforeColon", kPost + "Content-Length : 4\r\n\r\nabcd"},
+        Malformed{"BareLineFeed", "POST /echo HTTP/1.1\nHost: t\n\n"},
+        Malformed{"ControlInValue", kPost + std::string("X: a\0b\r\n\r\n", 10)},
+        Malformed{"NoHost", "GET /echo HTTP/1.1\r\n\r\n"},
+        Malformed{"TwoHosts", "GET /echo HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"},
+        Malformed{"BadChunkSize", kPost + "Transfer-Encoding: chunked\r\n\r\nxyz\r\n"},
+        Malformed{"NegativeChunkSize", kPost + "Transfer-Encoding: chunked\r\n\r\n-1\r\n"},
+        Malformed{"HugeChunkSize", kPost + "Transfer-Encoding: chunked\r\n\r\n1ffffffffffffffff\r\n"},
+        Malformed{"LongChunkHeader", kPost + "Transfer-Encoding: chunked\r\n\r\n1;" + std::string(5000, 'x')},
+        Malformed{"ChunkTooLong", kPost + "Transfer-Encoding: chunked\r\n\r\n2\r\nabcd\r\n0\r\n\r\n"},
+        Malformed{"HugeChunk", kPost + "Transfer-Encoding: chunked\r\n\r\n7fffffff\r\n", 413},
+        Malformed{"Garbage", std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 15)},
+        Malformed{"NotAPath", "GET echo HTTP/1.1\r\nHost: t\r\n\r\n"},
+        Malformed{"Version2", "GET /echo HTTP/2.0\r\nHost: t\r\n\r\n", 505}),
+    [](const auto& each) { return each.param.name; });
+
+TEST_F(ServerTest, SlowHeadersAndBodiesAreCutOff) {
+  start({.header_timeout = 100ms, .body_timeout = 200ms});
+  RawClient slow_head(server->port());
+  RawClient slow_body(server->port());
+  ASSERT_TRUE(slow_head.send("GET /echo HT"));
+  ASSERT_TRUE(slow_body.send(kPost + "Content-Length: 10\r\n\r\nabc"));
+  EXPECT_EQ(slow_head.read_answer().status, 408);
+  EXPECT_EQ(slow_body.read_answer().status, 408);
+  EXPECT_TRUE(slow_head.closed_within(2s));
+  EXPECT_TRUE(slow_body.closed_within(2s));
+
+  // Dripping does not help.
+  RawClient dripping(server->port());
+  const auto begin = std::chrono::steady_clock::now();
+  while (dripping.send("G") && dripping.input.empty()) dripping.read_some(20ms);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 3s);
+  EXPECT_EQ(handled.load(), 0);
+}
+
+TEST_F(ServerTest, IdleConnectionsAreClosed) {
+  start({.idle_timeout = 100ms});
+  RawClient fresh(server->port());
+  RawClient used(server->port());
+  ASSERT_TRUE(used.get("/echo"));
+  EXPECT_EQ(used.read_answer().status, 200);
+  EXPECT_TRUE(fresh.closed_within(3s));
+  EXPECT_TRUE(used.closed_within(3s));
+  EXPECT_TRUE(eventually([&] { return server->open_connections() == 0; }));
+}
+
+TEST_F(ServerTest, ARunningRequestIsNotIdle) {
+  start({.header_timeout = 50ms, .idle_timeout = 50ms});
+  RawClient client(server->port());
+  ASSERT_TRUE(client.get("/silent"));
+  EXPECT_FALSE(client.closed_within(400ms));
+  std::lock_guard lock(mutex);
+  kept.at(0)->respond({.body = "late"});
+  EXPECT_EQ(client.read_answer().body, "late");
+}
+
+TEST_F(ServerTest, AClientThatGoesAwayIsNoticedAtOnce) {
+  start();
+  for (const bool pipelined : {false, true}) {
+    closes = 0;
+    {
+      RawClient client(server->port());
+      ASSERT_TRUE(client.get("/silent"));
+      if (pipelined) {
+        ASSERT_TRUE(client.get("/echo"));
+        // More than the server takes in: the end of the connection lies behind bytes that nobody reads.
+        ASSERT_TRUE(client.send(std::string(150'000, 'x')));
+      }
+      ASSERT_TRUE(eventually([&] {
+        std::lock_guard lock(mutex);
+        return kept.size() == (pipelined ? 2U : 1U);
+      }));
+      EXPECT_EQ(closes.load(), 0);
+    }
+    EXPECT_TRUE(eventually([&] { return closes.load() == 1; }, 2s)) << pipelined;
+    std::lock_guard lock(mutex);
+    EXPECT_TRUE(kept.back()->closed());
+    kept.back()->respond({.body = "nobody reads this"});
+  }
+  EXPECT_TRUE(eventually([&] { return server->open_connections() <= 2; }));
+}
+
+TEST_F(ServerTest, AListenerThatComesLateIsToldAtOnce) {
+  start();
+  {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.get("/silent"));
+    ASSERT_TRUE(eventually([&] {
+      std::lock_guard lock(mutex);
+      return kept.size() == 1;
+    }));
+  }
+  ASSERT_TRUE(eventually([&] { return closes.load() == 1; }));
+  std::lock_guard lock(mutex);
+  kept[0]->set_listener(std::make_shared<Listener>(*this));
+  EXPECT_EQ(closes.load(), 2);
+}
+
+TEST_F(ServerTest, AClientThatDoesNotReadIsBoundedAndThenClosed) {
+  start({.write_timeout = 300ms});
+  RawClient client(server->port(), 4096);
+  ASSERT_TRUE(client.get("/flood"));
+  EXPECT_TRUE(eventually([&] { return closes.load() == 1; }, 10s));
+  // What the kernel's buffers took, and no more than the high-water mark beyond.
+  EXPECT_LT(flooded.load(), 16U << 20);
+}
+
+TEST_F(ServerTest, AFloodFlowsWhileItIsRead) {
+  start({.write_timeout = 300ms});
+  RawClient client(server->port());
+  ASSERT_TRUE(client.get("/flood"));
+  std::size_t received = 0;
+  while (received < (64U << 20) && client.read_some()) {
+    received += client.input.size();
+    client.input.clear();
+  }
+  EXPECT_GE(received, 64U << 20);
+  EXPECT_EQ(closes.load(), 0);
+}
+
+TEST_F(ServerTest, ManyWakesBecomeFew) {
+  start();
+  RawClient client(server->port());
+  ASSERT_TRUE(client.get("/silent"));
+  ASSERT_TRUE(eventually([&] {
+    std::lock_guard lock(mutex);
+    return kept.size() == 1;
+  }));
+  std::lock_guard lock(mutex);
+  for (int i = 0; i < 100'000; ++i) kept[0]->wake();
+  EXPECT_TRUE(eventually([&] { return wakes.load() >= 1; }));
+  EXPECT_LT(wakes.load(), 90'000);
+  kept[0]->respond({});
+}
+
+TEST_F(ServerTest, AForgottenExchangeGets500AndAForgottenStreamIsCut) {
+  start();
+  RawClient client(server->port());
+  ASSERT_TRUE(client.get("/drop"));
+  EXPECT_EQ(client.read_answer().status, 500);
+  ASSERT_TRUE(client.get("/echo"));
+  EXPECT_EQ(client.read_answer().status, 200);
+  ASSERT_TRUE(client.get("/cut"));
+  const Answer cut = client.read_answer();
+  EXPECT_FALSE(cut.complete);
+}
+
+TEST_F(ServerTest, HeaderValuesCannotMakeHeaders) {
+  start();
+  RawClient client(server->port());
+  ASSERT_TRUE(client.send("GET /echo HTTP/1.1\r\nHost: t\r\nX-Value: a\tb\r\n\r\n"));
+  EXPECT_EQ(client.read_answer().headers.at("x-value"), "a b");
+}
+
+TEST_F(ServerTest, TooManyConnectionsAreRefused) {
+  start({.max_connections = 2});
+  RawClient first(server->port());
+  RawClient second(server->port());
+  ASSERT_TRUE(first.get("/echo"));
+  ASSERT_TRUE(second.get("/echo"));
+  EXPECT_EQ(first.read_answer().status, 200);
+  EXPECT_EQ(second.read_answer().status, 200);
+  {
+    RawClient third(server->port());
+    EXPECT_EQ(third.read_answer().status, 503);
+    EXPECT_TRUE(third.closed_within(2s));
+  }
+  first.close();
+  ASSERT_TRUE(eventually([&] { return server->open_connections() == 1; }));
+  RawClient fourth(server->port());
+  ASSERT_TRUE(fourth.get("/echo"));
+  EXPECT_EQ(fourth.read_answer().status, 200);
+}
+
+TEST_F(ServerTest, DrainingLetsRunningRequestsFinish) {
+  start();
+  RawClient idle(server->port());
+  RawClient busy(server->port());
+  ASSERT_TRUE(idle.get("/echo"));
+  EXPECT_EQ(idle.read_answer().status, 200);
+  ASSERT_TRUE(busy.get("/silent"));
+  ASSERT_TRUE(eventually([&] {
+    std::lock_guard lock(mutex);
+    return kept.size() == 1;
+  }));
+  EXPECT_FALSE(server->drain(50ms));
+  EXPECT_TRUE(idle.closed_within(2s));
+  std::thread drainer([&] { EXPECT_TRUE(server->drain(10s)); });
+  std::this_thread::sleep_for(20ms);
+  {
+    std::lock_guard lock(mutex);
+    kept[0]->respond({.body = "done"});
+  }
+  const Answer answer = busy.read_answer();
+  EXPECT_EQ(answer.body, "done");
+  EXPECT_EQ(answer.headers.at("connection"), "close");
+  EXPECT_TRUE(busy.closed_within(2s));
+  drainer.join();
+  RawClient late(server->port());
+  EXPECT_TRUE(!late.connected() || late.closed_within(2s));
+}
+
+TEST_F(ServerTest, AnnouncesTheEndOnEveryAnswer) {
+  start();
+  RawClient client(server->port());
+  server->close_connections_after_answers();
+  ASSERT_TRUE(client.get("/stream"));
+  EXPECT_EQ(client.read_answer().headers.at("connection"), "close");
+  EXPECT_TRUE(client.closed_within(2s));
+}
+
+TEST_F(ServerTest, ExchangesMayOutliveTheServer) {
+  start();
+  RawClient client(server->port());
+  ASSERT_TRUE(client.get("/silent"));
+  ASSERT_TRUE(eventually([&] {
+    std::lock_guard lock(mutex);
+    return kept.size() == 1;
+  }));
+  server.reset();
+  EXPECT_EQ(closes.load(), 1);
+  std::lock_guard lock(mutex);
+  kept[0]->wake();
+  kept[0]->respond({.body = "too late"});
+}
+
+TEST_F(ServerTest, ManyClientsOnSeveralThreads) {
+  start({.threads = 3});
+  std::vector<std::thread> clients;
+  std::atomic<int> good{0};
+  for (int c = 0; c < 8; ++c) {
+    clients.emplace_back([&, c] {
+      RawClient client(server->port());
+      for (int i = 0; i < 200; ++i) {
+        const std::string body = std::to_string(c * 1000 + i);
+        client.post(i % 2 == 0 ? "/echo" : "/stream", body);
+        const Answer answer = client.read_answer();
+        if (answer.complete && (i % 2 != 0 || answer.body.ends_with("|" + body))) good.fetch_add(1);
+      }
+    });
+  }
+  for (auto& client : clients) client.join();
+  EXPECT_EQ(good.load(), 1600);
+}
+
+TEST_F(ServerTest, BindErrorsSayWhere) {
+  start();
+  const auto handler = [](const std::shared_ptr<Exchange>&) {};
+  const auto page = [](int status, std::string_view) { return Response{.status = status}; };
+  const auto taken = Server::bind({.host = "127.0.0.1", .port = server->port()}, handler, page);
+  ASSERT_FALSE(taken.ok());
+  EXPECT_THAT(taken.error().message, HasSubstr("127.0.0.1:" + std::to_string(server->port())));
+  EXPECT_THAT(taken.error().message, HasSubstr("another program"));
+  const auto nowhere = Server::bind({.host = "not an address", .port = 1}, handler, page);
+  ASSERT_FALSE(nowhere.ok());
+  EXPECT_THAT(nowhere.error().message, HasSubstr("not an address"));
+  const auto foreign = Server::bind({.host = "192.0.2.1", .port = 0}, handler, page);
+  ASSERT_FALSE(foreign.ok());
+}
+
+}  // namespace
+}  // namespace xgen::http
