@@ -149,8 +149,13 @@ bool EngineLoop::receive() {
       counts_.request_prompt_tokens.observe(static_cast<double>(job->prompt.size()));
       counts_.request_max_tokens.observe(job->max_tokens);
       counts_.request_n.observe(job->n);
-      scheduler_.submit(*job);
-      jobs_.emplace(job->id, std::move(job));
+      Job& added = *jobs_.emplace(job->id, std::move(job)).first->second;
+      if (added.max_tokens > 0 || (added.prompt_logprobs && added.prompt.size() > 1)) {
+        scheduler_.submit(added);
+      } else {
+        start_event(added);
+        end_without_tokens(added, now);
+      }
     }
     incoming_.clear();
     for (RequestId id : cancelled_) {
@@ -204,15 +209,20 @@ void EngineLoop::take_update(const Update& update, Clock::time_point now) {
   if (job.max_tokens > 0) {
     if (update.result->token >= 0) take_token(job, update, now);
   } else if (update.finished) {
-    // Only the prompt was wanted: every choice is at its end. The scheduler made the first one alone.
-    for (int choice = 0; choice < job.n; ++choice) {
-      ++counts_.finished_length;
-      events_.push_back({&job, inference::ChoiceFinished{choice, inference::FinishReason::length, std::nullopt}});
-    }
-    job.first_token = job.last_token = now;
-    scheduler_.cancel(job);
-    finish_job(job);
+    end_without_tokens(job, now);
   }
+}
+
+// Only the prompt was wanted: every choice is at its end. The scheduler made the first one alone, if any.
+void EngineLoop::end_without_tokens(Job& job, Clock::time_point now) {
+  for (int choice = 0; choice < job.n; ++choice) {
+    ++counts_.finished_length;
+    events_.push_back({&job, inference::ChoiceFinished{choice, inference::FinishReason::length, std::nullopt}});
+  }
+  if (!job.is_scheduled) job.scheduled = now;
+  job.first_token = job.last_token = now;
+  scheduler_.cancel(job);
+  finish_job(job);
 }
 
 void EngineLoop::start_event(Job& job) {

@@ -94,6 +94,7 @@ class EngineLoop {
   void take_update(const Update& update, Clock::time_point now);
   void take_token(Job& job, const Update& update, Clock::time_point now);
   void start_event(Job& job);
+  void end_without_tokens(Job& job, Clock::time_point now);
   void finish_job(Job& job);
   void fail(Job& job, Error error);
   void forget(Job& job);

@@ -48,7 +48,8 @@ class Scheduler {
   // Whether the request can ever run: invalid_argument with the numbers if its prompt and one more token exceed the
   // context or all KV blocks, or its prompt and max_tokens do.
   Status check(const Request& request) const;
-  // Precondition: check() passed; request.id is larger than any before.
+  // Precondition: check() passed; request.id is larger than any before; there is something to compute (max_tokens > 0,
+  // or prompt_logprobs of a prompt of two tokens or more).
   void submit(Request& request);
   // Ends the request in whatever state; its blocks are free when this returns.
   void cancel(Request& request);
