@@ -31,7 +31,7 @@ Tiling tile(const Matmul& op, int threads) {
   // Enough items that a thread that is held up does not hold up the others for long.
   const i64 wanted = i64{4} * threads;
   if (op.m <= kSkinnyRows) {
-    constexpr i64 kBytes = 128 << 10;
+    constexpr i64 kBytes = 256 << 10;
     const i64 row_bytes = std::max<i64>(1, static_cast<i64>(op.weight.row_bytes()));
     t.m_tile = op.m;
     t.n_tile = std::min(std::max<i64>(4, kBytes / row_bytes), ceil_div(n, wanted));

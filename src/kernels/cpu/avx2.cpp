@@ -1,6 +1,7 @@
 // AVX2 with FMA and F16C (x86-64-v3).
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "kernels/cpu/tables.h"
 
@@ -14,8 +15,9 @@ namespace {
 struct V {
   __m256 v;
 };
+// Sixteen bytes, once in each half, so that no instruction has to cross the halves.
 struct B16 {
-  __m128i v;
+  __m256i v;
 };
 
 #define XGEN_AVX [[gnu::always_inline]] inline
@@ -66,6 +68,11 @@ XGEN_AVX V keep_first(V v, std::int64_t n) {
 }
 
 XGEN_AVX float half_to_float(std::uint16_t bits) { return _cvtsh_ss(bits); }
+XGEN_AVX V set1_half(const std::byte* p) {
+  std::int16_t bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return {_mm256_cvtph_ps(_mm_set1_epi16(bits))};
+}
 XGEN_AVX V load_f32(const std::byte* p) { return {_mm256_loadu_ps(reinterpret_cast<const float*>(p))}; }
 XGEN_AVX __m128i load_bytes16(const std::byte* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)); }
 XGEN_AVX V load_f16(const std::byte* p) { return {_mm256_cvtph_ps(load_bytes16(p))}; }
@@ -88,39 +95,44 @@ XGEN_AVX void store_bf16(std::uint16_t* p, V v) {
   _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 }
 
-XGEN_AVX B16 load16(const std::byte* p) { return {load_bytes16(p)}; }
+XGEN_AVX B16 load16(const std::byte* p) { return {_mm256_broadcastsi128_si256(load_bytes16(p))}; }
 template <int Mask>
 XGEN_AVX B16 low_bits(B16 v) {
-  return {_mm_and_si128(v.v, _mm_set1_epi8(Mask))};
+  return {_mm256_and_si256(v.v, _mm256_set1_epi8(Mask))};
 }
-// Shifts of 16-bit lanes, with what crosses a byte masked away.
-template <int N>
-XGEN_AVX B16 shift_right(B16 v) {
-  return {_mm_and_si128(_mm_srli_epi16(v.v, N), _mm_set1_epi8(static_cast<char>(0xff >> N)))};
-}
+// Shifts 16-bit lanes: what comes in from a neighbouring byte is not defined.
+XGEN_AVX B16 shift_right_lanes(B16 v, int n) { return {_mm256_srl_epi16(v.v, _mm_cvtsi32_si128(n))}; }
 template <int N>
 XGEN_AVX B16 shift_left(B16 v) {
-  return {_mm_and_si128(_mm_slli_epi16(v.v, N), _mm_set1_epi8(static_cast<char>((0xff << N) & 0xff)))};
+  return {_mm256_and_si256(_mm256_slli_epi16(v.v, N), _mm256_set1_epi8(static_cast<char>((0xff << N) & 0xff)))};
 }
-XGEN_AVX B16 subtract(B16 v, std::int8_t n) { return {_mm_sub_epi8(v.v, _mm_set1_epi8(n))}; }
-XGEN_AVX B16 combine(B16 a, B16 b) { return {_mm_or_si128(a.v, b.v)}; }
+XGEN_AVX B16 subtract(B16 v, std::int8_t n) { return {_mm256_sub_epi8(v.v, _mm256_set1_epi8(n))}; }
+XGEN_AVX B16 combine(B16 a, B16 b) { return {_mm256_or_si256(a.v, b.v)}; }
 template <int Value>
 XGEN_AVX B16 spread_bits(std::uint32_t bits) {
-  const __m128i bytes = _mm_shuffle_epi8(_mm_cvtsi32_si128(static_cast<int>(bits)),
-                                         _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
-  const __m128i bit = _mm_set1_epi64x(static_cast<long long>(0x8040201008040201ull));
-  const __m128i set = _mm_cmpeq_epi8(_mm_and_si128(bytes, bit), bit);
-  return {_mm_and_si128(set, _mm_set1_epi8(Value))};
+  const __m256i source = _mm256_set1_epi16(static_cast<short>(bits));
+  const __m256i bytes = _mm256_shuffle_epi8(
+      source, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1)));
+  const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ull));
+  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+  return {_mm256_and_si256(set, _mm256_set1_epi8(Value))};
 }
 template <int Value>
 XGEN_AVX B16 bit_as(B16 v, int bit) {
-  const __m128i mask = _mm_set1_epi8(static_cast<char>(1u << bit));
-  const __m128i set = _mm_cmpeq_epi8(_mm_and_si128(v.v, mask), mask);
-  return {_mm_and_si128(set, _mm_set1_epi8(Value))};
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>(1u << bit));
+  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(v.v, mask), mask);
+  return {_mm256_and_si256(set, _mm256_set1_epi8(Value))};
 }
+// Each byte becomes the top byte of a 32-bit lane, which is the signed byte times 2^24.
+constexpr float kByteScale = 0x1p-24f;
 XGEN_AVX void to_float(B16 v, V& lo, V& hi) {
-  lo.v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v.v));
-  hi.v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v.v, v.v)));
+  constexpr char z = -128;
+  const __m256i first = _mm256_setr_epi8(z, z, z, 0, z, z, z, 1, z, z, z, 2, z, z, z, 3,  //
+                                         z, z, z, 4, z, z, z, 5, z, z, z, 6, z, z, z, 7);
+  const __m256i second = _mm256_setr_epi8(z, z, z, 8, z, z, z, 9, z, z, z, 10, z, z, z, 11,  //
+                                          z, z, z, 12, z, z, z, 13, z, z, z, 14, z, z, z, 15);
+  lo.v = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(v.v, first));
+  hi.v = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(v.v, second));
 }
 
 }  // namespace

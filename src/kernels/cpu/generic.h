@@ -31,247 +31,301 @@ XGEN_INLINE T read(const Byte* p) {
 XGEN_INLINE float read_half(const Byte* p) { return half_to_float(read<std::uint16_t>(p)); }
 XGEN_INLINE unsigned read_u8(const Byte* p) { return static_cast<unsigned>(*p); }
 
-// --- Weight formats. block(row, b, out) gives elements [32 b, 32 b + 32) of a row as F32. ggml's block layouts:
+// --- Weight formats. A row is a sequence of units of kBytes that hold kParts times 32 elements; Unit reads a unit's
+// scales once, part<S> gives its elements [32 S, 32 S + 32) as F32. ggml's block layouts:
 // https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h. All products below are exact in F32 except Q6_K's
 // last one, so the results equal the reference's whatever the rounding of its steps.
 
 template <DType>
 struct Format;
 
-template <class F>
+template <class F, int Size>
 struct PlainFormat {
   static constexpr bool plain = true;
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    for (int j = 0; j < 4; ++j) out[j] = F::load(row + (b * 32 + j * kLanes) * F::size);
-  }
-  // The last n < 32 elements from 32 b; vectors beyond them are zero.
-  XGEN_INLINE static void tail(const Byte* row, i64 b, int n, V (&out)[4]) {
-    alignas(32) Byte padded[32 * F::size] = {};
-    __builtin_memcpy(padded, row + b * 32 * F::size, static_cast<std::size_t>(n) * F::size);
-    for (int j = 0; j < 4; ++j) out[j] = F::load(padded + j * kLanes * F::size);
+  static constexpr int size = Size;
+  static constexpr int kParts = 1;
+  static constexpr int kBytes = 32 * Size;
+  struct Unit {
+    const Byte* p;
+    template <int>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      for (int j = 0; j < 4; ++j) out[j] = F::load(p + j * kLanes * Size);
+    }
+  };
+  // The last n < 32 elements at p; vectors beyond them are zero.
+  XGEN_INLINE static void tail(const Byte* p, int n, V (&out)[4]) {
+    alignas(32) Byte padded[32 * Size] = {};
+    __builtin_memcpy(padded, p, static_cast<std::size_t>(n) * Size);
+    for (int j = 0; j < 4; ++j) out[j] = F::load(padded + j * kLanes * Size);
   }
 };
 template <>
-struct Format<DType::f32> : PlainFormat<Format<DType::f32>> {
-  static constexpr int size = 4;
+struct Format<DType::f32> : PlainFormat<Format<DType::f32>, 4> {
   XGEN_INLINE static V load(const Byte* p) { return load_f32(p); }
 };
 template <>
-struct Format<DType::f16> : PlainFormat<Format<DType::f16>> {
-  static constexpr int size = 2;
+struct Format<DType::f16> : PlainFormat<Format<DType::f16>, 2> {
   XGEN_INLINE static V load(const Byte* p) { return load_f16(p); }
 };
 template <>
-struct Format<DType::bf16> : PlainFormat<Format<DType::bf16>> {
-  static constexpr int size = 2;
+struct Format<DType::bf16> : PlainFormat<Format<DType::bf16>, 2> {
   XGEN_INLINE static V load(const Byte* p) { return load_bf16(p); }
 };
 
+template <int Bytes, int Parts>
 struct BlockFormat {
   static constexpr bool plain = false;
-  XGEN_INLINE static void tail(const Byte*, i64, int, V (&)[4]) {}  // a row is whole blocks
+  static constexpr int kParts = Parts;
+  static constexpr int kBytes = Bytes;
+  XGEN_INLINE static void tail(const Byte*, int, V (&)[4]) {}  // a row is whole units
 };
 
-// out = q * d for 32 signed bytes.
+// to_float() gives bytes times 1 / kByteScale, a power of two, which the scales take back without rounding.
+XGEN_INLINE V byte_scale_at(const Byte* half) { return mul(set1_half(half), set1(kByteScale)); }
+
+// out = q * d for 32 signed bytes; d includes kByteScale.
 XGEN_INLINE void scaled(B16 lo, B16 hi, V d, V (&out)[4]) {
   to_float(lo, out[0], out[1]);
   to_float(hi, out[2], out[3]);
   for (V& v : out) v = mul(v, d);
 }
-// out = q * d + m.
+// out = q * d + m. With m = -n d it is (q - n) d, exactly, while q d is exact.
 XGEN_INLINE void scaled(B16 lo, B16 hi, V d, V m, V (&out)[4]) {
   to_float(lo, out[0], out[1]);
   to_float(hi, out[2], out[3]);
   for (V& v : out) v = fma(v, d, m);
 }
 // Two halves of 16 with a scale each.
-XGEN_INLINE void scaled_halves(B16 lo, B16 hi, float d0, float d1, V (&out)[4]) {
+XGEN_INLINE void scaled_halves(B16 lo, B16 hi, V d0, V d1, V (&out)[4]) {
   to_float(lo, out[0], out[1]);
   to_float(hi, out[2], out[3]);
-  const V s0 = set1(d0);
-  const V s1 = set1(d1);
-  out[0] = mul(out[0], s0);
-  out[1] = mul(out[1], s0);
-  out[2] = mul(out[2], s1);
-  out[3] = mul(out[3], s1);
+  out[0] = mul(out[0], d0);
+  out[1] = mul(out[1], d0);
+  out[2] = mul(out[2], d1);
+  out[3] = mul(out[3], d1);
+}
+
+// Bits [2 j, 2 j + 2) of every byte, and the lower (0) or upper (1) nibble of every byte.
+XGEN_INLINE B16 two_bits(B16 q, int j) { return low_bits<3>(shift_right_lanes(q, 2 * j)); }
+XGEN_INLINE B16 nibble(B16 q, int half) { return low_bits<15>(shift_right_lanes(q, 4 * half)); }
+
+template <>
+struct Format<DType::q8_0> : BlockFormat<34, 1> {  // d, qs[32]
+  struct Unit {
+    const Byte* p;
+    template <int>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      scaled(load16(p + 2), load16(p + 18), byte_scale_at(p), out);
+    }
+  };
+};
+template <>
+struct Format<DType::q4_0> : BlockFormat<18, 1> {  // d, qs[16]
+  struct Unit {
+    const Byte* p;
+    template <int>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      const B16 q = load16(p + 2);
+      const V d = set1_half(p);
+      scaled(nibble(q, 0), nibble(q, 1), mul(d, set1(kByteScale)), mul(d, set1(-8.0f)), out);
+    }
+  };
+};
+template <>
+struct Format<DType::q4_1> : BlockFormat<20, 1> {  // d, m, qs[16]
+  struct Unit {
+    const Byte* p;
+    template <int>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      const B16 q = load16(p + 4);
+      scaled(nibble(q, 0), nibble(q, 1), byte_scale_at(p), set1_half(p + 2), out);
+    }
+  };
+};
+// Sixteen nibbles with their fifth bits.
+XGEN_INLINE B16 five_bits(B16 q, int half, std::uint32_t high) {
+  return combine(nibble(q, half), spread_bits<16>(high >> (16 * half) & 0xffff));
+}
+template <>
+struct Format<DType::q5_0> : BlockFormat<22, 1> {  // d, qh, qs[16]
+  struct Unit {
+    const Byte* p;
+    template <int>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      const auto high = read<std::uint32_t>(p + 2);
+      const B16 q = load16(p + 6);
+      const V d = set1_half(p);
+      scaled(five_bits(q, 0, high), five_bits(q, 1, high), mul(d, set1(kByteScale)), mul(d, set1(-16.0f)), out);
+    }
+  };
+};
+template <>
+struct Format<DType::q5_1> : BlockFormat<24, 1> {  // d, m, qh, qs[16]
+  struct Unit {
+    const Byte* p;
+    template <int>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      const auto high = read<std::uint32_t>(p + 4);
+      const B16 q = load16(p + 8);
+      scaled(five_bits(q, 0, high), five_bits(q, 1, high), byte_scale_at(p), set1_half(p + 2), out);
+    }
+  };
+};
+
+// out[i] = bytes[i] * factor for 16 signed bytes.
+XGEN_INLINE void scales16(B16 bytes, float factor, float* out) {
+  V lo;
+  V hi;
+  to_float(bytes, lo, hi);
+  const V f = set1(factor * kByteScale);
+  store(out, mul(lo, f));
+  store(out + kLanes, mul(hi, f));
 }
 
 template <>
-struct Format<DType::q8_0> : BlockFormat {
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b * 34;
-    scaled(load16(p + 2), load16(p + 18), set1(read_half(p)), out);
-  }
-};
-template <>
-struct Format<DType::q4_0> : BlockFormat {
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b * 18;
-    const B16 q = load16(p + 2);
-    scaled(subtract(low_bits<15>(q), 8), subtract(low_bits<15>(shift_right<4>(q)), 8), set1(read_half(p)), out);
-  }
-};
-template <>
-struct Format<DType::q4_1> : BlockFormat {
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b * 20;
-    const B16 q = load16(p + 4);
-    scaled(low_bits<15>(q), low_bits<15>(shift_right<4>(q)), set1(read_half(p)), set1(read_half(p + 2)), out);
-  }
-};
-template <>
-struct Format<DType::q5_0> : BlockFormat {
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b * 22;
-    const std::uint32_t high = read<std::uint32_t>(p + 2);
-    const B16 q = load16(p + 6);
-    const B16 lo = combine(low_bits<15>(q), spread_bits<16>(high & 0xffff));
-    const B16 hi = combine(low_bits<15>(shift_right<4>(q)), spread_bits<16>(high >> 16));
-    scaled(subtract(lo, 16), subtract(hi, 16), set1(read_half(p)), out);
-  }
-};
-template <>
-struct Format<DType::q5_1> : BlockFormat {
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b * 24;
-    const std::uint32_t high = read<std::uint32_t>(p + 4);
-    const B16 q = load16(p + 8);
-    const B16 lo = combine(low_bits<15>(q), spread_bits<16>(high & 0xffff));
-    const B16 hi = combine(low_bits<15>(shift_right<4>(q)), spread_bits<16>(high >> 16));
-    scaled(lo, hi, set1(read_half(p)), set1(read_half(p + 2)), out);
-  }
+struct Format<DType::q2_k> : BlockFormat<84, 8> {  // scales[16], qs[64], d, dmin
+  struct Unit {
+    const Byte* p;
+    alignas(32) float scale[16];
+    alignas(32) float minimum[16];
+    XGEN_INLINE explicit Unit(const Byte* unit) : p(unit) {
+      const B16 both = load16(p);
+      scales16(nibble(both, 0), read_half(p + 80) * kByteScale, scale);
+      scales16(nibble(both, 1), -read_half(p + 82), minimum);
+    }
+    template <int S>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      const Byte* q = p + 16 + S / 4 * 32;
+      to_float(two_bits(load16(q), S % 4), out[0], out[1]);
+      to_float(two_bits(load16(q + 16), S % 4), out[2], out[3]);
+      for (int j = 0; j < 4; ++j) out[j] = fma(out[j], set1(scale[2 * S + j / 2]), set1(minimum[2 * S + j / 2]));
+    }
+  };
 };
 
-// Bits [2 j, 2 j + 2) of every byte.
-XGEN_INLINE B16 two_bits(B16 q, int j) {
-  switch (j) {
-    case 0:
-      return low_bits<3>(q);
-    case 1:
-      return low_bits<3>(shift_right<2>(q));
-    case 2:
-      return low_bits<3>(shift_right<4>(q));
-    default:
-      return low_bits<3>(shift_right<6>(q));
-  }
+template <>
+struct Format<DType::q3_k> : BlockFormat<110, 8> {  // hmask[32], qs[64], scales[12], d
+  struct Unit {
+    const Byte* p;
+    alignas(32) float scale[16];
+    XGEN_INLINE explicit Unit(const Byte* unit) : p(unit) {
+      // Four low bits of the 16 scales in 8 bytes, then their two high bits in 4 bytes.
+      const auto a = read<std::uint32_t>(p + 96);
+      const auto b = read<std::uint32_t>(p + 100);
+      const auto high = read<std::uint32_t>(p + 104);
+      constexpr std::uint32_t k4 = 0x0f0f0f0f;
+      constexpr std::uint32_t k2 = 0x03030303;
+      const std::uint32_t bytes[4] = {(a & k4) | (high & k2) << 4, (b & k4) | (high >> 2 & k2) << 4,
+                                      (a >> 4 & k4) | (high >> 4 & k2) << 4, (b >> 4 & k4) | (high >> 6 & k2) << 4};
+      Byte packed[16];
+      __builtin_memcpy(packed, bytes, 16);
+      scales16(subtract(load16(packed), 32), read_half(p + 108) * kByteScale, scale);
+    }
+    template <int S>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      const Byte* q = p + 32 + S / 4 * 32;
+      // The high bit stands for +4, and 4 is subtracted from all.
+      const B16 lo = combine(two_bits(load16(q), S % 4), bit_as<4>(load16(p), S));
+      const B16 hi = combine(two_bits(load16(q + 16), S % 4), bit_as<4>(load16(p + 16), S));
+      scaled_halves(subtract(lo, 4), subtract(hi, 4), set1(scale[2 * S]), set1(scale[2 * S + 1]), out);
+    }
+  };
+};
+
+// The eight 6-bit scales and minimums of Q4_K and Q5_K (d, dmin, packed[12]) times d and -dmin.
+XGEN_INLINE void scales_and_minimums(const Byte* p, float* out) {
+  const auto a = read<std::uint32_t>(p + 4);
+  const auto b = read<std::uint32_t>(p + 8);
+  const auto c = read<std::uint32_t>(p + 12);
+  constexpr std::uint32_t k6 = 0x3f3f3f3f;
+  constexpr std::uint32_t k4 = 0x0f0f0f0f;
+  constexpr std::uint32_t k2 = 0x03030303;
+  const std::uint32_t bytes[4] = {a & k6, (c & k4) | (a >> 6 & k2) << 4, b & k6, (c >> 4 & k4) | (b >> 6 & k2) << 4};
+  Byte packed[16];
+  __builtin_memcpy(packed, bytes, 16);
+  V scale;
+  V minimum;
+  to_float(load16(packed), scale, minimum);
+  store(out, mul(scale, set1(read_half(p) * kByteScale * kByteScale)));
+  store(out + kLanes, mul(minimum, set1(-read_half(p + 2) * kByteScale)));
 }
 
 template <>
-struct Format<DType::q2_k> : BlockFormat {  // scales[16], qs[64], d, dmin
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b / 8 * 84;
-    const int sub = static_cast<int>(b % 8);
-    const Byte* q = p + 16 + sub / 4 * 32;
-    const float d = read_half(p + 80);
-    const float dmin = read_half(p + 82);
-    const unsigned s0 = read_u8(p + 2 * sub);
-    const unsigned s1 = read_u8(p + 2 * sub + 1);
-    to_float(two_bits(load16(q), sub % 4), out[0], out[1]);
-    to_float(two_bits(load16(q + 16), sub % 4), out[2], out[3]);
-    const V d0 = set1(d * static_cast<float>(s0 & 15));
-    const V d1 = set1(d * static_cast<float>(s1 & 15));
-    const V m0 = set1(-(dmin * static_cast<float>(s0 >> 4)));
-    const V m1 = set1(-(dmin * static_cast<float>(s1 >> 4)));
-    out[0] = fma(out[0], d0, m0);
-    out[1] = fma(out[1], d0, m0);
-    out[2] = fma(out[2], d1, m1);
-    out[3] = fma(out[3], d1, m1);
-  }
+struct Format<DType::q4_k> : BlockFormat<144, 8> {  // d, dmin, scales[12], qs[128]
+  struct Unit {
+    const Byte* p;
+    alignas(32) float scale[16];
+    XGEN_INLINE explicit Unit(const Byte* unit) : p(unit) { scales_and_minimums(p, scale); }
+    template <int S>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      const Byte* q = p + 16 + S / 2 * 32;
+      scaled(nibble(load16(q), S % 2), nibble(load16(q + 16), S % 2), set1(scale[S]), set1(scale[8 + S]), out);
+    }
+  };
 };
-
 template <>
-struct Format<DType::q3_k> : BlockFormat {  // hmask[32], qs[64], scales[12], d
-  XGEN_INLINE static float scale(const Byte* scales, int i) {
-    const unsigned low = i < 8 ? read_u8(scales + i) & 15 : read_u8(scales + i - 8) >> 4;
-    const unsigned high = read_u8(scales + 8 + i % 4) >> (2 * (i / 4)) & 3;
-    return static_cast<float>(static_cast<int>(low | high << 4) - 32);
-  }
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b / 8 * 110;
-    const int sub = static_cast<int>(b % 8);
-    const Byte* q = p + 32 + sub / 4 * 32;
-    const float d = read_half(p + 108);
-    // The high bit stands for +4, and 4 is subtracted from all.
-    const B16 lo = combine(two_bits(load16(q), sub % 4), bit_as<4>(load16(p), sub));
-    const B16 hi = combine(two_bits(load16(q + 16), sub % 4), bit_as<4>(load16(p + 16), sub));
-    scaled_halves(subtract(lo, 4), subtract(hi, 4), d * scale(p + 96, 2 * sub), d * scale(p + 96, 2 * sub + 1), out);
-  }
+struct Format<DType::q5_k> : BlockFormat<176, 8> {  // d, dmin, scales[12], qh[32], qs[128]
+  struct Unit {
+    const Byte* p;
+    alignas(32) float scale[16];
+    XGEN_INLINE explicit Unit(const Byte* unit) : p(unit) { scales_and_minimums(p, scale); }
+    template <int S>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      const Byte* q = p + 48 + S / 2 * 32;
+      const B16 lo = combine(nibble(load16(q), S % 2), bit_as<16>(load16(p + 16), S));
+      const B16 hi = combine(nibble(load16(q + 16), S % 2), bit_as<16>(load16(p + 32), S));
+      scaled(lo, hi, set1(scale[S]), set1(scale[8 + S]), out);
+    }
+  };
+};
+template <>
+struct Format<DType::q6_k> : BlockFormat<210, 8> {  // ql[128], qh[64], scales[16], d
+  struct Unit {
+    const Byte* p;
+    alignas(32) float scale[16];
+    XGEN_INLINE explicit Unit(const Byte* unit) : p(unit) {
+      scales16(load16(p + 192), read_half(p + 208) * kByteScale, scale);
+    }
+    template <int S>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      const Byte* ql = p + S / 4 * 64 + S % 2 * 32;
+      const Byte* qh = p + 128 + S / 4 * 32;
+      const B16 lo = combine(nibble(load16(ql), S % 4 / 2), shift_left<4>(two_bits(load16(qh), S % 4)));
+      const B16 hi = combine(nibble(load16(ql + 16), S % 4 / 2), shift_left<4>(two_bits(load16(qh + 16), S % 4)));
+      scaled_halves(subtract(lo, 32), subtract(hi, 32), set1(scale[2 * S]), set1(scale[2 * S + 1]), out);
+    }
+  };
 };
 
-// The 6-bit scale and minimum of sub-block `sub` of Q4_K and Q5_K.
-XGEN_INLINE void scale_and_min(const Byte* scales, int sub, float& scale, float& minimum) {
-  unsigned s;
-  unsigned m;
-  if (sub < 4) {
-    s = read_u8(scales + sub) & 63;
-    m = read_u8(scales + sub + 4) & 63;
-  } else {
-    s = (read_u8(scales + sub + 4) & 15) | (read_u8(scales + sub - 4) >> 6) << 4;
-    m = read_u8(scales + sub + 4) >> 4 | (read_u8(scales + sub) >> 6) << 4;
-  }
-  scale = static_cast<float>(s);
-  minimum = static_cast<float>(m);
+// Calls fn.operator()<0>() … fn.operator()<N - 1>().
+template <class Fn, int... S>
+XGEN_INLINE void unrolled(Fn&& fn, std::integer_sequence<int, S...>) {
+  (fn.template operator()<S>(), ...);
+}
+template <int N, class Fn>
+XGEN_INLINE void unroll(Fn&& fn) {
+  unrolled(fn, std::make_integer_sequence<int, N>{});
 }
 
-template <>
-struct Format<DType::q4_k> : BlockFormat {  // d, dmin, scales[12], qs[128]
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b / 8 * 144;
-    const int sub = static_cast<int>(b % 8);
-    float s;
-    float m;
-    scale_and_min(p + 4, sub, s, m);
-    const Byte* q = p + 16 + sub / 2 * 32;
-    B16 lo = load16(q);
-    B16 hi = load16(q + 16);
-    if (sub % 2 != 0) {
-      lo = shift_right<4>(lo);
-      hi = shift_right<4>(hi);
-    }
-    scaled(low_bits<15>(lo), low_bits<15>(hi), set1(read_half(p) * s), set1(-(read_half(p + 2) * m)), out);
+// Decodes `count` elements from p, which is the begin of a unit: fn(element, vector, valid elements of the vector).
+template <class F, class Fn>
+XGEN_INLINE void decode(const Byte* p, i64 count, Fn&& fn) {
+  constexpr i64 kElements = 32 * F::kParts;
+  i64 at = 0;
+  for (; at + kElements <= count; at += kElements, p += F::kBytes) {
+    const typename F::Unit unit{p};
+    unroll<F::kParts>([&]<int S>() {
+      V v[4];
+      unit.template part<S>(v);
+      for (int j = 0; j < 4; ++j) fn(at + S * 32 + j * kLanes, v[j], i64{kLanes});
+    });
   }
-};
-template <>
-struct Format<DType::q5_k> : BlockFormat {  // d, dmin, scales[12], qh[32], qs[128]
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b / 8 * 176;
-    const int sub = static_cast<int>(b % 8);
-    float s;
-    float m;
-    scale_and_min(p + 4, sub, s, m);
-    const Byte* q = p + 48 + sub / 2 * 32;
-    B16 lo = load16(q);
-    B16 hi = load16(q + 16);
-    if (sub % 2 != 0) {
-      lo = shift_right<4>(lo);
-      hi = shift_right<4>(hi);
-    }
-    lo = combine(low_bits<15>(lo), bit_as<16>(load16(p + 16), sub));
-    hi = combine(low_bits<15>(hi), bit_as<16>(load16(p + 32), sub));
-    scaled(lo, hi, set1(read_half(p) * s), set1(-(read_half(p + 2) * m)), out);
+  if (F::plain && at < count) {
+    V v[4];
+    F::tail(p, static_cast<int>(count - at), v);
+    for (int j = 0; at < count; at += kLanes, ++j) fn(at, v[j], min_of(count - at, kLanes));
   }
-};
-template <>
-struct Format<DType::q6_k> : BlockFormat {  // ql[128], qh[64], scales[16], d
-  XGEN_INLINE static void block(const Byte* row, i64 b, V (&out)[4]) {
-    const Byte* p = row + b / 8 * 210;
-    const int sub = static_cast<int>(b % 8);
-    const Byte* ql = p + sub / 4 * 64 + sub % 2 * 32;
-    const Byte* qh = p + 128 + sub / 4 * 32;
-    B16 lo = load16(ql);
-    B16 hi = load16(ql + 16);
-    if (sub % 4 >= 2) {
-      lo = shift_right<4>(lo);
-      hi = shift_right<4>(hi);
-    }
-    lo = combine(low_bits<15>(lo), shift_left<4>(two_bits(load16(qh), sub % 4)));
-    hi = combine(low_bits<15>(hi), shift_left<4>(two_bits(load16(qh + 16), sub % 4)));
-    const float d = read_half(p + 208);
-    const auto s0 = static_cast<float>(read<std::int8_t>(p + 192 + 2 * sub));
-    const auto s1 = static_cast<float>(read<std::int8_t>(p + 192 + 2 * sub + 1));
-    scaled_halves(subtract(lo, 32), subtract(hi, 32), d * s0, d * s1, out);
-  }
-};
+}
 
 // Calls fn with Format<type>.
 template <class Fn>
@@ -341,17 +395,7 @@ XGEN_INLINE void store_part(float* p, V v, i64 n) {
 void dequantise_row(const TensorView& weight, i64 row, float* out) {
   const Rows w = rows_of(weight);
   with_format(weight.dtype, [&]<class F>(F) {
-    const Byte* p = w.row(row);
-    const i64 blocks = w.k / 32;
-    V v[4];
-    for (i64 b = 0; b < blocks; ++b) {
-      F::block(p, b, v);
-      for (int j = 0; j < 4; ++j) store(out + b * 32 + j * kLanes, v[j]);
-    }
-    if (const int rest = static_cast<int>(w.k % 32); F::plain && rest > 0) {
-      F::tail(p, blocks, rest, v);
-      for (int j = 0; j * kLanes < rest; ++j) store_part(out + blocks * 32 + j * kLanes, v[j], rest - j * kLanes);
-    }
+    decode<F>(w.row(row), w.k, [&](i64 i, V v, i64 count) { store_part(out + i, v, count); });
   });
 }
 
@@ -379,23 +423,44 @@ XGEN_INLINE void skinny_rows(const Matmul& op, const Rows& w, i64 m0, i64 n) {
   for (int r = 0; r < R; ++r) {
     for (int i = 0; i < M; ++i) sum[r][i] = zero();
   }
-  const i64 blocks = w.k / 32;
-  for (i64 b = 0; b < blocks; ++b) {
+  i64 k = 0;
+  for (constexpr i64 kElements = 32 * F::kParts; k + kElements <= w.k; k += kElements) {
+    using Unit = typename F::Unit;
+    // The rows after these: hardware does not look ahead across the many short streams.
     for (int r = 0; r < R; ++r) {
-      V v[4];
-      F::block(p[r], b, v);
-      for (int j = 0; j < 4; ++j) {
-        for (int i = 0; i < M; ++i) sum[r][i] = fma(v[j], load(x[i] + b * 32 + j * kLanes), sum[r][i]);
-      }
+      for (i64 line = 0; line < F::kBytes; line += 64) __builtin_prefetch(p[r] + R * w.row_bytes + line, 0, 2);
     }
+    const auto meet = [&](const auto&... units) {
+      unroll<F::kParts>([&]<int S>() {
+        int r = 0;
+        (([&] {
+           V v[4];
+           units.template part<S>(v);
+           for (int j = 0; j < 4; ++j) {
+             for (int i = 0; i < M; ++i) sum[r][i] = fma(v[j], load(x[i] + k + S * 32 + j * kLanes), sum[r][i]);
+           }
+           ++r;
+         }()),
+         ...);
+      });
+    };
+    if constexpr (R == 4) {
+      meet(Unit{p[0]}, Unit{p[1]}, Unit{p[2]}, Unit{p[3]});
+    } else if constexpr (R == 2) {
+      meet(Unit{p[0]}, Unit{p[1]});
+    } else {
+      meet(Unit{p[0]});
+    }
+    for (int r = 0; r < R; ++r) p[r] += F::kBytes;
   }
-  if (const int rest = static_cast<int>(w.k % 32); F::plain && rest > 0) {
+  if (F::plain && k < w.k) {
+    const int rest = static_cast<int>(w.k - k);
     for (int r = 0; r < R; ++r) {
       V v[4];
-      F::tail(p[r], blocks, rest, v);
+      F::tail(p[r], rest, v);
       for (int j = 0; j * kLanes < rest; ++j) {
         for (int i = 0; i < M; ++i) {
-          sum[r][i] = fma(v[j], load_padded(x[i] + blocks * 32 + j * kLanes, rest - j * kLanes), sum[r][i]);
+          sum[r][i] = fma(v[j], load_padded(x[i] + k + j * kLanes, rest - j * kLanes), sum[r][i]);
         }
       }
     }
@@ -428,8 +493,9 @@ XGEN_INLINE void pack_rows(const float* x, i64 stride, i64 k, float* out) {
 }
 
 // sums[r][w] += the products of R packed rows with 4 packed weight rows over `vectors` vectors; lane-wise, no hsum.
+// Not inlined: it needs every vector register for itself.
 template <int R>
-XGEN_INLINE void dot_tile(const float* weights, const float* rows, i64 vectors, bool first, float* sums) {
+[[gnu::noinline]] void dot_tile(const float* weights, const float* rows, i64 vectors, bool first, float* sums) {
   V sum[R][4];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < 4; ++n) sum[r][n] = first ? zero() : load(sums + (r * 4 + n) * kLanes);
@@ -449,40 +515,29 @@ XGEN_INLINE void dot_tile(const float* weights, const float* rows, i64 vectors, 
   }
 }
 
-// Rows in groups of three; the last group may have fewer. Calls fn(integral_constant-like group size, first row).
+// Rows in groups of three; the last group may have fewer. Calls fn(GroupSize, first row).
 template <int N>
 struct GroupSize {
   static constexpr int value = N;
 };
 template <class Fn>
-XGEN_INLINE void for_groups_of_three(i64 rows, Fn&& fn) {
+XGEN_INLINE void for_groups(i64 rows, Fn&& fn) {
   i64 r = 0;
   for (; r + 3 <= rows; r += 3) fn(GroupSize<3>{}, r);
   if (rows - r == 2) fn(GroupSize<2>{}, r);
   if (rows - r == 1) fn(GroupSize<1>{}, r);
 }
 
-// Elements [k0, k0 + depth) of weight rows n..n+3 as [vector][4][8]; rows past the end are zero.
+// Elements [k0, k0 + depth) of weight rows n..n+3 as [vector][4][8]; rows past the end are zero. k0 begins a unit.
 template <class F>
 XGEN_INLINE void decode_four(const Rows& w, i64 n, i64 k0, i64 depth, float* out) {
-  const i64 vectors = (depth + kLanes - 1) / kLanes;
   for (int r = 0; r < 4; ++r) {
     float* to = out + r * kLanes;
     if (n + r >= w.n) {
-      for (i64 i = 0; i < vectors; ++i, to += 4 * kLanes) store(to, zero());
+      for (i64 i = 0; i < depth; i += kLanes) store(to + i * 4, zero());
       continue;
     }
-    const Byte* p = w.row(n + r);
-    const i64 first = k0 / 32;
-    V v[4];
-    for (i64 b = 0; b < depth / 32; ++b, to += 16 * kLanes) {
-      F::block(p, first + b, v);
-      for (int j = 0; j < 4; ++j) store(to + j * 4 * kLanes, v[j]);
-    }
-    if (const int rest = static_cast<int>(depth % 32); F::plain && rest > 0) {
-      F::tail(p, first + depth / 32, rest, v);
-      for (int j = 0; j * kLanes < rest; ++j) store(to + j * 4 * kLanes, v[j]);
-    }
+    decode<F>(w.row(n + r) + k0 / (32 * F::kParts) * F::kBytes, depth, [&](i64 i, V v, i64) { store(to + i * 4, v); });
   }
 }
 
@@ -496,9 +551,9 @@ void wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte*
   float* sums = four + 4 * kMatmulMaxDepth;
   const i64 chunks = (m1 - m0 + kMatmulRowsPerTile - 1) / kMatmulRowsPerTile;
   const i64 chunk = ((m1 - m0 + chunks - 1) / chunks + 2) / 3 * 3;
-  const i64 max_depth = min_of(kMatmulMaxDepth, kMatmulPackedFloats / max_of(chunk, 1) / 32 * 32);
+  const i64 max_depth = min_of(kMatmulMaxDepth, kMatmulPackedFloats / max_of(chunk, 1) / 256 * 256);
   const i64 passes = (w.k + max_depth - 1) / max_depth;
-  const i64 pass_depth = ((w.k + passes - 1) / passes + 31) / 32 * 32;
+  const i64 pass_depth = ((w.k + passes - 1) / passes + 255) / 256 * 256;  // whole units
   for (i64 mc = m0; mc < m1; mc += chunk) {
     const i64 rows = min_of(chunk, m1 - mc);
     for (i64 nc = n0; nc < n1; nc += kMatmulOutputsPerTile) {
@@ -507,14 +562,14 @@ void wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte*
         const i64 depth = min_of(pass_depth, w.k - k0);
         const i64 vectors = (depth + kLanes - 1) / kLanes;
         if (passes > 1 || nc == n0) {
-          for_groups_of_three(rows, [&]<int R>(GroupSize<R>, i64 r) {
+          for_groups(rows, [&]<int R>(GroupSize<R>, i64 r) {
             pack_rows<R>(op.x + (mc + r) * op.x_stride + k0, op.x_stride, depth, packed + r * vectors * kLanes);
           });
         }
         for (i64 n = nc; n < n_end; n += 4) {
           decode_four<F>(w, n, k0, depth, four);
           float* tile = sums + (n - nc) * rows * kLanes;
-          for_groups_of_three(rows, [&]<int R>(GroupSize<R>, i64 r) {
+          for_groups(rows, [&]<int R>(GroupSize<R>, i64 r) {
             dot_tile<R>(four, packed + r * vectors * kLanes, vectors, k0 == 0, tile + r * 4 * kLanes);
           });
         }
@@ -869,7 +924,7 @@ void attention_rows(const Attention& op, const AttentionSequence& sequence, int 
   };
   const auto lowest_key = [&](i64 pos) { return op.window > 0 ? max_of(0, pos - op.window + 1) : i64{0}; };
 
-  for_groups_of_three(rows, [&]<int R>(GroupSize<R>, i64 r) {
+  for_groups(rows, [&]<int R>(GroupSize<R>, i64 r) {
     for (int i = 0; i < R; ++i) {
       const float* q = op.q + offset(r + i, op.q_stride);
       float* to = queries + r * padded + i * kLanes;
@@ -905,7 +960,7 @@ void attention_rows(const Attention& op, const AttentionSequence& sequence, int 
     }
 
     // Scores of all rows against the gathered keys; those a row may not see are ignored below.
-    for_groups_of_three(rows, [&]<int R>(GroupSize<R>, i64 r) {
+    for_groups(rows, [&]<int R>(GroupSize<R>, i64 r) {
       for (i64 j = key_begin / 4 * 4; j < key_end; j += 4) {
         alignas(32) float sums[R * 4 * kLanes];
         dot_tile<R>(keys + j * padded, queries + r * padded, vectors, true, sums);
@@ -954,7 +1009,7 @@ void attention_rows(const Attention& op, const AttentionSequence& sequence, int 
       for (i64 d = 0; d < padded; d += kLanes) store(o + d, mul(load(o + d), c));
     }
 
-    for_groups_of_three(rows, [&]<int R>(GroupSize<R>, i64 r) {
+    for_groups(rows, [&]<int R>(GroupSize<R>, i64 r) {
       i64 lo[R];
       i64 hi[R];
       bool whole = true;

@@ -1,6 +1,7 @@
 // The portable kernels: eight floats as a compiler vector, which becomes whatever the baseline instruction set has.
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "kernels/cpu/tables.h"
 
@@ -10,7 +11,6 @@ namespace {
 using V = float __attribute__((vector_size(32)));
 using Vi = std::int32_t __attribute__((vector_size(32)));
 using B16 = std::int8_t __attribute__((vector_size(16)));
-using B8 = std::int8_t __attribute__((vector_size(8)));
 using U16 = std::uint8_t __attribute__((vector_size(16)));
 
 template <class T>
@@ -51,7 +51,9 @@ inline V keep_first(V v, std::int64_t n) {
   return v;
 }
 
+constexpr float kByteScale = 1;
 inline float half_to_float(std::uint16_t bits) { return f16_to_f32(bits); }
+inline V set1_half(const std::byte* p) { return set1(f16_to_f32(load_as<std::uint16_t>(p))); }
 inline V load_f32(const std::byte* p) { return load_as<V>(p); }
 inline V load_f16(const std::byte* p) {
   V v;
@@ -75,9 +77,9 @@ template <int Mask>
 inline B16 low_bits(B16 v) {
   return v & static_cast<std::int8_t>(Mask);
 }
-template <int N>
-inline B16 shift_right(B16 v) {
-  return __builtin_bit_cast(B16, __builtin_bit_cast(U16, v) >> N);
+// Shifts bytes or wider lanes: what comes in from a neighbouring byte is not defined.
+inline B16 shift_right_lanes(B16 v, int n) {
+  return __builtin_bit_cast(B16, __builtin_bit_cast(U16, v) >> static_cast<std::uint8_t>(n));
 }
 template <int N>
 inline B16 shift_left(B16 v) {
