@@ -361,18 +361,19 @@ Result<Regex> script_runs_regex() {
                                           "Vai",
                                           "Warang_Citi",
                                           "Yi"};
-  // U+30FC, the long vowel mark, is Common by property but counts as Han; a blank belongs to the run before it.
-  std::string pattern = "[\\p{Han}\\p{Hiragana}\\p{Katakana}\\x{30FC}][\\p{Han}\\p{Hiragana}\\p{Katakana}\\x{30FC} ]*";
+  // Blanks and characters without a script belong to the run before them; U+30FC, the long vowel mark, is Common by
+  // property but counts as Han.
+  constexpr std::string_view any = " \\p{Unknown}";
+  const std::string han = "\\p{Han}\\p{Hiragana}\\p{Katakana}\\x{30FC}";
+  std::string pattern = "[" + han + "][" + han + std::string(any) + "]*";
   for (const std::string_view script : scripts) {
     const std::string set = "\\p{" + std::string(script) + "}";
     if (script == "Common") {
-      // The blank itself is Common, but begins no run.
-      pattern += "|(?![ \\x{30FC}])" + set + "(?:(?!\\x{30FC})" + set + ")*";
+      pattern += "|(?![ \\x{30FC}])" + set + "(?:(?!\\x{30FC})[" + set + std::string(any) + "])*";
     } else {
-      pattern += "|" + set + "[" + set + " ]*";
+      pattern += "|" + set + "[" + set + std::string(any) + "]*";
     }
   }
-  pattern += "|[^ ]";
   return Regex::compile(pattern, RegexFlavour::oniguruma);
 }
 

@@ -90,11 +90,50 @@ class Translator {
     } else if ((c == 'p' || c == 'P') && pos_ < in_.size() && in_[pos_] == '{') {
       const std::size_t close = std::min(in_.find('}', pos_), in_.size() - 1);
       (out_ += '\\') += c;
-      out_ += in_.substr(pos_, close + 1 - pos_);
+      property(in_.substr(pos_, close + 1 - pos_));
       pos_ = close + 1;
     } else {
       (out_ += '\\') += c;
     }
+  }
+
+  // {Name} of \p. PCRE2 reads a script's name as Script_Extensions, the others as Script; long names of categories are
+  // unknown to it.
+  void property(std::string_view braced) {
+    constexpr std::string_view categories[][2] = {{"Letter", "L"},
+                                                  {"Lowercase_Letter", "Ll"},
+                                                  {"Uppercase_Letter", "Lu"},
+                                                  {"Titlecase_Letter", "Lt"},
+                                                  {"Modifier_Letter", "Lm"},
+                                                  {"Other_Letter", "Lo"},
+                                                  {"Mark", "M"},
+                                                  {"Number", "N"},
+                                                  {"Decimal_Number", "Nd"},
+                                                  {"Punctuation", "P"},
+                                                  {"Symbol", "S"},
+                                                  {"Separator", "Z"},
+                                                  {"Space_Separator", "Zs"},
+                                                  {"Other", "C"},
+                                                  {"Control", "Cc"}};
+    std::string_view name = braced.substr(1, braced.size() < 2 ? 0 : braced.size() - 2);
+    out_ += '{';
+    if (name.starts_with('^')) {
+      out_ += '^';
+      name.remove_prefix(1);
+    }
+    for (const auto& [full, brief] : categories) {
+      if (name == full) name = brief;
+    }
+    if (name.size() > 2 && name.find_first_of(":=&") == std::string_view::npos) {
+      const std::string script = "\\p{sc:" + std::string(name) + "}";
+      int code = 0;
+      std::size_t offset = 0;
+      pcre2_code* known = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(script.data()), script.size(),
+                                        PCRE2_UTF | PCRE2_UCP, &code, &offset, nullptr);
+      if (known != nullptr) out_ += "sc:";
+      pcre2_code_free(known);
+    }
+    (out_ += name) += '}';
   }
 
   // A bracket class. [A&&[^B]] (intersection) becomes (?:(?![B])[A]).
@@ -111,7 +150,12 @@ class Translator {
         escape(true);
       } else if (in_.substr(pos_).starts_with("[:")) {
         const std::size_t close = std::min(in_.find(":]", pos_), in_.size() - std::min<std::size_t>(2, in_.size()));
-        out_ += in_.substr(pos_, close + 2 - pos_);
+        const std::string_view name = in_.substr(pos_, close + 2 - pos_);
+        if (name == "[:punct:]") {
+          out_ += flavour_ == RegexFlavour::oniguruma ? "\\p{P}\\p{S}" : "!-\\/:-@\\[-`{-~";
+        } else {
+          out_ += name;
+        }
         pos_ = close + 2;
       } else if (in_.substr(pos_).starts_with("&&[^")) {
         const std::string left = out_.substr(start);

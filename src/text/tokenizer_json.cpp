@@ -645,6 +645,7 @@ Status read_model(const Fields& f, Handler& handler, TokenizerParts& parts) {
                                                 : "WordLevel";
   }
   if (!handler.has_vocab) return f.error("vocab is missing");
+  if (f.has("merges")) return f.error("merges must be a list");
   if (handler.unigram_list != (type == "Unigram")) return f.error("vocab has the wrong shape for the type " + type);
 
   bool byte_fallback = false;

@@ -20,7 +20,7 @@ bool is_ascii_punctuation(char32_t c);
 bool is_numeric(char32_t c);          // category N*
 bool is_mark(char32_t c);             // category M*
 bool is_nonspacing_mark(char32_t c);  // category Mn
-bool is_other(char32_t c);            // category C*
+bool is_other(char32_t c);            // category Cc, Cf, Cs or Co: controls, but not the unassigned
 bool is_word(char32_t c);             // Unicode's \w: alphabetic, mark, decimal number, connector punctuation
 bool is_cjk(char32_t c);              // the ideograph blocks that BERT sets apart
 void append_lower(std::string& out, char32_t c);  // full lower case mapping without context
