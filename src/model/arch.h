@@ -64,7 +64,8 @@ struct ArchSpec {
   bool gguf_rope_interleaved = false;  // the GGUF's Q and K rows are permuted (or made) for interleaved pairs
   bool local_rope = false;             // sliding layers have a RoPE of their own, unscaled, base rope_local_base_freq
   WindowRule window = WindowRule::none;
-  int window_period = 0;  // where the config states none
+  int window_period = 0;       // where the config states none
+  bool window_switch = false;  // a stated window counts only with use_sliding_window
   NopeRule nope = NopeRule::none;
 
   std::string_view activation = "silu";  // where the config states none

@@ -524,10 +524,12 @@ void read_layers(Facts& facts, DecoderSpec& spec) {
   const auto n = static_cast<std::size_t>(facts.integer("num_hidden_layers", 1, 4096));
   std::vector<bool> sliding;
   std::int64_t window = 0;
-  // use_sliding_window switches a stated window off where the family has the key.
-  const bool may_slide = facts.gguf() || !facts.root().has("use_sliding_window")
-                             ? facts.arch().window != WindowRule::from_layer || facts.gguf()
-                             : facts.flag("use_sliding_window", false);
+  // GGUF has no such switch: converters leave the window out where it is off.
+  const bool switched_on = facts.flag("use_sliding_window", false);
+  const bool may_slide = facts.gguf() || !facts.arch().window_switch || switched_on;
+  if (!facts.gguf() && switched_on && facts.arch().window == WindowRule::none && !facts.has("layer_types")) {
+    facts.fail("use_sliding_window without layer_types is not supported", ErrorCode::unsupported);
+  }
   if (may_slide && !facts.is_null("sliding_window")) {
     window = facts.integer_or("sliding_window", 0, std::int64_t{1} << 40, 0);
     if (window > 0) sliding = sliding_layers(facts, n);

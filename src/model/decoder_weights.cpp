@@ -213,9 +213,11 @@ void bind_experts(Binder& bind, const DecoderSpec& spec, int layer, LayerWeights
   const std::int64_t hidden = spec.hidden_size;
   const std::int64_t inner = spec.expert_intermediate_size;
   const int n = spec.num_experts;
+  out.router =
+      bind.matrix(bind.layer_name(layer, spec.gguf ? "ffn_gate_inp.weight" : spec.arch->moe_router), n, hidden);
+  if (!out.router.data) return;  // the count is not to be believed then
   out.experts.resize(static_cast<std::size_t>(n));
   if (!spec.gguf) {
-    out.router = bind.matrix(bind.layer_name(layer, spec.arch->moe_router), n, hidden);
     for (int e = 0; e < n; ++e) {
       ExpertWeights& expert = out.experts[static_cast<std::size_t>(e)];
       const auto matrix = [&](std::string_view pattern, std::int64_t rows, std::int64_t cols) {
@@ -227,7 +229,6 @@ void bind_experts(Binder& bind, const DecoderSpec& spec, int layer, LayerWeights
     }
     return;
   }
-  out.router = bind.matrix(bind.layer_name(layer, "ffn_gate_inp.weight"), n, hidden);
   const auto stack = [&](std::string_view suffix, std::int64_t rows, std::int64_t cols,
                          TensorView ExpertWeights::*part) {
     const TensorView all = bind.weight(bind.layer_name(layer, suffix), make_shape({n, rows, cols}));

@@ -30,6 +30,7 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const ModelInfo& info, DType dt
   if (block_size < 1 || block_size > 64 || !std::has_single_bit(static_cast<unsigned>(block_size))) {
     return refuse("block_size must be a power of two up to 64, is " + std::to_string(block_size));
   }
+  if (info.num_layers < 1 || info.num_kv_heads < 1 || info.head_dim < 1) return refuse("the model has no shape");
   if (num_blocks < 1) return refuse("num_blocks must be at least 1, is " + std::to_string(num_blocks));
 
   const std::uint64_t block_bytes = bytes_per_block(info, dtype, block_size);

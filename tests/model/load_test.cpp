@@ -2,11 +2,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <filesystem>
 #include <functional>
+#include <map>
 #include <set>
 
+#include "base/bytes.h"
 #include "golden.h"
 #include "model/arch.h"
+#include "model/decoder_spec.h"
 #include "weights/metadata.h"
 
 namespace xgen::model {
@@ -291,6 +296,78 @@ TEST(Load, InfoStatesTheShape) {
   EXPECT_EQ(info.weight_bytes, bytes);
   EXPECT_FALSE(decoder->is_gguf());
   EXPECT_TRUE(decoder->metadata().has("sliding_window"));
+}
+
+// Published config.json files: each is understood, or refused as unsupported by a message that says what is.
+TEST(Configs, PublishedOnesAreUnderstoodOrRefusedByName) {
+  const std::filesystem::path root = std::filesystem::path(XGEN_SOURCE_DIR) / "../shared/data/hf-configs";
+  if (!std::filesystem::exists(root)) GTEST_SKIP() << root << " is not there";
+  std::map<std::string, int> understood;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
+    if (!entry.path().filename().string().ends_with("_config.json")) continue;
+    if (entry.path().filename().string().find("hf_quant") != std::string::npos) continue;
+    const auto bytes = map_file(entry.path());
+    ASSERT_TRUE(bytes.ok());
+    const auto config = weights::parse_json_metadata(bytes->text(), entry.path().filename());
+    if (!config) continue;  // some hold Infinity, which JSON does not know
+    const auto spec = read_decoder_spec(*config, weights::TensorStore(), false, 0);
+    if (spec.ok()) {
+      ++understood[std::string(spec->arch->name)];
+    } else {
+      EXPECT_EQ(spec.error().code, ErrorCode::unsupported) << spec.error().message;
+      EXPECT_THAT(spec.error().message, HasSubstr("support"));
+    }
+  }
+  for (const char* name : {"llama", "mistral", "mixtral", "qwen3", "qwen3_moe", "phi3", "exaone4"}) {
+    EXPECT_GT(understood[name], 0) << name;
+  }
+}
+
+TEST(Configs, ExaoneLettersAndNumbersSayTheSame) {
+  const GoldenCase golden = load_golden("exaone4");
+  object config = golden.config;
+  config.erase("layer_types");
+  const auto windows = [&](const boost::json::value& pattern) {
+    config["sliding_window_pattern"] = pattern;
+    const auto spec = read_decoder_spec(*weights::parse_json_metadata(boost::json::serialize(config), "config.json"),
+                                        weights::TensorStore(), false, 0);
+    std::string letters;
+    EXPECT_TRUE(spec.ok());
+    for (const LayerSpec& layer : spec->layers) letters += layer.window > 0 ? 'L' : 'G';
+    return letters;
+  };
+  EXPECT_EQ(windows("LLLG"), "LLLGG");  // the last layer is global whatever the letters say
+  EXPECT_EQ(windows(4), "LLLGL");
+  EXPECT_EQ(windows("LG"), "LGLGG");
+}
+
+TEST(Configs, WindowsNeedTheSwitchWhereThereIsOne) {
+  const GoldenCase golden = load_golden("qwen3_moe");
+  object config = golden.config;
+  config["sliding_window"] = 8;
+  const auto window = [&] {
+    return read_decoder_spec(*weights::parse_json_metadata(boost::json::serialize(config), "config.json"),
+                             weights::TensorStore(), false, 0)
+        ->layers[0]
+        .window;
+  };
+  EXPECT_EQ(window(), 0);
+  config["use_sliding_window"] = true;
+  EXPECT_EQ(window(), 8);
+}
+
+// A GGUF from the wild (random weights, Llama 2's whole vocabulary).
+TEST(Load, GgufFromTheWildRuns) {
+  const std::string path =
+      std::string(XGEN_SOURCE_DIR) + "/../shared/data/llama-2-tiny-random/llama-2-tiny-random.gguf";
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there";
+  const auto files = open_files(path);
+  ASSERT_TRUE(files.ok()) << files.error().message;
+  const auto decoder = load_decoder(**files);
+  ASSERT_TRUE(decoder);
+  EXPECT_EQ(decoder->info().vocab_size, 32000);
+  const auto rows = Runner(*decoder).prefill({1, 15043, 3186}, {2});
+  for (const float x : rows[0]) ASSERT_TRUE(std::isfinite(x));
 }
 
 TEST(Arch, NamesAreUnique) {

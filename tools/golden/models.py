@@ -17,7 +17,10 @@ import argparse
 import json
 import math
 import pathlib
+import sys
 import tempfile
+
+sys.path.pop(0)  # this folder: its tokenizers.py must not hide the package of that name
 
 import numpy as np
 import torch
@@ -91,7 +94,7 @@ CASES = {
         [60], {}),
     "gemma2": (
         base("gemma2", num_hidden_layers=4, head_dim=32, hidden_act="drop", hidden_activation="gelu_pytorch_tanh",
-             query_pre_attn_scalar=24, sliding_window=12, attn_logit_softcapping=5.0, final_logit_softcapping=8.0,
+             query_pre_attn_scalar=24, sliding_window=12, attn_logit_softcapping=1.5, final_logit_softcapping=0.5,
              tie_word_embeddings=True, rms_norm_eps=1e-6, pad_token_id=0),
         [50, 5], {}),
     "gemma3": (
@@ -161,10 +164,11 @@ def offset_and_scale(config, name, shape):
     if name.endswith("bias"):
         return 0.0, 0.25
     if "embed_tokens" in name:
-        if config["model_type"] == "granite":
-            return 0.0, 0.125
-        return 0.0, (0.25 if config["model_type"].startswith("gemma") else 1.0)
-    gain = 4.0 if "lm_head" in name else 2.0 if ("q_proj" in name or "k_proj" in name or "gate.weight" in name) else 1.5
+        # A tied embedding must be small beside what the blocks add, or every token predicts itself.
+        kind = config["model_type"]
+        small = 2.0**-6 if kind == "granite" else 2.0**-5 if kind.startswith("gemma") else 2.0**-4
+        return 0.0, small if config["tie_word_embeddings"] else 1.0
+    gain = 4.0 if "lm_head" in name else 2.0 if name.endswith("gate.weight") else 1.5
     # A power of two near gain * sqrt(3 / fan_in), so that scaling is exact.
     return 0.0, 2.0 ** round(math.log2(gain * math.sqrt(3.0 / shape[-1])))
 
