@@ -334,16 +334,17 @@ void IoThread::push(std::shared_ptr<Connection> connection) {
   if (first && current != this) asio::post(context_, [this] { Turn turn(*this); });
 }
 
+// One batch only: a thread that answers without pause must not keep this one from its sockets and timers.
 void IoThread::serve_inbox() {
-  for (;;) {
-    {
-      std::lock_guard lock(inbox_mutex_);
-      if (inbox_.empty()) return;
-      serving_.swap(inbox_);
-    }
-    for (const auto& connection : serving_) connection->serve();
-    serving_.clear();
+  {
+    std::lock_guard lock(inbox_mutex_);
+    if (inbox_.empty()) return;
+    serving_.swap(inbox_);
   }
+  for (const auto& connection : serving_) connection->serve();
+  serving_.clear();
+  std::lock_guard lock(inbox_mutex_);
+  if (!inbox_.empty()) asio::post(context_, [this] { Turn turn(*this); });
 }
 
 void IoThread::begin_wait(Connection& connection, Wait wait) {
@@ -569,7 +570,6 @@ void Connection::schedule() {
 }
 
 void Connection::serve() {
-  scheduled_.store(false);
   if (wake_.exchange(false)) {
     std::shared_ptr<ExchangeListener> listener;
     {
@@ -578,6 +578,9 @@ void Connection::serve() {
     }
     if (listener) listener->on_wake();
   }
+  // Not before: what on_wake() writes is sent below, and needs no further turn.
+  scheduled_.store(false);
+  if (wake_.load()) schedule();
   bool cut = false;
   {
     std::lock_guard lock(mutex_);

@@ -16,6 +16,9 @@ using inference::Event;
 
 // An answer that is not streamed wakes the server thread this rarely before its end.
 constexpr std::size_t kGatheredEvents = 256;
+// So much is held back for a client that reads too slowly. What comes after goes to the exchange, which has a limit of
+// its own.
+constexpr std::size_t kMaxHeldBytes = std::size_t{4} << 20;
 
 // Events arrive on the engine's thread, which only puts them into `inbox_` and asks for a wake-up; one wake-up takes
 // all that have come by then. Everything else happens on the exchange's server thread.
@@ -56,9 +59,20 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
  private:
   struct Sink final : inference::EventSink {
     Sink(std::shared_ptr<Call> owner, std::size_t index) : call(std::move(owner)), prompt(index) {}
-    void on_event(Event event) override { call->deliver(prompt, std::move(event)); }
+    // An engine that lets go of a request without a terminal event must not leave its client waiting.
+    ~Sink() override {
+      if (!ended)
+        call->deliver(prompt, inference::Failed{make_error(ErrorCode::internal, "The engine dropped the request.")});
+    }
+    Sink(const Sink&) = delete;
+    Sink& operator=(const Sink&) = delete;
+    void on_event(Event event) override {
+      ended = std::holds_alternative<inference::Finished>(event) || std::holds_alternative<inference::Failed>(event);
+      call->deliver(prompt, std::move(event));
+    }
     std::shared_ptr<Call> call;
     std::size_t prompt;
+    bool ended = false;
   };
 
   bool choice_exists(const Event& event) const;
@@ -77,7 +91,8 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::optional<api::AnswerBuilder> builder_;
   std::vector<std::unique_ptr<inference::RequestHandle>> handles_;
   std::vector<std::vector<Event>> held_;  // per prompt, while the client reads too slowly
-  std::string out_;                       // SSE events of one wake-up
+  std::size_t held_bytes_ = 0;
+  std::string out_;  // SSE events of one wake-up
   bool streaming_ = false;
 
   std::mutex mutex_;
@@ -107,8 +122,11 @@ void Call::on_wake() {
     if (over_) return;
     events.swap(inbox_);
   }
-  const bool hold = streaming_ && exchange_->pending_bytes() > http::Exchange::kHighWater;
-  if (!hold) flush_held();
+  const std::size_t pending = exchange_->pending_bytes();
+  const auto slow = [&] {
+    return streaming_ && held_bytes_ < kMaxHeldBytes && pending + out_.size() > http::Exchange::kHighWater;
+  };
+  if (!slow()) flush_held();
   for (auto& [prompt, event] : events) {
     if (const auto* failed = std::get_if<inference::Failed>(&event)) {
       flush_held();
@@ -116,15 +134,18 @@ void Call::on_wake() {
       return;
     }
     if (!choice_exists(event)) continue;
-    if (hold && !std::holds_alternative<inference::Finished>(event)) {
+    const auto* delta = std::get_if<inference::Delta>(&event);
+    if (delta != nullptr && slow()) {
       held_.resize(prompts_);
+      held_bytes_ += 1 + delta->text.size() + 256 * delta->logprobs.size();
       held_[prompt].push_back(std::move(event));
       continue;
     }
-    if (hold) flush_held();
+    flush_held();
     take(prompt, event);
   }
-  for (auto& waiting : held_) api::merge_deltas(waiting);
+  if (held_bytes_ > 0)
+    for (auto& waiting : held_) api::merge_deltas(waiting);
   if (unfinished_ == 0) {
     if (encoder_) {
       encoder_->finish(out_);
@@ -142,8 +163,12 @@ void Call::on_wake() {
 }
 
 void Call::flush_held() {
-  for (std::size_t prompt = 0; prompt < held_.size(); ++prompt)
+  if (held_bytes_ == 0) return;
+  held_bytes_ = 0;
+  for (std::size_t prompt = 0; prompt < held_.size(); ++prompt) {
+    api::merge_deltas(held_[prompt]);
     for (const Event& event : std::exchange(held_[prompt], {})) take(prompt, event);
+  }
 }
 
 void Call::take(std::size_t prompt, const Event& event) {

@@ -165,7 +165,10 @@ class ScriptedService final : public ModelService {
       if (job.limit == 0) return finish(FinishReason::length);
     }
     if (job.text == "hold") return true;
-    if (job.text == "drop") return false;
+    if (job.text == "drop") {
+      job.sink.reset();
+      return false;
+    }
     if (job.text == "break") {
       say("part");
       job.sink->on_event(Failed{make_error(ErrorCode::internal, "scripted failure in the middle")});

@@ -1,0 +1,219 @@
+#include <gmock/gmock.h>
+
+#include "server/fixture.h"
+
+namespace xgen::server {
+namespace {
+
+using namespace std::chrono_literals;
+using scripted::Answer;
+using scripted::RawClient;
+using ::testing::HasSubstr;
+
+std::string completion(const std::string& prompt, const std::string& more = "") {
+  return R"({"model":"scripted","prompt":")" + prompt + "\"" + more + "}";
+}
+
+TEST_F(ControllerTest, ADisconnectCancelsWithinOneStep) {
+  start();
+  for (const char* stream : {"", R"(,"stream":true)"}) {
+    const int before = service->cancelled.load();
+    {
+      RawClient client(http->port());
+      client.post("/v1/completions", completion("hold", stream));
+      ASSERT_TRUE(eventually([&] { return service->running.load() == 1; }));
+      if (*stream != '\0') {
+        ASSERT_TRUE(client.read_until("\r\n\r\n"));
+      }
+    }
+    EXPECT_TRUE(eventually([&] { return service->running.load() == 0; }, 2s));
+    EXPECT_EQ(service->cancelled.load(), before + 1);
+  }
+  EXPECT_EQ(post("/v1/completions", completion("say x")).status, 200);
+}
+
+TEST_F(ControllerTest, ADisconnectCancelsEveryPromptOfACall) {
+  start();
+  {
+    RawClient client(http->port());
+    client.post("/v1/completions", R"({"model":"scripted","prompt":["hold","hold","say x","hold"],"stream":true})");
+    ASSERT_TRUE(client.read_until("\"index\":2"));
+    ASSERT_TRUE(eventually([&] { return service->running.load() == 3; }));
+  }
+  EXPECT_TRUE(eventually([&] { return service->running.load() == 0; }, 2s));
+}
+
+TEST_F(ControllerTest, AFailedPromptEndsTheOthers) {
+  start();
+  EXPECT_EQ(post("/v1/completions", R"({"model":"scripted","prompt":["hold","error 7"]})").status, 429);
+  EXPECT_TRUE(eventually([&] { return service->running.load() == 0; }, 2s));
+}
+
+// A client that stops reading costs bounded memory, and its request ends with the write timeout.
+TEST_F(ControllerTest, AStreamThatIsNotReadIsHeldBackAndThenCancelled) {
+  start({.version = "1"}, {.write_timeout = 500ms});
+  RawClient client(http->port(), 4096);
+  client.post("/v1/completions", completion("flood", R"(,"stream":true,"max_tokens":2000000000)"));
+  EXPECT_TRUE(eventually([&] { return service->cancelled.load() == 1; }, 20s));
+}
+
+// A slow client gets every byte, in fewer events.
+TEST_F(ControllerTest, ASlowReaderLosesNothing) {
+  start();
+  RawClient client(http->port(), 4096);
+  client.post("/v1/completions", completion("flood", R"(,"stream":true,"max_tokens":20000)"));
+  ASSERT_TRUE(eventually([&] { return service->tokens.load() > 10'000; }, 20s));
+  const Answer answer = client.read_answer();
+  ASSERT_TRUE(answer.complete);
+  EXPECT_THAT(answer.body.substr(answer.body.size() - 20), HasSubstr("[DONE]"));
+  std::size_t said = 0;
+  std::size_t events = 0;
+  constexpr std::string_view kText = "\"text\":\"";
+  for (std::size_t at = 0; (at = answer.body.find(kText, at)) != std::string::npos; ++events) {
+    at += kText.size();
+    const std::size_t end = answer.body.find('"', at);
+    said += end - at;
+    at = end;
+  }
+  EXPECT_EQ(said, 20'000U * 1024);
+  EXPECT_LT(events, 19'000U);
+}
+
+TEST_F(ControllerTest, ManyStreamsAtOnce) {
+  start({.version = "1"}, {.threads = 2});
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < 64; ++i) {
+    clients.push_back(std::make_unique<RawClient>(http->port()));
+    clients.back()->post("/v1/completions",
+                         completion("say number " + std::to_string(i) + " of many", R"(,"stream":true)"));
+  }
+  for (int i = 0; i < 64; ++i) {
+    const Answer answer = clients[static_cast<std::size_t>(i)]->read_answer();
+    std::string said;
+    constexpr std::string_view kText = "\"text\":\"";
+    for (std::size_t at = 0; (at = answer.body.find(kText, at)) != std::string::npos;) {
+      at += kText.size();
+      said += answer.body.substr(at, answer.body.find('"', at) - at);
+    }
+    EXPECT_EQ(said, "number " + std::to_string(i) + " of many");
+    EXPECT_TRUE(answer.body.ends_with("data: [DONE]\n\n"));
+  }
+}
+
+TEST_F(ControllerTest, TheLifecycleShowsInHealth) {
+  start();
+  const auto expect = [&](int health, int live, int ready, int startup, int inference) {
+    EXPECT_EQ(get("/health").status, health);
+    EXPECT_EQ(get("/health/live").status, live);
+    EXPECT_EQ(get("/health/ready").status, ready);
+    EXPECT_EQ(get("/health/startup").status, startup);
+    const Answer answer = post("/v1/completions", completion("say x"));
+    EXPECT_EQ(answer.status, inference);
+    if (inference == 503) {
+      EXPECT_TRUE(answer.headers.contains("retry-after"));
+    }
+  };
+  lifecycle.set(Lifecycle::State::starting);
+  lifecycle.set_progress(0.25);
+  expect(503, 200, 503, 503, 200);  // a model that is loaded may answer before all are
+  EXPECT_THAT(get("/health/startup").body, HasSubstr("\"progress\":0.25"));
+  lifecycle.set(Lifecycle::State::ready);
+  expect(200, 200, 200, 200, 200);
+  lifecycle.set(Lifecycle::State::draining);
+  expect(200, 200, 503, 200, 200);
+  lifecycle.set(Lifecycle::State::refusing);
+  expect(503, 200, 503, 200, 503);
+  lifecycle.set(Lifecycle::State::ready);
+  service->health_state = inference::Health::State::degraded;
+  expect(503, 200, 200, 200, 200);
+  service->health_state = inference::Health::State::dead;
+  expect(503, 503, 200, 200, 200);
+}
+
+TEST_F(ControllerTest, AModelThatFailedToLoadDegradesHealth) {
+  start();
+  registry.set_failed("slow", "file \"a\" is missing");
+  EXPECT_EQ(get("/health").status, 503);
+  EXPECT_THAT(get("/health").body, HasSubstr(R"("detail":"file \"a\" is missing")"));
+}
+
+TEST_F(ControllerTest, UnknownFieldsMayBeLetThrough) {
+  start({.version = "1", .reject_unknown_fields = false});
+  EXPECT_EQ(post("/v1/completions", completion("say x", R"(,"my_extension":1)")).status, 200);
+  // What is known and not offered stays refused.
+  EXPECT_EQ(post("/v1/completions", completion("say x", R"(,"guided_json":{})")).status, 400);
+}
+
+TEST_F(ControllerTest, RequestsCarryTheirParametersToTheModel) {
+  start({.version = "1", .request_timeout = 5s});
+  ASSERT_EQ(post("/v1/chat/completions",
+                 R"({"model":"scripted","messages":[{"role":"system","content":"be"},
+                    {"role":"user","name":"ann","content":[{"type":"text","text":"say a"},{"type":"text","text":"b"}]}],
+                    "max_completion_tokens":7,"temperature":0.5,"top_p":0.9,"top_k":4,"min_p":0.1,"n":2,"stop":["x","y"],
+                    "seed":-3,"presence_penalty":1,"frequency_penalty":-1,"repetition_penalty":1.5,
+                    "logprobs":true,"top_logprobs":3,"logit_bias":{"17":-100},"ignore_eos":true,"min_tokens":2,
+                    "stop_token_ids":[8,9],"priority":-4})")
+                .status,
+            200);
+  std::lock_guard lock(service->last_mutex);
+  const auto& request = service->last;
+  const auto& messages = std::get<std::vector<inference::Message>>(request.prompt);
+  ASSERT_EQ(messages.size(), 2U);
+  EXPECT_EQ(messages[0].role, "system");
+  EXPECT_EQ(messages[1].content, "say a\nb");
+  EXPECT_EQ(messages[1].name, "ann");
+  EXPECT_EQ(request.stop.max_tokens, 7);
+  EXPECT_EQ(request.stop.min_tokens, 2);
+  EXPECT_TRUE(request.stop.ignore_eos);
+  EXPECT_EQ(request.stop.stop, (std::vector<std::string>{"x", "y"}));
+  EXPECT_EQ(request.stop.stop_token_ids, (std::vector<inference::TokenId>{8, 9}));
+  EXPECT_FLOAT_EQ(*request.sampling.temperature, 0.5F);
+  EXPECT_FLOAT_EQ(*request.sampling.top_p, 0.9F);
+  EXPECT_EQ(request.sampling.top_k, 4);
+  EXPECT_FLOAT_EQ(*request.sampling.min_p, 0.1F);
+  EXPECT_FLOAT_EQ(*request.sampling.repetition_penalty, 1.5F);
+  EXPECT_FLOAT_EQ(request.sampling.presence_penalty, 1);
+  EXPECT_FLOAT_EQ(request.sampling.frequency_penalty, -1);
+  EXPECT_EQ(request.sampling.seed, static_cast<std::uint64_t>(-3));
+  ASSERT_EQ(request.sampling.logit_bias.size(), 1U);
+  EXPECT_EQ(request.sampling.logit_bias[0], (std::pair<inference::TokenId, float>{17, -100.0F}));
+  EXPECT_EQ(request.n, 2);
+  EXPECT_EQ(request.logprobs, 3);
+  EXPECT_EQ(request.priority, -4);
+  EXPECT_FALSE(request.request_id.empty());
+  ASSERT_TRUE(request.deadline.has_value());
+  EXPECT_LT(*request.deadline, std::chrono::steady_clock::now() + 5s);
+}
+
+TEST_F(ControllerTest, PipelinedCallsAreAnsweredInOrder) {
+  start();
+  RawClient client(http->port());
+  for (int i = 0; i < 20; ++i) client.post("/v1/completions", completion("say " + std::to_string(i)));
+  for (int i = 0; i < 20; ++i)
+    EXPECT_THAT(client.read_answer().body, HasSubstr("\"text\":\"" + std::to_string(i) + "\"")) << i;
+}
+
+TEST_F(ControllerTest, DrainingFinishesStreams) {
+  start();
+  RawClient client(http->port());
+  client.post("/v1/completions", completion("flood", R"(,"stream":true,"max_tokens":3000)"));
+  ASSERT_TRUE(client.read_until("data: "));
+  lifecycle.set(Lifecycle::State::refusing);
+  std::thread drainer([&] { EXPECT_TRUE(http->drain(20s)); });
+  const Answer answer = client.read_answer();
+  EXPECT_TRUE(answer.complete);
+  EXPECT_TRUE(answer.body.ends_with("data: [DONE]\n\n"));
+  drainer.join();
+}
+
+TEST_F(ControllerTest, TheReferenceCoversEveryRoute) {
+  const std::string page = reference_markdown();
+  for (const std::string& route : route_list()) {
+    const std::size_t blank = route.find(' ');
+    EXPECT_THAT(page, HasSubstr("| " + route.substr(0, blank) + " | `" + route.substr(blank + 1) + "` |"));
+  }
+  for (const char* name : {"temperature", "tools", "user", "429"}) EXPECT_THAT(page, HasSubstr(name));
+}
+
+}  // namespace
+}  // namespace xgen::server
