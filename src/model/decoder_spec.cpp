@@ -315,8 +315,7 @@ RopeSpec read_hf_rope(Facts& facts, const Metadata& parameters, double theta, do
     extended_context = scaling.original_context * scaling.factor;
   } else if (type == "longrope") {
     scaling.kind = RopeScaling::Kind::longrope;
-    const bool long_context =
-        (max_context > 0 ? max_context : spec.max_position) > static_cast<int>(scaling.original_context);
+    const bool long_context = (max_context > 0 ? max_context : spec.max_position) > scaling.original_context;
     // Both lists are checked, one is used.
     auto short_list = factor_list(facts, parameters, "short_factor", rotary_dim);
     auto long_list = factor_list(facts, parameters, "long_factor", rotary_dim);
@@ -418,8 +417,7 @@ void read_gguf_ropes(Facts& facts, DecoderSpec& spec, const weights::TensorStore
     return facts.fail("tensors rope_factors_short.weight and rope_factors_long.weight must come together");
   }
   if (!long_list.empty()) {
-    const bool long_context =
-        (max_context > 0 ? max_context : spec.max_position) > static_cast<int>(scaling.original_context);
+    const bool long_context = (max_context > 0 ? max_context : spec.max_position) > scaling.original_context;
     scaling.divisors = long_context ? std::move(long_list) : std::move(short_list);
   }
   const double theta = facts.real_or("rope_theta", 1, kHuge, 10000);

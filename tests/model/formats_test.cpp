@@ -141,36 +141,54 @@ INSTANTIATE_TEST_SUITE_P(All, Formats,
                                          DType::q5_1, DType::q2_k, DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k),
                          [](const auto& p) { return std::string(dtype_info(p.param).name); });
 
-// transformers rounds Gemma's embedding scale to the weights' type.
+// transformers rounds Gemma's embedding scale to the weights' type: sqrt(32) is 5.65685, in BF16 5.65625.
 TEST(EmbeddingScale, IsRoundedToTheWeightsType) {
-  const GoldenCase golden = load_golden("gemma2");
-  auto half = golden.tensors;
-  auto rounded = golden.tensors;
-  for (std::size_t t = 0; t < half.size(); ++t) {
-    if (half[t].name != "model.embed_tokens.weight") continue;
-    const std::size_t n = half[t].data.size() / 4;
-    std::string bits(n * 2, '\0');
-    for (std::size_t i = 0; i < n; ++i) {
-      float x = 0;
-      std::memcpy(&x, &half[t].data[i * 4], 4);
-      const std::uint16_t b = f32_to_bf16(x);
-      std::memcpy(&bits[i * 2], &b, 2);
-      // sqrt(128) = 11.3137 is 11.3125 in BF16: the F32 twin gets the difference folded in.
-      x = bf16_to_f32(b);
-      std::memcpy(&rounded[t].data[i * 4], &x, 4);
+  const boost::json::object config{
+      {"model_type", "gemma2"},      {"vocab_size", 64},       {"hidden_size", 32},
+      {"intermediate_size", 32},     {"num_hidden_layers", 1}, {"num_attention_heads", 2},
+      {"num_key_value_heads", 1},    {"head_dim", 16},         {"max_position_embeddings", 64},
+      {"query_pre_attn_scalar", 16}, {"rms_norm_eps", 1e-6},   {"tie_word_embeddings", true}};
+  const auto model = [&](DType type, float embedding_factor) {
+    std::vector<Tensor> tensors;
+    const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
+      const Shape shape = rows == 0 ? make_shape({cols}) : make_shape({rows, cols});
+      std::vector<float> values = counter_uniform(name, static_cast<std::size_t>(shape.elements()));
+      for (float& x : values) x = bf16_to_f32(f32_to_bf16(x * 0.25F));
+      if (name == "model.embed_tokens.weight") {
+        for (float& x : values) x *= embedding_factor;
+      }
+      Tensor tensor = test::f32_tensor(name, shape, values);
+      if (type == DType::bf16) {
+        tensor.dtype = type;
+        tensor.data.resize(values.size() * 2);
+        for (std::size_t i = 0; i < values.size(); ++i) {
+          const std::uint16_t bits = f32_to_bf16(values[i]);
+          std::memcpy(&tensor.data[i * 2], &bits, 2);
+        }
+      }
+      tensors.push_back(std::move(tensor));
+    };
+    const std::string layer = "model.layers.0.";
+    add("model.embed_tokens.weight", 64, 32);
+    add("lm_head.weight", 64, 32);
+    add("model.norm.weight", 0, 32);
+    for (const char* name :
+         {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"}) {
+      add(layer + name + ".weight", 0, 32);
     }
-    half[t].dtype = DType::bf16;
-    half[t].data = bits;
-  }
-  const auto scale = std::sqrt(static_cast<float>(golden.config.at("hidden_size").as_int64()));
-  ASSERT_EQ(bf16_to_f32(f32_to_bf16(scale)), scale) << "8 is exact: the two must agree";
-  const auto a = load_decoder(*hf_files(golden.config, half));
-  const auto b = load_decoder(*hf_files(golden.config, rounded));
-  ASSERT_TRUE(a && b);
-  const Tokens last{static_cast<std::int32_t>(golden.prompts[0].tokens.size()) - 1};
-  const auto x = Runner(*a).prefill(golden.prompts[0].tokens, last);
-  const auto y = Runner(*b).prefill(golden.prompts[0].tokens, last);
-  EXPECT_LT(relative_error(x[0], y[0].data()), 1e-5);
+    add(layer + "self_attn.q_proj.weight", 32, 32);
+    add(layer + "self_attn.k_proj.weight", 16, 32);
+    add(layer + "self_attn.v_proj.weight", 16, 32);
+    for (const char* name : {"self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+      add(layer + name + ".weight", 32, 32);
+    }
+    const auto decoder = load_decoder(*hf_files(config, tensors));
+    return Runner(*decoder).prefill({3, 1, 4, 1, 5}, {4})[0];
+  };
+  const float exact = std::sqrt(32.0F);
+  const auto stored = model(DType::bf16, 1);
+  EXPECT_LT(relative_error(stored, model(DType::f32, bf16_to_f32(f32_to_bf16(exact)) / exact).data()), 1e-6);
+  EXPECT_GT(relative_error(stored, model(DType::f32, 1).data()), 5e-6);
 }
 
 }  // namespace
