@@ -1,6 +1,7 @@
 // Chat templates: Jinja as Hugging Face `transformers` sets it up (ImmutableSandboxedEnvironment, trim_blocks,
 // lstrip_blocks, loopcontrols, the generation tag, raise_exception, strftime_now, tojson). Text is equal byte for byte
-// to what transformers renders, except where CPython would print an address or an integer beyond 64 bits.
+// to what transformers renders. Not offered: integers beyond 64 bits, other templates (include, import, extends),
+// scoped blocks, autoescape, and the lipsum, pprint, random and urlize helpers; object addresses are not printed.
 #pragma once
 
 #include <ctime>

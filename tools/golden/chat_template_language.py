@@ -709,8 +709,7 @@ none < 1
 1 + none
 1 + true
 true + true
-lipsum is defined
-self is defined
+('<{}>'|safe).format('<'|safe)
 caller is defined
 loop is defined
 "a

@@ -23,7 +23,7 @@ bool is_mutating_method(const Value& self, std::string_view name);
 const Value* find_global(std::string_view name);
 
 // str.format with the sandbox's attribute rules.
-std::string format_string(Interpreter& interpreter, std::string_view format, const Arguments& arguments);
+std::string format_string(Interpreter& interpreter, const Value& format, const Arguments& arguments);
 
 // Arguments matched to parameter names, as a Python call does.
 class Bound {

@@ -29,11 +29,11 @@ struct TemplateError {
 }
 
 struct Limits {
-  std::size_t max_source = std::size_t{1} << 20;      // bytes of template
-  std::size_t max_output = std::size_t{64} << 20;     // bytes of any one string
-  std::uint64_t max_steps = 20'000'000;               // evaluated nodes, plus one per 32 bytes handled
-  std::uint64_t max_memory = std::uint64_t{1} << 30;  // bytes allocated over the whole rendering
-  int max_depth = 1500;                               // nested evaluations
+  std::size_t max_source = std::size_t{1} << 20;        // bytes of template
+  std::size_t max_output = std::size_t{64} << 20;       // bytes of any one string
+  std::uint64_t max_steps = 10'000'000;                 // evaluated nodes, plus one per 32 bytes handled
+  std::uint64_t max_memory = std::uint64_t{512} << 20;  // bytes allocated over the whole rendering
+  int max_depth = 1500;                                 // nested evaluations
 };
 
 // Containers nested deeper than this are refused, so that recursion over a value is bounded.

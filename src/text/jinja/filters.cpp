@@ -283,9 +283,11 @@ Value filter_batch(I interpreter, V input, A arguments) {
   }
   if (!row.empty()) {
     if (bound.given(1) && !bound[1]->is(Type::none)) {
-      for (auto i = static_cast<std::int64_t>(row.size()); i < size; ++i) {
-        interpreter.budget().charge(sizeof(Value));
-        row.push_back(*bound[1]);
+      if (const auto missing = size - static_cast<std::int64_t>(row.size()); missing > 0) {
+        const auto count = static_cast<std::size_t>(missing);
+        if (count > interpreter.budget().limits().max_output) fail_limit("batch: the line count is too large");
+        interpreter.budget().charge(count * sizeof(Value));
+        row.insert(row.end(), count, *bound[1]);
       }
     }
     finish();
@@ -301,6 +303,9 @@ Value filter_slice(I interpreter, V input, A arguments) {
   if (slices == 0) fail("integer division or modulo by zero");
   std::vector<Value> out;
   if (slices < 0) return vector_iterator(interpreter, std::move(out));
+  if (static_cast<std::size_t>(slices) > interpreter.budget().limits().max_output)
+    fail_limit("slice: the number of slices is too large");
+  interpreter.budget().charge(static_cast<std::size_t>(slices) * sizeof(Value));
   const std::int64_t per_slice = size / slices, with_extra = size % slices;
   std::int64_t offset = 0;
   for (std::int64_t number = 0; number < slices; ++number) {

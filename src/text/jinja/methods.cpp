@@ -474,7 +474,7 @@ Value str_isprintable(Interpreter& interpreter, const Value& self, const Argumen
 }
 
 Value str_format(Interpreter& interpreter, const Value& self, const Arguments& arguments) {
-  return same_kind(interpreter, self, format_string(interpreter, text_of(interpreter, self), arguments));
+  return same_kind(interpreter, self, format_string(interpreter, self, arguments));
 }
 
 Value str_format_map(Interpreter& interpreter, const Value& self, const Arguments& arguments) {
@@ -483,7 +483,7 @@ Value str_format_map(Interpreter& interpreter, const Value& self, const Argument
   Arguments named;
   for (const auto& [key, value] : bound[0]->get<DictObject>().items)
     if (key.is(Type::string)) named.named.emplace_back(key.as_string(), value);
-  return same_kind(interpreter, self, format_string(interpreter, text_of(interpreter, self), named));
+  return same_kind(interpreter, self, format_string(interpreter, self, named));
 }
 
 const Table& string_methods() {
@@ -691,8 +691,8 @@ namespace {
 
 class StringFormatter {
  public:
-  StringFormatter(Interpreter& interpreter, const Arguments& arguments)
-      : interpreter_(interpreter), arguments_(arguments) {}
+  StringFormatter(Interpreter& interpreter, const Arguments& arguments, bool markup)
+      : interpreter_(interpreter), arguments_(arguments), markup_(markup) {}
 
   std::string run(std::string_view format, int depth) {
     if (depth > 2) fail("Max string recursion exceeded");
@@ -752,7 +752,9 @@ class StringFormatter {
       rest.remove_prefix(2);
     }
     const std::string spec = rest.empty() ? "" : run(rest.substr(1), depth + 1);
-    out += format_value(interpreter_.budget(), value, spec);
+    if (markup_ && is_markup(value) && !spec.empty()) fail("Format specifier " + spec + " given to Markup");
+    const std::string text = format_value(interpreter_.budget(), value, spec);
+    out += markup_ && !is_markup(value) ? escape_html(text) : text;
   }
 
   Value look_up(std::string_view name) {
@@ -797,14 +799,16 @@ class StringFormatter {
 
   Interpreter& interpreter_;
   const Arguments& arguments_;
+  bool markup_;  // formatting a Markup escapes what goes into it
   std::size_t automatic_ = 0;
   bool manual_ = false;
 };
 
 }  // namespace
 
-std::string format_string(Interpreter& interpreter, std::string_view format, const Arguments& arguments) {
-  return StringFormatter(interpreter, arguments).run(format, 0);
+std::string format_string(Interpreter& interpreter, const Value& format, const Arguments& arguments) {
+  interpreter.budget().charge(format.as_string().size());
+  return StringFormatter(interpreter, arguments, is_markup(format)).run(format.as_string(), 0);
 }
 
 }  // namespace xgen::text::jinja
