@@ -1,0 +1,280 @@
+// http_load: measures an OpenAI-compatible server over HTTP with one thread on epoll, so that the client costs little.
+//
+//   http_load --port P --mode requests --connections 16 --seconds 5   one-token answers: requests/s, p50, p99
+//   http_load --port P --mode stream --connections 16 --tokens 256    SSE events/s, and their gaps
+//   http_load --port P --mode hold --connections 10000 --pid PID      streams that stay open: resident memory of PID
+// Also: --model NAME (scripted), --prompt TEXT ("hold" for --mode hold), --chat.
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string host = "127.0.0.1";
+  int port = 8000;
+  std::string mode = "requests";
+  int connections = 1;
+  double seconds = 5;
+  int tokens = 256;
+  int pid = 0;
+  std::string model = "scripted";
+  std::string prompt;
+  bool chat = false;
+};
+
+[[noreturn]] void fail(const std::string& message) {
+  std::fprintf(stderr, "http_load: %s\n", message.c_str());
+  std::exit(1);
+}
+
+Options parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view name = argv[i];
+    if (name == "--chat") {
+      options.chat = true;
+      continue;
+    }
+    if (++i == argc) fail("no value after " + std::string(name));
+    const char* value = argv[i];
+    if (name == "--host")
+      options.host = value;
+    else if (name == "--port")
+      options.port = std::atoi(value);
+    else if (name == "--mode")
+      options.mode = value;
+    else if (name == "--connections")
+      options.connections = std::atoi(value);
+    else if (name == "--seconds")
+      options.seconds = std::atof(value);
+    else if (name == "--tokens")
+      options.tokens = std::atoi(value);
+    else if (name == "--pid")
+      options.pid = std::atoi(value);
+    else if (name == "--model")
+      options.model = value;
+    else if (name == "--prompt")
+      options.prompt = value;
+    else
+      fail("unknown option " + std::string(name));
+  }
+  if (options.prompt.empty()) options.prompt = options.mode == "hold" ? "hold" : "Hello";
+  return options;
+}
+
+std::string make_request(const Options& options) {
+  const bool stream = options.mode != "requests";
+  std::string body = "{\"model\":\"" + options.model + "\",";
+  body += options.chat ? R"("messages":[{"role":"user","content":")" + options.prompt + "\"}]"
+                       : "\"prompt\":\"" + options.prompt + "\"";
+  body += ",\"max_tokens\":" + std::to_string(stream ? options.tokens : 1) + ",\"temperature\":0,\"ignore_eos\":true";
+  body += stream ? ",\"stream\":true}" : "}";
+  return std::string("POST /v1/") + (options.chat ? "chat/completions" : "completions") +
+         " HTTP/1.1\r\nHost: " + options.host +
+         "\r\nContent-Type: application/json\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
+}
+
+struct Connection {
+  int fd = -1;
+  Clock::time_point begun;   // of the running request
+  Clock::time_point latest;  // event of the running stream
+  std::string input;
+  bool started = false;  // its first event has come
+};
+
+struct Totals {
+  std::uint64_t requests = 0;
+  std::uint64_t events = 0;
+  std::vector<double> times_ms;  // of requests, or gaps between events
+};
+
+double ms_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double, std::milli>(to - from).count();
+}
+
+double percentile(std::vector<double>& values, double share) {
+  if (values.empty()) return 0;
+  const auto at = static_cast<std::ptrdiff_t>(share * static_cast<double>(values.size() - 1));
+  std::nth_element(values.begin(), values.begin() + at, values.end());
+  return values[static_cast<std::size_t>(at)];
+}
+
+int connect_to(const Options& options) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(options.port));
+  if (fd < 0 || ::inet_pton(AF_INET, options.host.c_str(), &address.sin_addr) != 1 ||
+      ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0)
+    fail(std::string("cannot connect: ") + std::strerror(errno));
+  const int on = 1;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  return fd;
+}
+
+void send_request(Connection& connection, const std::string& request) {
+  connection.begun = connection.latest = Clock::now();
+  connection.started = false;
+  if (::send(connection.fd, request.data(), request.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(request.size()))
+    fail("the server closed the connection");
+}
+
+void check_status(const Connection& connection) {
+  if (connection.input.size() >= 12 && connection.input.compare(9, 3, "200") != 0)
+    fail("answer: " + connection.input.substr(0, 600));
+}
+
+// True once the answer with its Content-Length is whole; takes it from the input.
+bool take_answer(Connection& connection) {
+  const std::size_t head_end = connection.input.find("\r\n\r\n");
+  if (head_end == std::string::npos) return false;
+  check_status(connection);
+  const std::size_t at = connection.input.find("Content-Length: ");
+  if (at == std::string::npos || at > head_end) fail("an answer without Content-Length");
+  const std::size_t whole = head_end + 4 + std::strtoul(connection.input.c_str() + at + 16, nullptr, 10);
+  if (connection.input.size() < whole) return false;
+  connection.input.erase(0, whole);
+  return true;
+}
+
+// Counts the events of a stream; true at its end.
+bool take_events(Connection& connection, Totals& totals, bool measure) {
+  if (!connection.started) check_status(connection);
+  std::size_t used = 0;
+  for (;;) {
+    const std::size_t at = connection.input.find("data: ", used);
+    if (at == std::string::npos || at + 7 > connection.input.size()) break;
+    if (connection.input[at + 6] == '[') {
+      const std::size_t end = connection.input.find("\r\n0\r\n\r\n", at);
+      if (end == std::string::npos) break;
+      connection.input.erase(0, end + 7);
+      return true;
+    }
+    used = at + 6;
+    const auto now = Clock::now();
+    if (measure && connection.started) totals.times_ms.push_back(ms_between(connection.latest, now));
+    connection.latest = now;
+    connection.started = true;
+    ++totals.events;
+  }
+  connection.input.erase(0, used);
+  return false;
+}
+
+double resident_mb(int pid) {
+  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("VmRSS:")) return std::atof(line.c_str() + 6) / 1024;
+  return -1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Options options = parse(argc, argv);
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  const std::string request = make_request(options);
+  const double before_mb = options.pid != 0 ? resident_mb(options.pid) : 0;
+
+  const int epoll = ::epoll_create1(0);
+  std::vector<Connection> connections(static_cast<std::size_t>(options.connections));
+  for (std::size_t i = 0; i < connections.size(); ++i) {
+    connections[i].fd = connect_to(options);
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.u64 = i;
+    ::epoll_ctl(epoll, EPOLL_CTL_ADD, connections[i].fd, &event);
+  }
+  Totals totals;
+  totals.times_ms.reserve(1 << 20);
+  const auto begin = Clock::now();
+  for (Connection& connection : connections) send_request(connection, request);
+
+  const bool hold = options.mode == "hold";
+  const bool stream = options.mode == "stream";
+  if (!hold && !stream && options.mode != "requests") fail("unknown mode " + options.mode);
+  // The first fifth warms up and is not counted.
+  const auto warm =
+      begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.seconds / 5));
+  const auto end = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.seconds));
+  bool measuring = false;
+  auto measured_from = begin;
+  std::size_t open_streams = 0;
+  std::vector<epoll_event> events(1024);
+  char buffer[65536];
+  for (;;) {
+    const auto now = Clock::now();
+    if (now >= end && !(hold && open_streams < connections.size())) break;
+    if (hold && now > end + std::chrono::seconds(60)) fail("not every stream began");
+    if (!measuring && now >= warm) {
+      measuring = true;
+      measured_from = now;
+      totals.requests = totals.events = 0;
+      totals.times_ms.clear();
+    }
+    const int ready = ::epoll_wait(epoll, events.data(), static_cast<int>(events.size()), 100);
+    for (int i = 0; i < ready; ++i) {
+      Connection& connection = connections[events[static_cast<std::size_t>(i)].data.u64];
+      const ssize_t n = ::recv(connection.fd, buffer, sizeof(buffer), 0);
+      if (n <= 0) fail("the server closed a connection");
+      connection.input.append(buffer, static_cast<std::size_t>(n));
+      if (hold) {
+        if (!connection.started && connection.input.find("\r\n\r\n") != std::string::npos) {
+          check_status(connection);
+          connection.started = true;
+          ++open_streams;
+        }
+      } else if (stream) {
+        if (take_events(connection, totals, measuring)) {
+          ++totals.requests;
+          send_request(connection, request);
+        }
+      } else {
+        while (take_answer(connection)) {
+          ++totals.requests;
+          totals.times_ms.push_back(ms_between(connection.begun, Clock::now()));
+          send_request(connection, request);
+        }
+      }
+    }
+  }
+  const double seconds = std::chrono::duration<double>(Clock::now() - measured_from).count();
+  if (hold) {
+    std::printf("%zu idle streams", open_streams);
+    if (options.pid != 0) {
+      const double after_mb = resident_mb(options.pid);
+      std::printf(": resident %.1f MB (before %.1f MB, %.2f KB a stream)", after_mb, before_mb,
+                  (after_mb - before_mb) * 1024 / static_cast<double>(open_streams));
+    }
+    std::printf("\n");
+  } else if (stream) {
+    std::printf("%d streams of %d tokens: %.0f events/s, gap p50 %.3f ms, p99 %.3f ms\n", options.connections,
+                options.tokens, static_cast<double>(totals.events) / seconds, percentile(totals.times_ms, 0.5),
+                percentile(totals.times_ms, 0.99));
+  } else {
+    std::printf("concurrency %d: %.0f requests/s, p50 %.3f ms, p99 %.3f ms\n", options.connections,
+                static_cast<double>(totals.requests) / seconds, percentile(totals.times_ms, 0.5),
+                percentile(totals.times_ms, 0.99));
+  }
+  return 0;
+}
