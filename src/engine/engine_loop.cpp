@@ -291,7 +291,7 @@ void EngineLoop::take_token(Job& job, const Update& update, Clock::time_point no
   ++(end.reason == inference::FinishReason::stop ? counts_.finished_stop : counts_.finished_length);
   choice.output.reset();
   events_.push_back({&job, std::move(end)});
-  if (job.unfinished == 0) finish_job(job);
+  if (++job.ended_choices == job.n) finish_job(job);
 }
 
 void EngineLoop::finish_job(Job& job) {

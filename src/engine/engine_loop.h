@@ -44,8 +44,9 @@ struct Job final : Request {
   Clock::time_point first_token;
   Clock::time_point last_token;
   bool is_scheduled = false;
-  bool started = false;  // the Started event is out
-  bool over = false;     // its last event is queued
+  bool started = false;   // the Started event is out
+  bool over = false;      // its last event is queued
+  int ended_choices = 0;  // whose end is queued; the scheduler may be ahead within a step
   int completion_tokens = 0;
   std::vector<inference::TokenLogprob> prompt_scores;
   struct Choice {

@@ -178,6 +178,19 @@ TEST(LocalService, ChoicesHaveTheirOwnText) {
   EXPECT_EQ(seen->usage.completion_tokens, 15 + 5);
 }
 
+TEST(LocalService, ChoicesThatEndInTheSameStepAreAllDelivered) {
+  const auto service = scripted(spell("same"));
+  auto request = ask("abc");
+  request.n = 6;
+  for (int max_tokens : {3, 10}) {
+    request.stop.max_tokens = max_tokens;
+    const auto seen = answer(*service, request);
+    EXPECT_EQ(seen->texts, std::vector<std::string>(6, max_tokens == 3 ? "sam" : "same"));
+    EXPECT_EQ(seen->ends.size(), 6u);
+    EXPECT_EQ(seen->usage.completion_tokens, 6 * std::min(max_tokens, 5));
+  }
+}
+
 TEST(LocalService, ChatsGoThroughTheTemplate) {
   std::atomic<int> first{0};
   std::atomic<int> size{0};

@@ -27,7 +27,8 @@ inline std::string utf8_of(int code) {
   return {static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
 }
 
-inline std::shared_ptr<const text::Tokenizer> byte_tokenizer() {
+// tokenizer.json of it.
+inline std::string byte_tokenizer_json() {
   // GPT-2's table: printable bytes stand for themselves, the others for code points from 256.
   std::string vocab;
   int next = 256;
@@ -42,16 +43,18 @@ inline std::shared_ptr<const text::Tokenizer> byte_tokenizer() {
     return "{\"id\":" + std::to_string(id) + ",\"content\":\"" + content +
            "\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":false,\"special\":true}";
   };
-  const std::string json =
-      "{\"version\":\"1.0\",\"added_tokens\":[" + special(kBos, "<s>") + "," + special(kEos, "</s>") + "," +
-      special(258, "<end>") +
-      "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
-      "\"trim_offsets\":true,\"use_regex\":false},\"post_processor\":null,\"decoder\":{\"type\":"
-      "\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
-      "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null,"
-      "\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"vocab\":{" +
-      vocab + "},\"merges\":[]}}";
-  auto tokenizer = text::Tokenizer::from_json(json, "byte tokenizer");
+  return "{\"version\":\"1.0\",\"added_tokens\":[" + special(kBos, "<s>") + "," + special(kEos, "</s>") + "," +
+         special(258, "<end>") +
+         "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+         "\"trim_offsets\":true,\"use_regex\":false},\"post_processor\":null,\"decoder\":{\"type\":"
+         "\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
+         "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null,"
+         "\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"vocab\":{" +
+         vocab + "},\"merges\":[]}}";
+}
+
+inline std::shared_ptr<const text::Tokenizer> byte_tokenizer() {
+  auto tokenizer = text::Tokenizer::from_json(byte_tokenizer_json(), "byte tokenizer");
   EXPECT_TRUE(tokenizer.ok()) << (tokenizer.ok() ? "" : tokenizer.error().message);
   return tokenizer.ok() ? *tokenizer : nullptr;
 }
