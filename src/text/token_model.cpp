@@ -33,6 +33,15 @@ const ByteAlphabet& alphabet() {
   return table;
 }
 
+std::uint64_t merge_key(std::int32_t left, std::int32_t right) {
+  return (static_cast<std::uint64_t>(left) << 32) | static_cast<std::uint32_t>(right);
+}
+
+std::uint64_t merge_hash(std::uint64_t key) {
+  const std::uint64_t h = key * 0x9E3779B97F4A7C15ull;
+  return h ^ (h >> 32);
+}
+
 Error no_unknown() {
   return make_error(ErrorCode::invalid_argument,
                     "the text holds something that the vocabulary has no token for, and there is no unknown token");
@@ -76,32 +85,36 @@ BpeModel::BpeModel(const Vocab& vocab, Options options) : vocab_(vocab), options
     }
   }
   for (const std::int32_t id : options_.frozen) frozen_.insert(vocab_.piece(id), id);
+  constexpr std::string_view blank = "\xE2\x96\x81";
+  cut_at_metaspace_ = !options_.byte_level && !options_.raw_bytes && options_.subword_prefix.empty() &&
+                      options_.word_suffix.empty() && !options_.ignore_merges && vocab_.find(blank) >= 0;
+  for (std::int32_t id = 0; cut_at_metaspace_ && id < vocab_.size(); ++id) {
+    std::string_view piece = vocab_.piece(id);
+    while (piece.starts_with(blank)) piece.remove_prefix(blank.size());
+    if (piece.find(blank) != std::string_view::npos) cut_at_metaspace_ = false;
+  }
   whole_ = std::make_unique<std::atomic<std::uint8_t>[]>(static_cast<std::size_t>(vocab_.size()));
 }
 
-void BpeModel::reserve_merges(std::size_t count) { merges_.assign(std::bit_ceil(count * 2 + 16), {}); }
-
-bool BpeModel::add_merge(std::int32_t left, std::int32_t right, std::uint32_t rank, std::int32_t merged) {
-  const std::uint64_t key = (static_cast<std::uint64_t>(left) << 32) | static_cast<std::uint32_t>(right);
+void BpeModel::set_merges(std::span<const NamedMerge> merges) {
+  merges_.assign(std::bit_ceil(merges.size() * 2 + 16), {});
   const std::size_t mask = merges_.size() - 1;
-  std::uint64_t h = key * 0x9E3779B97F4A7C15ull;
-  h ^= h >> 32;
-  for (std::size_t i = h & mask;; i = (i + 1) & mask) {
-    if (merges_[i].rank == kNever || merges_[i].key == key) {
-      merges_[i] = {key, rank, merged};  // of a pair named twice the last rank counts, as in a map
-      return true;
-    }
+  const auto key = [&](std::size_t i) { return merge_key(merges[i].left, merges[i].right); };
+  constexpr std::size_t kAhead = 16;
+  for (std::size_t i = 0; i < merges.size(); ++i) {
+    if (i + kAhead < merges.size()) __builtin_prefetch(&merges_[merge_hash(key(i + kAhead)) & mask], 1);
+    std::size_t slot = merge_hash(key(i)) & mask;
+    while (merges_[slot].rank != kNever && merges_[slot].key != key(i)) slot = (slot + 1) & mask;
+    merges_[slot] = {key(i), static_cast<std::uint32_t>(i), merges[i].merged};
   }
 }
 
 void BpeModel::set_piece_ranks(std::vector<std::uint32_t> ranks) { piece_ranks_ = std::move(ranks); }
 
 BpeModel::Found BpeModel::find_merge(std::int32_t left, std::int32_t right) const {
-  const std::uint64_t key = (static_cast<std::uint64_t>(left) << 32) | static_cast<std::uint32_t>(right);
+  const std::uint64_t key = merge_key(left, right);
   const std::size_t mask = merges_.size() - 1;
-  std::uint64_t h = key * 0x9E3779B97F4A7C15ull;
-  h ^= h >> 32;
-  for (std::size_t i = h & mask;; i = (i + 1) & mask) {
+  for (std::size_t i = merge_hash(key) & mask;; i = (i + 1) & mask) {
     if (merges_[i].key == key) return {merges_[i].rank, merges_[i].id};
     if (merges_[i].rank == kNever) return {kNever, kNoToken};
   }
@@ -293,6 +306,19 @@ void BpeModel::emit(std::string_view word, const Scratch& scratch, std::vector<s
 }
 
 Status BpeModel::encode(std::string_view word, Scratch& scratch, std::vector<std::int32_t>& ids) const {
+  if (!cut_at_metaspace_) return encode_word(word, scratch, ids);
+  constexpr std::string_view blank = "\xE2\x96\x81";
+  while (!word.empty()) {
+    std::size_t end = 0;
+    while (word.substr(end).starts_with(blank)) end += blank.size();
+    end = std::min(word.find(blank, end), word.size());
+    if (Status s = encode_word(word.substr(0, end), scratch, ids); !s) return s;
+    word.remove_prefix(end);
+  }
+  return {};
+}
+
+Status BpeModel::encode_word(std::string_view word, Scratch& scratch, std::vector<std::int32_t>& ids) const {
   // Longer pieces exist, but not as words that are worth a guess.
   constexpr std::size_t kGuess = 64;
   constexpr std::size_t kShort = 48;

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -79,9 +80,11 @@ class BpeModel final : public TokenModel {
   // Precondition: the vocabulary is indexed and outlives the model.
   BpeModel(const Vocab& vocab, Options options);
 
-  void reserve_merges(std::size_t count);
-  // Merges in order of rank. False: the table is full (2^30 merges).
-  bool add_merge(std::int32_t left, std::int32_t right, std::uint32_t rank, std::int32_t merged);
+  // The table of merges, best first. Of a pair named twice the last counts.
+  struct NamedMerge {
+    std::int32_t left, right, merged;  // ids
+  };
+  void set_merges(std::span<const NamedMerge> merges);
   void set_piece_ranks(std::vector<std::uint32_t> ranks);
 
   Status encode(std::string_view word, Scratch& scratch, std::vector<std::int32_t>& ids) const override;
@@ -98,6 +101,7 @@ class BpeModel final : public TokenModel {
   };
   Found find_merge(std::int32_t left, std::int32_t right) const;
   Found candidate(std::string_view word, const Scratch::Symbol& left, const Scratch::Symbol& right) const;
+  Status encode_word(std::string_view word, Scratch& scratch, std::vector<std::int32_t>& ids) const;
   void split(std::string_view word, Scratch& scratch) const;
   void merge_short(std::string_view word, Scratch& scratch) const;
   void merge_long(std::string_view word, Scratch& scratch) const;
@@ -108,6 +112,9 @@ class BpeModel final : public TokenModel {
   std::array<std::int32_t, 256>
       byte_ids_;  // of single bytes: their own pieces (byte_level, raw_bytes) or ASCII characters
   ByteTrie frozen_;
+  // No piece has U+2581 after another character, so no merge crosses such a border: a text without words
+  // (SentencePiece) may be cut there.
+  bool cut_at_metaspace_ = false;
   std::vector<Merge> merges_;
   std::vector<std::uint32_t> piece_ranks_;
   // Per piece: does merging its own text give it back? 0 not known yet, 1 yes, 2 no. Found out when first met, so that

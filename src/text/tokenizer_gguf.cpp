@@ -40,7 +40,8 @@ Status load_bpe(const GgufVocab& v, TokenizerParts& parts) {
   options.byte_level = true;
   options.ignore_merges = pre->ignore_merges;
   auto model = std::make_unique<BpeModel>(parts.vocab, std::move(options));
-  model->reserve_merges(v.merges.size());
+  std::vector<BpeModel::NamedMerge> merges;
+  merges.reserve(v.merges.size());
   std::string joined;
   for (std::size_t i = 0; i < v.merges.size(); ++i) {
     const std::string where = "tokenizer.ggml.merges[" + std::to_string(i) + "]";
@@ -53,8 +54,9 @@ Status load_bpe(const GgufVocab& v, TokenizerParts& parts) {
     const std::int32_t left_id = parts.vocab.find(left), right_id = parts.vocab.find(right);
     const std::int32_t whole = parts.vocab.find(joined.assign(left).append(right));
     if (left_id < 0 || right_id < 0 || whole < 0) return bad(where + " names a piece that is not in the vocabulary");
-    model->add_merge(left_id, right_id, static_cast<std::uint32_t>(i), whole);
+    merges.push_back({left_id, right_id, whole});
   }
+  model->set_merges(merges);
   parts.model = std::move(model);
   parts.decoder.push_back(decoder_stage(DecoderStage::Kind::byte_level));
   if (!parts.add_bos) parts.add_bos = pre->add_bos;

@@ -712,33 +712,34 @@ Status read_model(const Fields& f, Handler& handler, TokenizerParts& parts) {
     steps.back().map_bytes = !options.byte_level;
   }
   const std::size_t prefix = options.subword_prefix.size();
-  const std::string prefix_text = options.subword_prefix;
   auto model = std::make_unique<BpeModel>(vocab, std::move(options));
-  model->reserve_merges(handler.merges.size());
+  const std::size_t count = handler.merges.size();
+  std::vector<std::string_view> sides(count * 2);
+  for (std::size_t i = 0; i < count; ++i) {
+    const Handler::Merge& m = handler.merges[i];
+    sides[2 * i] = std::string_view(handler.merge_text).substr(m.begin, m.left);
+    sides[2 * i + 1] = std::string_view(handler.merge_text).substr(m.begin + m.left, m.right);
+  }
+  std::vector<std::int32_t> ids(count * 2);
+  vocab.find_many(sides, ids);
+  std::vector<BpeModel::NamedMerge> merges(count);
   std::string joined;
   std::int32_t guess = 0;  // merges mostly make the pieces in the order of their ids
-  for (std::size_t i = 0; i < handler.merges.size(); ++i) {
-    const Handler::Merge& m = handler.merges[i];
-    const std::string_view both = std::string_view(handler.merge_text).substr(m.begin, m.left + m.right);
-    const std::string_view left = both.substr(0, m.left), right = both.substr(m.left);
-    const auto missing = [&](std::string_view piece) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::string_view left = sides[2 * i], right = sides[2 * i + 1];
+    std::string_view whole(left.data(), left.size() + right.size());
+    if (prefix > 0) whole = joined.assign(left).append(right.substr(std::min(prefix, right.size())));
+    ++guess;
+    if (guess >= vocab.size() || vocab.piece(guess) != whole) guess = vocab.find(whole);
+    if (ids[2 * i] < 0 || ids[2 * i + 1] < 0 || guess < 0 || right.size() < prefix) {
+      const std::string_view piece = ids[2 * i] < 0 ? left : guess < 0 && ids[2 * i + 1] >= 0 ? whole : right;
       return make_error(ErrorCode::invalid_argument, f.where() + ".merges[" + std::to_string(i) + "] names '" +
                                                          std::string(piece.substr(0, 100)) +
                                                          "', which is not in the vocabulary");
-    };
-    const std::int32_t left_id = vocab.find(left), right_id = vocab.find(right);
-    if (left_id < 0) return missing(left);
-    if (right_id < 0) return missing(right);
-    std::string_view whole = both;
-    if (prefix > 0) {
-      if (right.size() < prefix) return missing(right);
-      whole = joined.assign(left).append(right.substr(prefix));
     }
-    ++guess;
-    if (guess >= vocab.size() || vocab.piece(guess) != whole) guess = vocab.find(whole);
-    if (guess < 0) return missing(whole);
-    model->add_merge(left_id, right_id, static_cast<std::uint32_t>(i), guess);
+    merges[i] = {ids[2 * i], ids[2 * i + 1], guess};
   }
+  model->set_merges(merges);
   parts.model = std::move(model);
   return {};
 }

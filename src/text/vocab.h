@@ -1,9 +1,11 @@
 // Vocab: the pieces of a vocabulary in one arena, with an open-addressing table from piece to id.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -78,6 +80,39 @@ class Vocab {
       const Slot& slot = slots_[i];
       if (slot.id < 0) return -1;
       if (slot.tag == static_cast<std::uint32_t>(h >> 32) && this->piece(slot.id) == piece) return slot.id;
+    }
+  }
+
+  // find() for many pieces at once: the memory that they need is fetched together, which is several times faster in a
+  // table larger than the caches.
+  void find_many(std::span<const std::string_view> pieces, std::span<std::int32_t> ids) const {
+    constexpr std::size_t kBlock = 32;
+    std::uint64_t hashes[kBlock];
+    if (slots_.empty()) {
+      std::fill(ids.begin(), ids.end(), -1);
+      return;
+    }
+    const std::size_t mask = slots_.size() - 1;
+    for (std::size_t from = 0; from < pieces.size(); from += kBlock) {
+      const std::size_t n = std::min(kBlock, pieces.size() - from);
+      for (std::size_t k = 0; k < n; ++k) {
+        hashes[k] = hash_bytes(pieces[from + k]);
+        __builtin_prefetch(&slots_[hashes[k] & mask]);
+      }
+      for (std::size_t k = 0; k < n; ++k) {
+        std::size_t i = hashes[k] & mask;
+        while (slots_[i].id >= 0 && slots_[i].tag != static_cast<std::uint32_t>(hashes[k] >> 32)) i = (i + 1) & mask;
+        ids[from + k] = slots_[i].id;
+        if (slots_[i].id >= 0) __builtin_prefetch(&entries_[static_cast<std::size_t>(slots_[i].id)]);
+      }
+      for (std::size_t k = 0; k < n; ++k) {
+        const std::int32_t id = ids[from + k];
+        if (id >= 0) __builtin_prefetch(arena_.data() + entries_[static_cast<std::size_t>(id)].begin);
+      }
+      for (std::size_t k = 0; k < n; ++k) {
+        std::int32_t& id = ids[from + k];
+        if (id >= 0 && piece(id) != pieces[from + k]) id = find(pieces[from + k]);
+      }
     }
   }
 
