@@ -1,7 +1,6 @@
 #include <future>
 #include <utility>
 
-#include "base/log.h"
 #include "engine/chat_renderer.h"
 #include "engine/decoder_runner.h"
 #include "engine/load_tokenizer.h"
@@ -102,11 +101,6 @@ Result<LoadedService> load_local_service(LocalServiceOptions options) {
   parts.runner = std::make_unique<DecoderRunner>(std::move(decoder), std::move(*cache), options.pool);
 
   LoadedService service{make_local_service(std::move(parts)), std::move(*plan)};
-  log::info("engine", "model is ready",
-            {{"model", options.name},
-             {"architecture", service.plan.info.architecture},
-             {"weights", service.plan.info.weight_format},
-             {"memory", describe(service.plan.memory)}});
   report(1);
   return service;
 }
