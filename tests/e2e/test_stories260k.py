@@ -14,7 +14,7 @@ def server(tmp_path_factory):
     if not DATA.exists():
         pytest.skip("needs ../shared/data/stories260K")
     folder = tmp_path_factory.mktemp("model") / "stories260K"
-    subprocess.run([BUILD / "tests/convert_stories260k", folder], check=True)
+    subprocess.run([BUILD / "tests/convert_stories260k", DATA, folder], check=True)
     with Process(folder) as process:
         yield process
 
