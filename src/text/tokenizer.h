@@ -50,7 +50,9 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   // Invalid UTF-8 in `text` is read as U+FFFD. The caller bounds the size of the text; time and memory are near linear
-  // in it. Errors: invalid_argument where the vocabulary has no token for some of the text and no unknown token.
+  // in it. Text that the vocabulary has neither token, byte token nor unknown token for is left out by BPE, as in
+  // `tokenizers`. Errors: invalid_argument for such text in the other models; too_large where a regular expression of
+  // the file reaches its limits, or for over 256 MiB.
   Result<std::vector<TokenId>> encode(std::string_view text, EncodeOptions options = {}) const;
 
   // Ids outside the vocabulary contribute nothing. The result is valid UTF-8.
