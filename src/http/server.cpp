@@ -176,7 +176,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void end_stream(std::uint64_t id);
   void abandon(std::uint64_t id);
   void set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener);
-  void wake(std::uint64_t id);
+  void wake();
   bool exchange_closed(std::uint64_t id);
   std::size_t pending() const { return pending_.load(); }
 
@@ -271,7 +271,7 @@ class HttpExchange final : public Exchange {
   void set_listener(std::shared_ptr<ExchangeListener> listener) override {
     connection_->set_listener(id_, std::move(listener));
   }
-  void wake() override { connection_->wake(id_); }
+  void wake() override { connection_->wake(); }
   bool closed() const override { return connection_->exchange_closed(id_); }
 
   void begin(std::uint64_t id) { id_ = id; }
@@ -847,8 +847,8 @@ void Connection::set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener
   listener->on_close();
 }
 
-void Connection::wake(std::uint64_t id) {
-  (void)id;  // a late wake() of an exchange that is over finds no listener, or wakes the next one for nothing
+// A late call, of an exchange that is over, finds no listener or wakes the next one for nothing.
+void Connection::wake() {
   if (!wake_.exchange(true)) schedule();
 }
 
