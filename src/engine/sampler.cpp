@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/exp_row.h"
 #include "engine/philox.h"
 
 namespace xgen::engine {
@@ -60,6 +61,23 @@ void apply_penalties(const SamplingParams& p, const Sequence& s, std::span<float
   }
 }
 
+// The index of an item, drawn in proportion to the items' weights; u in [0, 1). At least one weight is above 0.
+template <class Items, class Weight>
+std::size_t draw(const Items& items, double u, Weight weight) {
+  double total = 0;
+  for (const auto& item : items) total += static_cast<double>(weight(item));
+  const double target = u * total;
+  double sum = 0;
+  std::size_t last = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (weight(items[i]) == 0) continue;
+    sum += static_cast<double>(weight(items[i]));
+    last = i;
+    if (sum > target) break;
+  }
+  return last;
+}
+
 }  // namespace
 
 bool Sampler::better(const Candidate& a, const Candidate& b) {
@@ -104,28 +122,34 @@ Result<TokenId> Sampler::sample(std::span<const float> logits, Sequence& sequenc
   if (params.temperature < kGreedyBelow) return first_of(x, max);
 
   const float inverse_temperature = 1 / params.temperature;
-  const auto weight = [=](float logit) { return std::exp((logit - max) * inverse_temperature); };
-  candidates_.clear();
-  weights_.clear();
-  if (params.top_k > 0 && static_cast<std::size_t>(params.top_k) < x.size()) {
+  const double u = uniform(params.seed, static_cast<std::uint32_t>(sequence.choice),
+                           static_cast<std::uint32_t>(sequence.output.size()));
+  const bool top_k = params.top_k > 0 && static_cast<std::size_t>(params.top_k) < x.size();
+  if (top_k) {
     // min-p and top-k both keep the best down to some rank, so their order does not matter.
     select_largest(x, static_cast<std::size_t>(params.top_k));
-    for (const Candidate& c : candidates_) weights_.push_back(weight(c.logit));
-    while (weights_.back() < params.min_p) {
-      weights_.pop_back();
-      candidates_.pop_back();
-    }
+    logits_.resize(candidates_.size());
+    for (std::size_t i = 0; i < candidates_.size(); ++i) logits_[i] = candidates_[i].logit;
+    weights_.resize(candidates_.size());
+    exp_row(logits_, max, inverse_temperature, weights_.data());
+    for (std::size_t i = 0; i < candidates_.size(); ++i) candidates_[i].weight = weights_[i];
+    while (candidates_.back().weight < params.min_p) candidates_.pop_back();
   } else {
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      const float w = weight(x[i]);
-      if (w < params.min_p || x[i] == -kInfinity) continue;
-      candidates_.push_back({x[i], static_cast<TokenId>(i)});
-      weights_.push_back(w);
+    weights_.resize(x.size());
+    exp_row(x, max, inverse_temperature, weights_.data());
+    if (params.min_p == 0 && params.top_p == 1) {
+      return static_cast<TokenId>(draw(weights_, u, [](float w) { return w; }));
     }
+    candidates_.resize(x.size());
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      candidates_[kept] = {x[i], static_cast<TokenId>(i), weights_[i]};
+      kept += weights_[i] > 0 && weights_[i] >= params.min_p;
+    }
+    candidates_.resize(kept);
   }
   if (params.top_p < 1) keep_nucleus(max, inverse_temperature, params.top_p);
-  return draw(uniform(params.seed, static_cast<std::uint32_t>(sequence.choice),
-                      static_cast<std::uint32_t>(sequence.output.size())));
+  return candidates_[draw(candidates_, u, [](const Candidate& c) { return c.weight; })].id;
 }
 
 // The `count` best of `logits`, best first.
@@ -135,7 +159,7 @@ void Sampler::select_largest(std::span<const float> logits, std::size_t count) {
   if (count == 0) return;
   for (std::size_t i = 0; i < logits.size(); ++i) {
     if (logits[i] == -kInfinity) continue;
-    const Candidate c{logits[i], static_cast<TokenId>(i)};
+    const Candidate c{logits[i], static_cast<TokenId>(i), 0};
     if (count > kLargestHeap) {
       candidates_.push_back(c);
     } else if (candidates_.size() < count) {
@@ -165,7 +189,7 @@ void Sampler::keep_nucleus(float max, float inverse_temperature, float top_p) {
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
     const float depth = (max - candidates_[i].logit) * inverse_temperature * 64;
     bins_[i] = static_cast<std::uint16_t>(depth < kBins - 1 ? static_cast<int>(depth) : kBins - 1);
-    bin_sums_[bins_[i]] += static_cast<double>(weights_[i]);
+    bin_sums_[bins_[i]] += static_cast<double>(candidates_[i].weight);
   }
   double total = 0;
   for (double sum : bin_sums_) total += sum;
@@ -183,42 +207,24 @@ void Sampler::keep_nucleus(float max, float inverse_temperature, float top_p) {
   std::sort(crossing_.begin(), crossing_.end(), better);
   std::size_t taken = 0;
   while (taken < crossing_.size() && (reached < wanted || (border == 0 && taken == 0))) {
-    reached += static_cast<double>(std::exp((crossing_[taken++].logit - max) * inverse_temperature));
+    reached += static_cast<double>(crossing_[taken++].weight);
   }
 
   std::size_t kept = 0;
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
     const bool keep =
         bins_[i] < border || (bins_[i] == border && taken > 0 && !better(crossing_[taken - 1], candidates_[i]));
-    if (!keep) continue;
-    candidates_[kept] = candidates_[i];
-    weights_[kept++] = weights_[i];
+    if (keep) candidates_[kept++] = candidates_[i];
   }
   candidates_.resize(kept);
-  weights_.resize(kept);
-}
-
-TokenId Sampler::draw(double u) const {
-  double total = 0;
-  for (float w : weights_) total += static_cast<double>(w);
-  const double target = u * total;
-  double sum = 0;
-  TokenId last = candidates_.front().id;
-  for (std::size_t i = 0; i < weights_.size(); ++i) {
-    if (weights_[i] == 0) continue;
-    sum += static_cast<double>(weights_[i]);
-    last = candidates_[i].id;
-    if (sum > target) break;
-  }
-  return last;
 }
 
 Result<TokenScore> Sampler::score(std::span<const float> logits, TokenId token, int alternatives) {
   if (!all_finite(logits)) return not_finite();
   const float max = max_of(logits);
-  double sum = 0;
-  for (float x : logits) sum += static_cast<double>(std::exp(x - max));
-  const double log_sum = std::log(sum);
+  weights_.resize(logits.size());
+  exp_row(logits, max, 1, weights_.data());
+  const double log_sum = std::log(sum_row(weights_));
   const auto logprob = [&](float x) {
     return static_cast<float>(static_cast<double>(x) - static_cast<double>(max) - log_sum);
   };

@@ -33,15 +33,15 @@ class Sampler {
   struct Candidate {
     float logit;
     TokenId id;
+    float weight;  // exp((logit - max) / temperature)
   };
   static bool better(const Candidate& a, const Candidate& b);
   void select_largest(std::span<const float> logits, std::size_t count);
   void keep_nucleus(float max, float inverse_temperature, float top_p);
-  TokenId draw(double u) const;
 
   std::vector<float> logits_;          // [vocab], the modified row
   std::vector<Candidate> candidates_;  // what the filters have left
-  std::vector<float> weights_;         // exp((logit - max) / temperature) of each candidate
+  std::vector<float> weights_;         // [vocab], as Candidate::weight
   std::vector<std::uint16_t> bins_;    // see keep_nucleus
   std::vector<double> bin_sums_;
   std::vector<Candidate> crossing_;

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <random>
 
+#include "engine/exp_row.h"
 #include "engine/philox.h"
 
 namespace xgen::engine {
@@ -130,6 +131,26 @@ TEST(Philox, KnownAnswers) {
             (C{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   EXPECT_EQ(philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
             (C{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TEST(ExpRow, IsExpToWithinItsBound) {
+  for (const std::size_t n : {std::size_t{1}, std::size_t{3}, std::size_t{4}, std::size_t{10007}}) {
+    std::vector<float> x(n);
+    for (std::size_t i = 0; i < n; ++i) x[i] = 3 - 90 * static_cast<float>(i) / static_cast<float>(n);
+    x.back() = -INFINITY;
+    x.front() = 3;
+    std::vector<float> out(n, -1);
+    exp_row(x, 3, 0.96f, out.data());
+    for (std::size_t i = 0; i < n; ++i) {
+      const double z = static_cast<double>((x[i] - 3) * 0.96f);
+      if (z < -87.3) {
+        EXPECT_EQ(out[i], 0);
+      } else {
+        EXPECT_NEAR(static_cast<double>(out[i]) / std::exp(z), 1, 3e-7) << z;
+      }
+    }
+    EXPECT_EQ(out[0], 1);
+  }
 }
 
 TEST(Sampler, GreedyTakesTheLargestAndAmongEqualsTheFirst) {
