@@ -8,37 +8,43 @@
 
 namespace xgen::engine {
 
-// out[i] = exp((x[i] - max) * scale), 0 where that is below 2^-126. Relative error below 3e-7. Cephes' expf: reduction
-// by ln 2 in two parts, polynomial of degree 5 on [-ln 2 / 2, ln 2 / 2]. Precondition: no x[i] is above max or NaN
-// (-infinity is allowed); scale >= 0; out has x.size() elements.
-inline void exp_row(std::span<const float> x, float max, float scale, float* out) {
-  using Floats = float __attribute__((vector_size(16)));
+using FloatLanes = float __attribute__((vector_size(16)));
+
+// exp of four z <= 0, or 0 below 2^-126. Cephes' expf: reduction by ln 2 in two parts, then a polynomial of degree 5 on
+// [-ln 2 / 2, ln 2 / 2]. Relative error below 3e-7.
+inline FloatLanes exp_lanes(FloatLanes z) {
   using Ints = std::int32_t __attribute__((vector_size(16)));
-  constexpr std::size_t kLanes = 4;
   constexpr float kLowest = -87.3f;
-  for (std::size_t i = 0; i < x.size(); i += kLanes) {
-    const std::size_t n = x.size() - i < kLanes ? x.size() - i : kLanes;
-    Floats v = {max, max, max, max};
-    std::memcpy(&v, x.data() + i, n * sizeof(float));
-    const Floats z = (v - max) * scale;
-    const Ints in_range = z >= kLowest;
-    const Floats bounded = in_range ? z : Floats{};
-    // z <= 0, so that adding 0.5 less makes truncation round to nearest.
-    const Ints power = __builtin_convertvector(bounded * 1.44269504f - 0.5f, Ints);
-    const Floats whole = __builtin_convertvector(power, Floats);
-    const Floats r = bounded - whole * 0.693359375f - whole * -2.12194440e-4f;
-    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const Ints bits = (power + 127) << 23;
-    Floats two_to_power;
-    std::memcpy(&two_to_power, &bits, sizeof(bits));
-    const Floats result = in_range ? p * two_to_power : Floats{};
-    std::memcpy(out + i, &result, n * sizeof(float));
+  const Ints in_range = z >= kLowest;
+  const FloatLanes bounded = in_range ? z : FloatLanes{};
+  // z <= 0, so that subtracting a half makes truncation round to nearest.
+  const Ints power = __builtin_convertvector(bounded * 1.44269504f - 0.5f, Ints);
+  const FloatLanes whole = __builtin_convertvector(power, FloatLanes);
+  const FloatLanes r = bounded - whole * 0.693359375f - whole * -2.12194440e-4f;
+  FloatLanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const Ints bits = (power + 127) << 23;
+  FloatLanes two_to_power;
+  std::memcpy(&two_to_power, &bits, sizeof(bits));
+  return in_range ? p * two_to_power : FloatLanes{};
+}
+
+// out[i] = exp((x[i] - max) * scale), as exp_lanes.
+// Precondition: no x[i] is above max or NaN (-infinity is allowed); scale >= 0; out has x.size() elements.
+inline void exp_row(std::span<const float> x, float max, float scale, float* out) {
+  constexpr std::size_t kLanes = 4;
+  std::size_t i = 0;
+  for (; i + kLanes <= x.size(); i += kLanes) {
+    FloatLanes v;
+    std::memcpy(&v, x.data() + i, sizeof(v));
+    v = exp_lanes((v - max) * scale);
+    std::memcpy(out + i, &v, sizeof(v));
   }
+  for (; i < x.size(); ++i) out[i] = exp_lanes(FloatLanes{} + (x[i] - max) * scale)[0];
 }
 
 // In a fixed order: four partial sums, then their sum.
