@@ -38,8 +38,8 @@ GGML_TYPES = {
     "Q4_K": (12, 256, 144, [0, 2]), "Q5_K": (13, 256, 176, [0, 2]), "Q6_K": (14, 256, 210, [208]),
 }
 # Typical size of a stored number per unit of scale, so that the weights get about the wanted deviation.
-SPREAD = {"Q4_0": 4.6, "Q4_1": 4.6, "Q5_0": 9.2, "Q5_1": 9.2, "Q8_0": 74, "Q2_K": 9, "Q3_K": 42, "Q4_K": 150,
-          "Q5_K": 300, "Q6_K": 1370}
+SPREAD = {"Q4_0": 4.6, "Q4_1": 4.6, "Q5_0": 9.2, "Q5_1": 9.2, "Q8_0": 74, "Q2_K": 13.9, "Q3_K": 43, "Q4_K": 259,
+          "Q5_K": 524, "Q6_K": 1370}
 
 
 class Weights:

@@ -1,5 +1,12 @@
-# Each instruction set is one file with its own flags. Kernels are optimised in every build type: the tests run models.
-set_source_files_properties(src/kernels/cpu/scalar.cpp PROPERTIES COMPILE_OPTIONS "-O3;-Wno-psabi")
+# Each instruction set is one file with its own flags. Kernels are optimised in every build type, since the tests run
+# models; with sanitizers less so, since their checks make the unrolled code slow to compile.
+if(XGEN_SANITIZE)
+  set(kernel_optimisation -O1)
+else()
+  set(kernel_optimisation -O3)
+endif()
+set_source_files_properties(src/kernels/cpu/scalar.cpp PROPERTIES COMPILE_OPTIONS "${kernel_optimisation};-Wno-psabi")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set_source_files_properties(src/kernels/cpu/avx2.cpp PROPERTIES COMPILE_OPTIONS "-O3;-mavx2;-mfma;-mf16c")
+  set_source_files_properties(src/kernels/cpu/avx2.cpp PROPERTIES
+    COMPILE_OPTIONS "${kernel_optimisation};-mavx2;-mfma;-mf16c")
 endif()

@@ -589,20 +589,14 @@ void wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte*
 void matmul(const Matmul& op, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
   const Rows w = rows_of(op.weight);
   with_format(op.weight.dtype, [&]<class F>(F) {
-    switch (m1 - m0) {
-      case 0:
-        return;
-      case 1:
-        return skinny<F, 1>(op, w, m0, n0, n1);
-      case 2:
-        return skinny<F, 2>(op, w, m0, n0, n1);
-      case 3:
-        return skinny<F, 3>(op, w, m0, n0, n1);
-      case 4:
-        return skinny<F, 4>(op, w, m0, n0, n1);
-      default:
-        return wide<F>(op, w, m0, m1, n0, n1, scratch);
+    const i64 rows = m1 - m0;
+    if (rows == 1) return skinny<F, 1>(op, w, m0, n0, n1);
+    if constexpr (F::kParts == 1) {  // a large unit for several rows would be much code for little gain
+      if (rows == 2) return skinny<F, 2>(op, w, m0, n0, n1);
+      if (rows == 3) return skinny<F, 3>(op, w, m0, n0, n1);
+      if (rows == 4) return skinny<F, 4>(op, w, m0, n0, n1);
     }
+    wide<F>(op, w, m0, m1, n0, n1, scratch);
   });
 }
 
