@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <random>
 #include <set>
 
 #include "base/bytes.h"
@@ -354,6 +355,57 @@ TEST(Configs, WindowsNeedTheSwitchWhereThereIsOne) {
   EXPECT_EQ(window(), 0);
   config["use_sliding_window"] = true;
   EXPECT_EQ(window(), 8);
+}
+
+// Whatever a config.json says: an error, or a model that runs.
+TEST(Configs, JunkValuesNeverCrash) {
+  const std::vector<boost::json::value> junk{nullptr,
+                                             true,
+                                             false,
+                                             -1,
+                                             0,
+                                             1,
+                                             3,
+                                             1000000007,
+                                             INT64_MAX,
+                                             -0.5,
+                                             1e308,
+                                             "",
+                                             "full_attention",
+                                             boost::json::array{},
+                                             boost::json::array{1, "a"},
+                                             boost::json::array{1, 2},
+                                             object{},
+                                             object{{"rope_type", "yarn"}},
+                                             object{{"rope_type", "llama3"}, {"factor", 1e-300}},
+                                             object{{"full_attention", object{}}, {"sliding_attention", 3}}};
+  std::mt19937 random(11);
+  int loaded = 0;
+  for (const char* name : {"llama3", "phi3_longrope", "gemma3", "exaone4", "qwen3_moe", "smollm3"}) {
+    const GoldenCase golden = load_golden(name);
+    const std::string weights = test::write_safetensors(golden.tensors);
+    for (int i = 0; i < 150; ++i) {
+      object config = i % 2 ? golden.config : golden.saved_config;
+      for (int changes = 1 + static_cast<int>(random() % 2); changes > 0; --changes) {
+        auto member = config.begin() + static_cast<std::ptrdiff_t>(random() % config.size());
+        if (member->value().is_object() && !member->value().as_object().empty() && random() % 2) {
+          object& inner = member->value().as_object();
+          member = inner.begin() + static_cast<std::ptrdiff_t>(random() % inner.size());
+        }
+        member->value() = junk[random() % junk.size()];
+      }
+      const std::string text = boost::json::serialize(config);
+      auto decoder =
+          Decoder::load(*test::memory_files("junk", {{"config.json", text}, {"model.safetensors", weights}}));
+      if (!decoder) {
+        EXPECT_FALSE(decoder.error().message.empty());
+        continue;
+      }
+      ++loaded;
+      EXPECT_EQ(Runner(**decoder).prefill({5, 6, 7}, {2}).size(), 1U) << text;
+    }
+  }
+  EXPECT_GT(loaded, 50);  // many keys do not matter, or matter within limits
 }
 
 // A GGUF from the wild (random weights, Llama 2's whole vocabulary).
