@@ -133,6 +133,8 @@ void RequestParser::fail(int status, std::string message) {
 
 std::size_t RequestParser::feed(std::string_view bytes) {
   if (state_ == State::done || state_ == State::failed || bytes.empty()) return 0;
+  // At least "0 CRLF CRLF" is still to come of a chunked body; Beast asserts that it sees so much of it at a time.
+  if (state_ == State::body && impl_->chunked() && bytes.size() < 5) return 0;
   const bool in_head = state_ == State::head;
   Code ec;
   const std::size_t used = impl_->put(boost::asio::const_buffer(bytes.data(), bytes.size()), ec);

@@ -102,6 +102,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
 
 void Call::start(std::vector<inference::GenerateRequest> requests, inference::ModelService& service) {
   exchange_->set_listener(shared_from_this());
+  if (exchange_->closed()) return;
   handles_.reserve(requests.size());
   for (std::size_t i = 0; i < requests.size(); ++i) {
     auto handle = service.generate_async(std::move(requests[i]), std::make_shared<Sink>(shared_from_this(), i));
