@@ -191,6 +191,7 @@ def write_gguf(shape: dict, name: str, kind: str, seed: int, out: pathlib.Path) 
         plan.append((tensor, rows, cols, chosen, offset, length))
         offset += (length + 31) // 32 * 32
     weights = Weights(seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(plan), len(values)))
         for key, value in values.items():

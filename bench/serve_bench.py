@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Measures the whole program with one model, as a client sees it: start-up, memory, decode and prefill.
+
+usage: bench/serve_bench.py BUILD_FOLDER [--model PATH] [--runs N] [--threads T]
+
+Start-up is the time from exec to the first 200 of /health/ready; memory is what is resident after one answer, above weights and
+KV cache (private memory: mapped weights are not counted). Decode is the rate of one stream after its first token; prefill is
+512 tokens over the time of a request for one token. Every figure is a median over --runs.
+Without --model it is the built-in demo model, of which only start-up and memory are worth reading.
+"""
+import argparse
+import http.client
+import json
+import pathlib
+import random
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import time
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def ready(port):
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/health/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+class Server:
+    def __init__(self, program, args):
+        self.port = free_port()
+        start = time.perf_counter()
+        self.child = subprocess.Popen([program, "serve", *args, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warn"],
+                                      stdout=subprocess.DEVNULL)
+        while not ready(self.port):
+            if self.child.poll() is not None:
+                raise SystemExit("the server ended")
+            time.sleep(0.0005)
+        self.startup_ms = 1000 * (time.perf_counter() - start)
+
+    def post(self, body):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise SystemExit(answer.read().decode())
+        return answer
+
+    def model(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection.request("GET", "/v1/models")
+        return json.load(connection.getresponse())["data"][0]["id"]
+
+    def private_bytes(self):
+        """Anonymous resident memory: not the mapped files."""
+        with open(f"/proc/{self.child.pid}/status") as status:
+            fields = dict(line.split(":", 1) for line in status)
+        return int(fields["RssAnon"].split()[0]) * 1024, int(fields["VmRSS"].split()[0]) * 1024
+
+    def stop(self):
+        self.child.send_signal(signal.SIGINT)
+        self.child.wait(30)
+
+
+def plan(program, args):
+    """Bytes of weights and of KV cache by the program's own plan."""
+    text = subprocess.run([program, "check", *args], capture_output=True, text=True, check=True).stdout
+    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    return [float(number) * units[unit] for number, unit in
+            (re.search(name + r"\s+([\d.]+) (\w+)", text).groups() for name in ("weights", "KV cache"))]
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("build", type=pathlib.Path)
+    parser.add_argument("--model")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads")
+    args = parser.parse_args()
+    program = args.build / "xgen-model"
+    serve_args = ([args.model] if args.model else []) + (["--threads", args.threads] if args.threads else [])
+    random.seed(1)
+
+    startups = []
+    for _ in range(args.runs):
+        server = Server(program, serve_args)
+        startups.append(server.startup_ms)
+        server.stop()
+    print(f"exec to ready: {statistics.median(startups):.0f} ms (of {args.runs}: {', '.join(f'{s:.0f}' for s in startups)})")
+
+    server = Server(program, serve_args)
+    try:
+        name = server.model()
+        prompt = lambda n: [random.randrange(1, 250) for _ in range(n)]
+        server.post({"model": name, "prompt": prompt(64), "max_tokens": 16, "ignore_eos": True}).read()
+        anonymous, resident = server.private_bytes()
+        weights, kv = plan(program, serve_args)
+        print(f"resident after one answer: {resident / 2**20:.1f} MiB, of it not mapped from files {anonymous / 2**20:.1f} MiB "
+              f"(planned: weights {weights / 2**20:.1f} MiB, KV cache {kv / 2**20:.1f} MiB, touched as it is used)")
+
+        decode, prefill = [], []
+        for _ in range(args.runs):
+            body = {"model": name, "prompt": prompt(16), "max_tokens": 64, "ignore_eos": True, "temperature": 0, "stream": True}
+            times = [time.perf_counter() for line in server.post(body) if line.startswith(b"data: {")]
+            decode.append((len(times) - 2) / (times[-2] - times[0]))
+            start = time.perf_counter()
+            server.post({"model": name, "prompt": prompt(512), "max_tokens": 1, "ignore_eos": True, "temperature": 0}).read()
+            prefill.append(512 / (time.perf_counter() - start))
+        show = lambda values: f"{statistics.median(values):.1f} tok/s (best {max(values):.1f})"
+        print(f"decode, one stream: {show(decode)}")
+        print(f"prefill, 512 tokens: {show(prefill)}")
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()
