@@ -1,6 +1,7 @@
 #include "engine/local_service.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -109,6 +110,9 @@ class LocalService final : public inference::ModelService {
     if (defaults_.eos_ids.empty() && tokenizer_->eos_id()) defaults_.eos_ids.push_back(*tokenizer_->eos_id());
   }
 
+  // Long prompts that are still to be prepared are refused rather than worked off.
+  ~LocalService() override { closing_.store(true, std::memory_order_relaxed); }
+
   std::unique_ptr<inference::RequestHandle> generate_async(inference::GenerateRequest request,
                                                            std::shared_ptr<inference::EventSink> sink) override {
     const Clock::time_point arrival = Clock::now();
@@ -122,7 +126,9 @@ class LocalService final : public inference::ModelService {
     } else {
       auto shared = std::make_shared<inference::GenerateRequest>(std::move(request));
       const bool queued = prep_.post([this, shared, sink, ticket, arrival] {
-        if (!ticket->cancelled.load(std::memory_order_relaxed)) start(std::move(*shared), sink, ticket, arrival);
+        if (ticket->cancelled.load(std::memory_order_relaxed)) return;
+        if (closing_.load(std::memory_order_relaxed)) return refuse(*ticket, *sink, shutting_down());
+        start(std::move(*shared), sink, ticket, arrival);
       });
       if (!queued) refuse(*ticket, *sink, too_many_prompts());
     }
@@ -138,7 +144,11 @@ class LocalService final : public inference::ModelService {
       done(tokenize(request));
     } else {
       auto shared = std::make_shared<inference::TokenizeRequest>(std::move(request));
-      if (!prep_.post([this, shared, done] { done(tokenize(*shared)); })) done(too_many_prompts());
+      const bool queued = prep_.post([this, shared, done] {
+        done(closing_.load(std::memory_order_relaxed) ? Result<inference::Tokenized>(shutting_down())
+                                                      : tokenize(*shared));
+      });
+      if (!queued) done(too_many_prompts());
     }
   }
 
@@ -165,6 +175,7 @@ class LocalService final : public inference::ModelService {
     sink.on_event(inference::Failed{std::move(error)});
   }
 
+  Error shutting_down() const { return make_error(ErrorCode::unavailable, "Model " + name_ + " is shutting down."); }
   Error too_many_prompts() const {
     Error error = make_error(ErrorCode::overloaded, "Model " + name_ + " already prepares " +
                                                         std::to_string(kMaxQueuedPrompts) + " long prompts.");
@@ -317,6 +328,7 @@ class LocalService final : public inference::ModelService {
   const std::size_t max_bytes_;
   const std::uint64_t random_base_;
   std::atomic<std::uint64_t> drawn_{0};
+  std::atomic<bool> closing_{false};
   EngineLoop loop_;
   PrepThread prep_;  // last: its work uses all of the above
 };

@@ -481,11 +481,15 @@ TEST(LocalService, EndingTheServiceEndsEveryRequestOnce) {
   }
   gate->allow(5);
   ASSERT_TRUE(sinks[0]->wait_for_events(2));
+  for (int i = 0; i < 3; ++i) {  // these are long enough to be prepared elsewhere
+    sinks.push_back(std::make_shared<Collector>());
+    handles.push_back(service->generate_async(ask(std::string(1000000, 'x')), sinks.back()));
+  }
   gate->allow(100000);
   service.reset();
   for (const auto& sink : sinks) {
     EXPECT_TRUE(sink->done());
-    if (sink->error) {
+    if (sink->error && sink->error->param.empty()) {  // a long prompt may also have been found too long already
       EXPECT_EQ(sink->error->code, ErrorCode::unavailable);
     }
   }
