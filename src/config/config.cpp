@@ -465,6 +465,7 @@ class Reader {
     if (!has_models) {
       config_.models = demo_config().models;
       config_.models.front().settings = config_.defaults;
+      config_.models.front().where = file_;
       return;
     }
     if (!models.IsSequence() || models.size() == 0) {
