@@ -103,11 +103,13 @@ int main(int argc, char** argv) {
   int threads = 2;
   std::string name;
   double budget = 0.6;
+  bool ceilings_only = false;
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     if (arg == "--threads" && i + 1 < argc) threads = std::max(1, std::atoi(argv[++i]));
     if (arg == "--kernels" && i + 1 < argc) name = argv[++i];
     if (arg == "--quick") budget = 0.15;
+    if (arg == "--ceilings") ceilings_only = true;
   }
   const auto table = kernels::select_kernels(name);
   if (!table.ok()) {
@@ -120,6 +122,7 @@ int main(int argc, char** argv) {
   const double fma = fma_ceiling(pool, budget);
   std::printf("kernels %s, %d threads: read %.1f GB/s, FP32 multiply-adds %.1f G/s (%.0f GFLOP/s)\n",
               std::string((*table)->name).c_str(), threads, bandwidth / 1e9, fma / 1e9, 2 * fma / 1e9);
+  if (ceilings_only) return 0;
   std::printf("%-5s %5s %6s %5s %10s %10s %8s %8s   share of the ceiling, best (median)\n", "type", "m", "n", "k",
               "best us", "median us", "GB/s", "GFLOP/s");
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Measures the whole program with one model, as a client sees it: start-up, memory, decode and prefill.
 
-usage: bench/serve_bench.py BUILD_FOLDER [--model PATH] [--runs N] [--threads T]
+usage: bench/serve_bench.py BUILD_FOLDER [--model PATH] [--shape NAME] [--runs N] [--threads T]
 
 Start-up is the time from exec to the first 200 of /health/ready; memory is what is resident after one answer, above weights and
 KV cache (private memory: mapped weights are not counted). Decode is the rate of one stream after its first token; prefill is
-512 tokens over the time of a request for one token. Every figure is a median over --runs.
-Without --model it is the built-in demo model, of which only start-up and memory are worth reading.
+512 tokens over the time of a request for one token. Every figure is a median over --runs. The machine's ceilings (read bandwidth,
+FP32 multiply-adds) are measured between the runs, and the shares are those of the medians: decode reads every matrix once a token,
+prefill multiplies every matrix but the last once a token.
+Without --model it is the built-in demo model, which fits a cache: only its start-up and memory are worth reading.
 """
 import argparse
 import http.client
@@ -80,12 +82,24 @@ def plan(program, args):
             (re.search(name + r"\s+([\d.]+) (\w+)", text).groups() for name in ("weights", "KV cache"))]
 
 
+def ceilings(build):
+    """This machine's read bandwidth in GB/s and FP32 multiply-adds in G/s, now."""
+    text = subprocess.run([build / "bench/kernels_bench", "--ceilings"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(float, re.search(r"read ([\d.]+) GB/s, FP32 multiply-adds ([\d.]+) G/s", text).groups()))
+
+
+# Bytes of the matrices that one decoded token reads, and multiply-adds of one prompt token (without the last matrix, which only
+# sampled rows need), of shapes that tools/make_model.py writes.
+COSTS = {"llama1b-Q8_0": (1235746816 * 34 / 32, 973078528)}
+
+
 def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("build", type=pathlib.Path)
     parser.add_argument("--model")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads")
+    parser.add_argument("--shape", choices=COSTS, help="what the model is, to state shares of the machine's ceilings")
     args = parser.parse_args()
     program = args.build / "xgen-model"
     serve_args = ([args.model] if args.model else []) + (["--threads", args.threads] if args.threads else [])
@@ -108,7 +122,7 @@ def main():
         print(f"resident after one answer: {resident / 2**20:.1f} MiB, of it not mapped from files {anonymous / 2**20:.1f} MiB "
               f"(planned: weights {weights / 2**20:.1f} MiB, KV cache {kv / 2**20:.1f} MiB, touched as it is used)")
 
-        decode, prefill = [], []
+        decode, prefill, bandwidths, fmas = [], [], [], []
         for _ in range(args.runs):
             body = {"model": name, "prompt": prompt(16), "max_tokens": 64, "ignore_eos": True, "temperature": 0, "stream": True}
             times = [time.perf_counter() for line in server.post(body) if line.startswith(b"data: {")]
@@ -116,9 +130,20 @@ def main():
             start = time.perf_counter()
             server.post({"model": name, "prompt": prompt(512), "max_tokens": 1, "ignore_eos": True, "temperature": 0}).read()
             prefill.append(512 / (time.perf_counter() - start))
+            bandwidth, fma = ceilings(args.build)
+            bandwidths.append(bandwidth)
+            fmas.append(fma)
         show = lambda values: f"{statistics.median(values):.1f} tok/s (best {max(values):.1f})"
+        show_ceiling = lambda values: f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
         print(f"decode, one stream: {show(decode)}")
         print(f"prefill, 512 tokens: {show(prefill)}")
+        print(f"ceilings: read {show_ceiling(bandwidths)} GB/s, FP32 multiply-adds {show_ceiling(fmas)} G/s")
+        if args.shape:
+            bytes_per_token, multiply_adds = COSTS[args.shape]
+            print(f"decode reads {statistics.median(decode) * bytes_per_token / 1e9:.1f} GB/s: "
+                  f"{100 * statistics.median(decode) * bytes_per_token / 1e9 / statistics.median(bandwidths):.0f}% of the bandwidth")
+            print(f"prefill computes {statistics.median(prefill) * multiply_adds / 1e9:.1f} G multiply-adds/s: "
+                  f"{100 * statistics.median(prefill) * multiply_adds / 1e9 / statistics.median(fmas):.0f}% of the ceiling")
     finally:
         server.stop()
 
