@@ -30,7 +30,8 @@ const ErrorKind& error_kind(ErrorCode code) {
 ErrorCode error_code_of_status(int status) {
   for (const ErrorKind& kind : kKinds)
     if (kind.status == status) return kind.code;
-  return status >= 500 ? ErrorCode::internal : ErrorCode::invalid_argument;
+  const bool ours = status >= 500 && status != 505;  // 505: an HTTP version that is not spoken
+  return ours ? ErrorCode::internal : ErrorCode::invalid_argument;
 }
 
 std::string error_json(const Error& error, std::string_view code) {

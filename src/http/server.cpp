@@ -56,7 +56,8 @@ struct Shared {
   std::atomic<bool> close_after_answer{false};
   std::atomic<bool> draining{false};
   std::atomic<std::size_t> open{0};
-  std::atomic<std::size_t> active{0};  // connections inside a request or its answer
+  std::atomic<std::size_t> active{0};    // connections inside a request or its answer
+  std::atomic<std::size_t> arriving{0};  // bytes of unfinished bodies, beyond the first kReadSize of each
   std::mutex drain_mutex;
   std::condition_variable drained;
 
@@ -157,6 +158,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
   ~Connection() {
     set_active(false);
+    count_body(0);
     thread_->open().fetch_sub(1);
     thread_->shared().open.fetch_sub(1);
   }
@@ -174,7 +176,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void begin_stream(std::uint64_t id, int status, std::string_view content_type, const Headers& headers);
   void write(std::uint64_t id, std::string_view chunk);
   void end_stream(std::uint64_t id);
-  void abandon(std::uint64_t id);
+  void abandon(std::uint64_t id, const Request& request);
   void set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener);
   void wake();
   bool exchange_closed(std::uint64_t id);
@@ -195,6 +197,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void linger();
   void gone();
   void set_active(bool active);
+  bool count_body(std::size_t bytes);
   void wait(Wait kind) { thread_->begin_wait(*this, kind); }
   void schedule();
   // Under the outbox's mutex: whether exchange `id` may still add to its answer.
@@ -210,8 +213,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::size_t sent_ = 0;
   std::shared_ptr<HttpExchange> incoming_;  // the request being read
   std::unique_ptr<RequestParser> parser_;
-  bool running_ = false;  // an exchange is being answered
-  bool active_ = false;   // a request is being read or answered
+  std::size_t counted_ = 0;  // of the body being read, in Shared::arriving
+  bool running_ = false;     // an exchange is being answered
+  bool active_ = false;      // a request is being read or answered
   bool processing_ = false;
   bool reading_ = false;  // a read is pending
   bool write_blocked_ = false;
@@ -255,7 +259,7 @@ class HttpExchange final : public Exchange {
  public:
   explicit HttpExchange(std::shared_ptr<Connection> connection) : connection_(std::move(connection)) {}
   ~HttpExchange() override {
-    if (id_ != 0) connection_->abandon(id_);
+    if (id_ != 0) connection_->abandon(id_, request_);
   }
   HttpExchange(const HttpExchange&) = delete;
   HttpExchange& operator=(const HttpExchange&) = delete;
@@ -402,6 +406,7 @@ void Connection::start() {
 void Connection::refuse() {
   thread_->add(*this);
   answer_fault(503, "This server has as many connections as it accepts.");
+  if (reading_) return;  // it is sent, and the rest is being read and dropped
   reading_ = true;
   asio::co_spawn(thread_->context(), read_loop(), asio::detached);
 }
@@ -506,6 +511,10 @@ std::size_t Connection::parse(std::string_view bytes) {
       break;
     case RequestParser::State::body:
       if (before == RequestParser::State::head) wait(Wait::body);
+      if (!count_body(incoming_->request().body.size())) {
+        answer_fault(503, "This server is receiving as many large requests as it accepts.");
+        break;
+      }
       if (parser_->expects_continue() && !sent_continue_ && parser_->http_1_1()) {
         sent_continue_ = true;
         output_ += "HTTP/1.1 100 Continue\r\n\r\n";
@@ -526,6 +535,7 @@ std::size_t Connection::parse(std::string_view bytes) {
 void Connection::dispatch() {
   Shared& shared = thread_->shared();
   const auto exchange = std::move(incoming_);
+  count_body(0);
   Request& request = exchange->request();
   request.remote = remote_;
   std::uint64_t id = 0;
@@ -544,7 +554,7 @@ void Connection::dispatch() {
     shared.handler(exchange);
   } catch (const std::exception& fault) {
     log::error("http", std::string("fault in a request handler: ") + fault.what());
-    exchange->respond(shared.error_page(500, "The server failed to handle the request."));
+    exchange->respond(shared.error_page(request, 500, "The server failed to handle the request."));
   }
 }
 
@@ -553,12 +563,16 @@ void Connection::answer_fault(int status, std::string message) {
   AnswerForm form{.close = true};
   if (parser_) form.http_1_1 = parser_->http_1_1();
   parser_.reset();
-  incoming_.reset();
+  count_body(0);
+  const auto exchange = std::move(incoming_);
+  Request none;
+  Request& request = exchange ? exchange->request() : none;
+  request.remote = remote_;
   std::string().swap(input_);
   last_answer_ = true;
   set_active(true);
   const std::size_t before = output_.size();
-  append_response(output_, thread_->shared().error_page(status, message), form);
+  append_response(output_, thread_->shared().error_page(request, status, message), form);
   pending_.fetch_add(output_.size() - before);
   flush();
 }
@@ -713,6 +727,7 @@ void Connection::shut() {
   thread_hook_.unlink();
   parser_.reset();
   incoming_.reset();
+  count_body(0);
   std::string().swap(input_);
   std::string().swap(output_);
   sent_ = 0;
@@ -760,6 +775,17 @@ void Connection::set_active(bool active) {
     thread_->shared().add_active();
   else
     thread_->shared().remove_active();
+}
+
+// Whether `bytes` of the body being read may be held.
+bool Connection::count_body(std::size_t bytes) {
+  const std::size_t large = bytes > kReadSize ? bytes - kReadSize : 0;
+  if (large == counted_) return true;
+  Shared& shared = thread_->shared();
+  // Unsigned wrap-around makes this a subtraction where the body has gone.
+  const std::size_t total = shared.arriving.fetch_add(large - counted_) + large - counted_;
+  counted_ = large;
+  return total <= std::max(shared.options.max_total_body_bytes, shared.options.max_body_bytes);
 }
 
 // ---- Connection: the answering side ----
@@ -821,7 +847,7 @@ void Connection::end_stream(std::uint64_t id) {
   schedule();
 }
 
-void Connection::abandon(std::uint64_t id) {
+void Connection::abandon(std::uint64_t id, const Request& request) {
   bool begun = false;
   {
     std::lock_guard lock(mutex_);
@@ -832,7 +858,7 @@ void Connection::abandon(std::uint64_t id) {
   if (begun)
     schedule();
   else
-    respond(id, thread_->shared().error_page(500, "The server failed to answer the request."));
+    respond(id, thread_->shared().error_page(request, 500, "The server failed to answer the request."));
 }
 
 void Connection::set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener) {

@@ -80,9 +80,11 @@ struct ServerOptions {
   std::string host = "0.0.0.0";
   std::uint16_t port = 8000;  // 0 = any free port, see port()
   int threads = 1;
-  std::size_t max_connections = 16384;               // further ones are answered 503 and closed
-  std::size_t max_header_bytes = 32 * 1024;          // 431
-  std::size_t max_body_bytes = 16 << 20;             // 413, before the body is read where Content-Length says so
+  std::size_t max_connections = 16384;       // further ones are answered 503 and closed
+  std::size_t max_header_bytes = 32 * 1024;  // 431
+  std::size_t max_body_bytes = 16 << 20;     // 413, before the body is read where Content-Length says so
+  // Of all bodies that are arriving, what each has beyond its first 64 KiB: 503. A single largest body always fits.
+  std::size_t max_total_body_bytes = 256 << 20;
   std::chrono::milliseconds header_timeout{10'000};  // first byte of a request to the end of its headers: 408
   std::chrono::milliseconds body_timeout{60'000};    // 408
   std::chrono::milliseconds write_timeout{30'000};   // no progress while bytes are pending: closed
@@ -91,8 +93,9 @@ struct ServerOptions {
 
 // Runs on a server thread; must not block. A fault in framing never reaches it.
 using Handler = std::function<void(std::shared_ptr<Exchange>)>;
-// Makes the answer for faults the server finds by itself: 400, 408, 413, 431, 500, 503, 505. Any thread.
-using ErrorPage = std::function<Response(int status, std::string_view message)>;
+// Makes the answer for faults the server finds by itself: 400, 408, 413, 431, 500, 503, 505. Any thread. `request`
+// holds what was read of it, which may be nothing.
+using ErrorPage = std::function<Response(const Request& request, int status, std::string_view message)>;
 
 class Server {
  public:

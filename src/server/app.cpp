@@ -375,10 +375,18 @@ http::Handler App::handler() {
 }
 
 http::ErrorPage App::error_page() {
-  return [](int status, std::string_view message) {
+  return [](const http::Request& request, int status, std::string_view message) {
+    const RequestInfo info = describe(request);
     const Error error = make_error(api::error_code_of_status(status), std::string(message));
-    http::Response response = error_response(error, make_request_id());
+    http::Response response = error_response(error, info.id);
     response.status = status;
+    const log::Level level = status == 500 ? log::Level::error : log::Level::info;
+    if (log::enabled(level))
+      log::write(level, "http", "request failed",
+                 {{"status", std::to_string(status)},
+                  {"reason", error.message},
+                  {"remote", request.remote},
+                  {"request_id", info.id}});
     return response;
   };
 }

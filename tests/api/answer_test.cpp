@@ -54,7 +54,7 @@ TEST(Errors, EveryCodeHasAStatus) {
     EXPECT_EQ(error_kind(static_cast<ErrorCode>(code)).code, static_cast<ErrorCode>(code));
   EXPECT_EQ(error_kind(ErrorCode::overloaded).status, 429);
   EXPECT_EQ(error_code_of_status(431), ErrorCode::invalid_argument);
-  EXPECT_EQ(error_code_of_status(505), ErrorCode::internal);
+  EXPECT_EQ(error_code_of_status(505), ErrorCode::invalid_argument);
   const auto value = parse(error_json(make_error(ErrorCode::invalid_argument, "a \"b\"", "p")));
   EXPECT_EQ(value.at("error").at("message").as_string(), "a \"b\"");
   EXPECT_EQ(value.at("error").at("param").as_string(), "p");

@@ -88,8 +88,11 @@ class ServerTest : public ::testing::Test {
     options.port = 0;
     auto bound = Server::bind(
         options, [this](const std::shared_ptr<Exchange>& exchange) { handle(exchange); },
-        [](int status, std::string_view message) {
-          return Response{.status = status, .body = std::string(message), .content_type = "text/plain"};
+        [](const Request& request, int status, std::string_view message) {
+          return Response{.status = status,
+                          .body = std::string(message),
+                          .content_type = "text/plain",
+                          .headers = {{"x-value", std::string(request.header("X-VALUE"))}}};
         });
     ASSERT_TRUE(bound.ok()) << bound.error().message;
     server = std::move(bound).value();
@@ -236,9 +239,11 @@ TEST_F(ServerTest, SaysContinueBeforeABody) {
 TEST_F(ServerTest, RefusesALargeBodyBeforeItIsSent) {
   start({.max_body_bytes = 1000});
   RawClient client(server->port());
-  ASSERT_TRUE(client.send("POST /echo HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 1001\r\n\r\n"));
+  ASSERT_TRUE(client.send(
+      "POST /echo HTTP/1.1\r\nHost: t\r\nX-Value: mine\r\nExpect: 100-continue\r\nContent-Length: 1001\r\n\r\n"));
   const Answer answer = client.read_answer();
   EXPECT_EQ(answer.status, 413);
+  EXPECT_EQ(answer.headers.at("x-value"), "mine");  // the page is made with the request in hand
   EXPECT_EQ(answer.headers.at("connection"), "close");
   EXPECT_EQ(handled.load(), 0);
 }
@@ -258,6 +263,37 @@ TEST_F(ServerTest, A100MegabyteBodyGetsItsAnswer) {
     EXPECT_TRUE(client.closed_within(10s));
   }
   EXPECT_EQ(handled.load(), 0);
+}
+
+TEST_F(ServerTest, LimitsWhatAllBodiesTogetherHold) {
+  constexpr std::size_t kBody = 1 << 20;
+  start({.max_body_bytes = kBody, .max_total_body_bytes = 3 * kBody});
+  const std::string head = "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: " + std::to_string(kBody) + "\r\n\r\n";
+  const std::string most(kBody - 1, 'x');
+  std::vector<std::unique_ptr<RawClient>> clients;
+  int refused = 0;
+  for (int i = 0; i < 6; ++i) {
+    clients.push_back(std::make_unique<RawClient>(server->port()));
+    clients.back()->send(head + most);
+    if (clients.back()->read_some(200ms) && clients.back()->read_answer().status == 503) ++refused;
+  }
+  EXPECT_EQ(refused, 3);
+  // Small bodies are taken all the same, even in pieces.
+  RawClient small(server->port());
+  ASSERT_TRUE(small.send("POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nbo"));
+  EXPECT_FALSE(small.read_some(20ms));
+  ASSERT_TRUE(small.send("dy"));
+  EXPECT_EQ(small.read_answer().body, "POST /echo?|body");
+  // Bodies that have arrived, and clients that have gone, make room.
+  ASSERT_TRUE(clients[0]->send("x"));
+  EXPECT_EQ(clients[0]->read_answer().status, 200);
+  clients.clear();
+  ASSERT_TRUE(eventually([&] { return server->open_connections() == 1; }));
+  RawClient later(server->port());
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(later.send(head + most + "x"));
+    EXPECT_EQ(later.read_answer().status, 200) << i;
+  }
 }
 
 TEST_F(ServerTest, RefusesLongHeaders) {
@@ -564,7 +600,7 @@ TEST_F(ServerTest, ManyClientsOnSeveralThreads) {
 TEST_F(ServerTest, BindErrorsSayWhere) {
   start();
   const auto handler = [](const std::shared_ptr<Exchange>&) {};
-  const auto page = [](int status, std::string_view) { return Response{.status = status}; };
+  const auto page = [](const Request&, int status, std::string_view) { return Response{.status = status}; };
   const auto taken = Server::bind({.host = "127.0.0.1", .port = server->port()}, handler, page);
   ASSERT_FALSE(taken.ok());
   EXPECT_THAT(taken.error().message, HasSubstr("127.0.0.1:" + std::to_string(server->port())));
