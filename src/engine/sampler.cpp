@@ -96,12 +96,12 @@ Result<TokenId> Sampler::sample(std::span<const float> logits, Sequence& sequenc
     const auto at = [this](TokenId id) -> float* {
       return static_cast<std::size_t>(id) < logits_.size() ? &logits_[static_cast<std::size_t>(id)] : nullptr;
     };
+    for (const auto& [id, bias] : params.logit_bias) {
+      if (float* value = at(id)) *value += bias;
+    }
     if (has_penalties(params)) {
       count_tokens(sequence);
       apply_penalties(params, sequence, logits_);
-    }
-    for (const auto& [id, bias] : params.logit_bias) {
-      if (float* value = at(id)) *value += bias;
     }
     if (mask_stops) {
       for (const auto* ids : {&request.eos_ids, &request.stop_ids}) {

@@ -15,9 +15,9 @@ namespace xgen::engine {
 class Sampler {
  public:
   // The next token of `sequence`. Brings its counts up to date and changes nothing else. The order of operations:
-  //   1. ids that may not come before min_tokens are masked; repetition penalty over prompt and output (positive logits
-  //      divided, others multiplied: Keskar et al., "CTRL"), frequency and presence penalty over the output (OpenAI's
-  //      formula), logit bias;
+  //   1. logit bias; repetition penalty over prompt and output (positive logits divided, others multiplied: Keskar et
+  //      al., "CTRL"), frequency and presence penalty over the output (OpenAI's formula); ids that may not come before
+  //      min_tokens are masked. vLLM has the same order;
   //   2. temperature; below 1e-5 the largest logit is taken;
   //   3. min-p, top-k, top-p (Holtzman et al.: the fewest most likely tokens that reach p), each on what is left;
   //   4. one draw from what is left, by Philox(seed, choice, output position).

@@ -34,6 +34,7 @@ std::vector<double> reference(const std::vector<float>& logits, const Case& c) {
   std::map<TokenId, int> anywhere;
   for (TokenId t : c.sequence.output) ++in_output[t], ++anywhere[t];
   for (TokenId t : c.request.prompt) ++anywhere[t];
+  for (const auto& [t, bias] : p.logit_bias) x[static_cast<std::size_t>(t)] += static_cast<double>(bias);
   for (const auto& [t, count] : anywhere) {
     double& v = x[static_cast<std::size_t>(t)];
     v = v > 0 ? v / static_cast<double>(p.repetition_penalty) : v * static_cast<double>(p.repetition_penalty);
@@ -42,7 +43,6 @@ std::vector<double> reference(const std::vector<float>& logits, const Case& c) {
     x[static_cast<std::size_t>(t)] -=
         static_cast<double>(p.frequency_penalty) * count + static_cast<double>(p.presence_penalty);
   }
-  for (const auto& [t, bias] : p.logit_bias) x[static_cast<std::size_t>(t)] += static_cast<double>(bias);
   if (static_cast<int>(c.sequence.output.size()) < c.request.min_tokens) {
     for (TokenId t : c.request.eos_ids) x[static_cast<std::size_t>(t)] = -INFINITY;
     for (TokenId t : c.request.stop_ids) x[static_cast<std::size_t>(t)] = -INFINITY;
@@ -226,6 +226,17 @@ TEST(Sampler, PenaltiesFollowTheFormulas) {
   EXPECT_EQ(*sampler.sample(logits, c.sequence), 0) << "2 - 2 * 0.04 = 1.92";
   c.sequence.output = {0, 0, 0};
   EXPECT_EQ(*sampler.sample(logits, c.sequence), 1) << "2 - 3 * 0.04 = 1.88";
+}
+
+TEST(Sampler, PenaltiesSeeTheBiasedLogits) {
+  Case c;
+  SamplingParams& p = c.request.sampling;
+  p.temperature = 0;
+  p.repetition_penalty = 2;
+  p.logit_bias = {{0, 2.0f}};
+  Sampler sampler;
+  // (1 + 2) / 2 = 1.5; the other way round 1 / 2 + 2 = 2.5 would win.
+  EXPECT_EQ(*sampler.sample(std::vector<float>{1.0f, 2.0f}, c.sequence), 1);
 }
 
 TEST(Sampler, MinTokensMasksEosAndStopIds) {
