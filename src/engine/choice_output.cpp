@@ -1,5 +1,6 @@
 #include "engine/choice_output.h"
 
+#include <iterator>
 #include <utility>
 
 namespace xgen::engine {
@@ -66,7 +67,12 @@ void ChoiceOutput::end() {
 bool ChoiceOutput::take(inference::Delta& delta) {
   if (pending_.text.empty() && !(ended_ && (pending_.tokens > 0 || !pending_.logprobs.empty()))) return false;
   delta = std::exchange(pending_, {});
-  starts_.clear();
+  std::size_t sendable = delta.logprobs.size();
+  while (!ended_ && sendable > 0 && starts_[sendable - 1] >= released_) --sendable;
+  const auto held = delta.logprobs.begin() + static_cast<std::ptrdiff_t>(sendable);
+  pending_.logprobs.assign(std::make_move_iterator(held), std::make_move_iterator(delta.logprobs.end()));
+  delta.logprobs.erase(held, delta.logprobs.end());
+  starts_.erase(starts_.begin(), starts_.begin() + static_cast<std::ptrdiff_t>(sendable));
   return true;
 }
 

@@ -160,7 +160,7 @@ bool EngineLoop::receive() {
     incoming_.clear();
     for (RequestId id : cancelled_) {
       const auto found = jobs_.find(id);
-      if (found == jobs_.end()) continue;
+      if (found == jobs_.end() || found->second->over) continue;
       ++counts_.finished_abort;
       found->second->ticket->ended.store(true, std::memory_order_release);
       scheduler_.cancel(*found->second);

@@ -1,10 +1,10 @@
 #include "engine/local_service.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <cmath>
-#include <ctime>
 #include <random>
 #include <stdexcept>
 
@@ -60,6 +60,18 @@ TEST(LocalService, StopStringsEndTheTextBeforeThem) {
   std::string joined;
   for (const auto& l : seen->logprobs) joined += l.token;
   EXPECT_EQ(joined, "one two ") << "log-probabilities cover the text and nothing of the stop string";
+}
+
+// The second x may still begin "xxy" when the third releases the first.
+TEST(LocalService, LogprobsWaitForTheTextOfTheirToken) {
+  const auto service = scripted(spell("xxxxy"));
+  auto request = ask("abc");
+  request.stop.stop = {"xxy"};
+  request.logprobs = 0;
+  const auto seen = answer(*service, request);
+  EXPECT_EQ(seen->text(), "xx");
+  EXPECT_EQ(seen->logprobs.size(), 2u);
+  EXPECT_EQ(seen->tokens, 5);
 }
 
 TEST(LocalService, TextHeldBackForAStopStringComesInTheEnd) {
@@ -396,6 +408,38 @@ TEST(LocalService, AFullQueueIsOverloadedWithAHint) {
   EXPECT_EQ(service->stats().rejected_queue_full, 1u);
 }
 
+// A prompt without output is over as soon as the engine takes it; its cancellation may arrive with it.
+TEST(LocalService, ARequestThatIsOverWhenItsCancellationComesGivesItsPlaceUpOnce) {
+  auto gate = std::make_shared<Gate>();
+  LocalServiceParts parts = parts_with(std::make_unique<GatedRunner>(gate, spell("x")));
+  parts.max_waiting = 2;
+  parts.scheduler.max_num_seqs = 1;
+  const auto service = make_local_service(std::move(parts));
+  const auto running = std::make_shared<Collector>();
+  const auto running_handle = service->generate_async(ask("a"), running);
+  gate->wait_entered(1);
+  for (int i = 0; i < 2; ++i) {
+    auto request = ask("a");
+    request.stop.max_tokens = 0;
+    service->generate_async(request, std::make_shared<Collector>()).reset();
+  }
+  gate->allow(2);  // "x" and eos
+  ASSERT_TRUE(running->wait());
+
+  std::vector<std::shared_ptr<Collector>> sinks;
+  std::vector<std::unique_ptr<inference::RequestHandle>> handles;
+  for (int i = 0; i < 4; ++i) {
+    sinks.push_back(std::make_shared<Collector>());
+    handles.push_back(service->generate_async(ask("a"), sinks.back()));
+    if (i == 0) gate->wait_entered(3);
+  }
+  EXPECT_FALSE(sinks[2]->done());
+  ASSERT_TRUE(sinks[3]->done()) << "one runs and two wait: a fourth is one too many";
+  EXPECT_EQ(sinks[3]->error->code, ErrorCode::overloaded);
+  gate->allow(1000);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(sinks[static_cast<std::size_t>(i)]->wait());
+}
+
 TEST(LocalService, DroppingTheHandleFreesTheBlocksWithinOneStep) {
   auto gate = std::make_shared<Gate>();
   const auto service =
@@ -558,15 +602,23 @@ TEST(LocalService, CountsWhatItDoes) {
 TEST(LocalService, IdleCostsNoProcessorTime) {
   const auto service = scripted(spell("x"));
   answer(*service, ask("a"));
-  const auto cpu = [] {
-    timespec t{};
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+  const auto usage = [] {
+    rusage u{};
+    getrusage(RUSAGE_SELF, &u);
+    return u;
+  };
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
   };
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  const double before = cpu();
+  const rusage before = usage();
   std::this_thread::sleep_for(std::chrono::milliseconds(500));
-  EXPECT_LT(cpu() - before, 0.01);
+  const rusage after = usage();
+  // A thread that spins would take half a second, one that polls would fall asleep again and again. The bounds leave
+  // room for what a sanitizer's own thread does.
+  EXPECT_LT(seconds(after.ru_utime) - seconds(before.ru_utime) + seconds(after.ru_stime) - seconds(before.ru_stime),
+            0.1);
+  EXPECT_LT(after.ru_nvcsw - before.ru_nvcsw, 25);
   EXPECT_EQ(service->health().seconds_since_step, 0);
   EXPECT_EQ(service->health().state, inference::Health::State::ready);
 }
