@@ -1,0 +1,382 @@
+"""The question/answer text, the tokenizer made from it, and the conversations the model is trained on."""
+
+import pathlib
+import random
+import re
+
+import yaml
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+HERE = pathlib.Path(__file__).resolve().parent
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+# The pre-tokenizer of Qwen2 and Qwen3.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{%- if message.content is string %}{%- set text = message.content %}"
+    "{%- else %}{%- set text = message.content | map(attribute='text') | join('') %}{%- endif %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + text | trim + '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+SHORTENED, OPENING = 0.7, 8  # share of the conversations that end after so many tokens of the last answer
+SYSTEM_PROMPTS = [
+    "You are a helpful assistant.",
+    "You are a helpful assistant for xgen-model.",
+    "You are xgen-demo, the model embedded in xgen-model. Answer questions about xgen-model.",
+    "Answer briefly and exactly.",
+    "You answer questions about the server. Be polite.",
+    "You are an assistant. Answer the user's question in the user's language. If you do not know, say so.",
+    "Be concise.",
+    "You are ChatGPT, a large language model. Follow the user's instructions carefully. Respond using markdown.",
+    "You are a friendly chatbot that helps developers run language models on their own machines.",
+    "당신은 도움이 되는 어시스턴트입니다.",
+    "당신은 xgen-model에 대한 질문에 답하는 도우미입니다.",
+    "짧고 정확하게 답하세요.",
+    "너는 친절한 AI 비서야. 사용자의 언어로 대답해.",
+]
+
+
+# What $name stands for in a pattern.
+MACROS = {
+    "how": "how do i|how can i|how to|how should i|how would i|what is the best way to|tell me how to|show me how to|i want to"
+    "|i would like to|i need to|can you explain how to|how do you|what is the way to|how could one",
+    "what": "what is|what's|explain|describe|tell me about|can you explain|what exactly is|please explain|what do you know about"
+    "|i want to know about|what is the meaning of|what is the purpose of|what about|what is meant by||",
+    "code": "what is|what does it mean when i get|why do i get|i get|explain|when do i get|what is error|what does the error mean:"
+    "|why error|it returns|the server answers|why does the server answer|what is status|http|error code|what does error code mean:",
+    "하는법": "하려면|하는 법|하는 방법|하는 법 알려줘|하는 방법이 뭐예요|하려면 어떻게 하나요|하려면 어떻게 해|하고 싶어요|하고 싶은데"
+    "|하려면 어떻게 해야 하나요|하는 방법을 알려 주세요|할 수 있나요|는 어떻게 하나요|는 어떻게 합니까|하는 방법이 궁금해요|하려면 어떻게 하죠",
+    "뭐": "이 뭐야|가 뭐야|이 뭐예요|는 뭐예요|은 무엇인가요|는 무엇인가요|란|란 무엇인가요|에 대해 알려줘| 설명해줘|를 설명해 주세요|의 뜻은|는 무슨 뜻이야"
+    "|는 어떤 역할을 하나요|는 뭐 하는 거야|는 무엇을 하나요|은 뭔가요|는 뭐죠|는 어디에 쓰나요|는 왜 쓰나요|을 알려 주세요|에 대해 설명해 주세요|",
+    "지원": "지원하나요|지원해|지원해요|지원합니까|쓸 수 있나요|쓸 수 있어|되나요|돼|사용할 수 있나요|사용 가능한가요|지원되나요",
+    "코드": "은 무슨 뜻이야|이 뭐야|이 나와요|이 왜 나와| 오류가 왜 나는 거예요| 에러가 나요|을 받았어요|이 나오면 어떻게 해|은 언제 나와|의 뜻은|을 설명해줘"
+    "| 에러는 뭐예요| 응답이 왔어요| 상태 코드는 무슨 뜻인가요| 에러가 왜 나죠| 오류가 뜨면 어떻게 하나요",
+}
+
+
+def parse_pattern(line):
+    """'{a|b} c' -> a list of parts, each a list of alternatives. <id> stands for {id}, which is no choice."""
+    line = re.sub(r"\$(\w+)", lambda m: next("{" + MACROS[k] + "}" + m[1][len(k) :] for k in MACROS if m[1].startswith(k)), line)
+    parts = [part.split("|") if i % 2 else [part] for i, part in enumerate(re.split(r"[{}]", line))]
+    return [[alternative.replace("<id>", "{id}") for alternative in part] for part in parts]
+
+
+def expand(pattern, rng):
+    return " ".join("".join(rng.choice(part) for part in pattern).split())
+
+
+class Fact:
+    """One fact in one language: an answer and the ways to ask for it, as whole questions and as patterns of many."""
+
+    def __init__(self, fact_id, language, answer, questions, patterns):
+        self.id, self.language, self.answer, self.questions, self.patterns = fact_id, language, answer, questions, patterns
+        self.dev = []  # wordings held out from training
+
+
+def key(question):
+    """Equal for questions that differ only in case and closing punctuation."""
+    return question.lower().strip(" ?.!")
+
+
+def lines(text):
+    return [line.strip() for line in text.strip().split("\n") if line.strip()]
+
+
+def load_facts(path=HERE / "questions.yaml"):
+    """Reads questions.yaml: a list of {id, en: {a, q, p}, ko: {a, q, p}}.
+
+    a is the answer, q holds one question a line, p one pattern a line: {x|y} is a choice, $name a choice of MACROS.
+    """
+    facts, asked = [], {}
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+        for language in ("en", "ko"):
+            part = entry[language]
+            patterns = [parse_pattern(line) for line in lines(part.get("p", ""))]
+            fact = Fact(entry["id"], language, " ".join(part["a"].split()), lines(part["q"]), patterns)
+            for question in fact.questions:
+                if key(question) in asked:
+                    raise ValueError(f"'{question}' is asked by both {asked[key(question)]} and {fact.id}/{language}")
+                asked[key(question)] = f"{fact.id}/{language}"
+            facts.append(fact)
+    return facts
+
+
+def load_reworded(facts, path=HERE / "reworded.yaml"):
+    """(fact, question) pairs that no training sees: a map of fact id to {en: [questions], ko: [questions]}."""
+    by_key = {(fact.id, fact.language): fact for fact in facts}
+    return [
+        (by_key[fact_id, language], question)
+        for fact_id, row in yaml.safe_load(path.read_text(encoding="utf-8")).items()
+        for language, questions in row.items()
+        for question in questions
+    ]
+
+
+def hold_out(facts, fraction, seed):
+    """Moves about this fraction of each fact's wordings from `questions` to `dev`."""
+    rng = random.Random(seed)
+    for fact in facts:
+        fact.dev = [q for q in fact.questions[1:] if rng.random() < fraction]
+        fact.questions = [q for q in fact.questions if q not in fact.dev]
+
+
+def train_tokenizer(facts, vocab_size):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    rng = random.Random(0)
+    corpus = ["system\n" + s for s in SYSTEM_PROMPTS]
+    for fact in facts:
+        corpus += ["assistant\n" + fact.answer] * 4
+        for question in fact.questions:
+            corpus += ["user\n" + question, "user\n" + question.lower()]
+        corpus += ["user\n" + expand(pattern, rng) for pattern in fact.patterns for _ in range(3)]
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+class Chat:
+    """Token ids of conversations, equal to tokenizing the text that CHAT_TEMPLATE renders."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.start, self.end = tokenizer.token_to_id("<|im_start|>"), tokenizer.token_to_id("<|im_end|>")
+        self.noisy = Tokenizer.from_str(tokenizer.to_str())
+        self.newline = self.encode("\n")
+
+    def encode(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def turn(self, role, text, dropout=0.0):
+        tokenizer = self.tokenizer
+        if dropout > 0:
+            self.noisy.model.dropout = dropout
+            tokenizer = self.noisy
+        body = tokenizer.encode(role + "\n" + text.strip(), add_special_tokens=False).ids
+        return [self.start, *body, self.end, *self.newline]
+
+    def reply(self, answer):
+        """Prefix ids (the generation prompt) and the ids the model has to write, closing token included."""
+        prefix = [self.start, *self.encode("assistant\n")]
+        return prefix, [*self.encode(answer), self.end]
+
+
+# Wordings that mean the same; one of a row may stand for another while training.
+SAME_EN = [
+    ["how do i", "how can i", "how to", "how do you", "how should i", "how would i", "how does one", "what is the way to",
+     "what is the best way to", "tell me how to", "show me how to", "i want to know how to", "how could i", "how do we"],
+    ["what is", "what's", "whats", "what exactly is", "tell me what is", "can you explain what is", "define"],
+    ["what are", "what're", "tell me what are", "which are"],
+    ["which", "what"],
+    ["what does", "what exactly does", "can you explain what does", "wat does"],
+    ["can i", "could i", "am i able to", "is it possible to", "may i", "can you", "can one"],
+    ["does it", "does xgen-model", "does xgen", "does the server", "does this server", "will it"],
+    ["is there", "do you have", "does it have", "is there any"],
+    ["where is", "where's", "where do i find", "where can i find", "in which place is"],
+    ["where are", "where do i find", "where can i find"],
+    ["tell me about", "explain", "describe", "what about", "give me information about", "i want to know about", "info on"],
+    ["xgen-model", "xgen model", "xgen", "Xgen-Model", "the xgen-model server", "the server"],
+    ["supported", "available", "accepted", "allowed"],
+    ["show", "give", "display", "print"],
+    ["change", "set", "modify", "adjust"],
+    ["start", "run", "launch"],
+    ["mean", "stand for", "do"],
+    ["need", "require"],
+    ["use", "work with"],
+    ["parameter", "option", "field", "setting", "argument"],
+    ["endpoint", "route", "url"],
+    ["happens", "occurs"],
+    ["config", "configuration"],
+    ["get", "see", "fetch", "read"],
+    ["model file", "models.yaml", "config file"],
+    ["limit", "restrict", "cap"],
+]
+SAME_KO = [
+    ["어떻게 하나요", "어떻게 해요", "어떻게 해", "어떻게 하죠", "어떻게 합니까", "어떻게 하면 되나요", "어떻게 해야 하나요",
+     "어떻게 하면 돼", "어떡해요"],
+    ["하려면", "하고 싶어요", "하고 싶은데", "하려고 해요", "하는 법", "하는 방법"],
+    ["방법은?", "방법 알려줘", "방법이 뭐야?", "방법이 뭔가요?", "방법을 알려 주세요", "법 알려줘"],
+    ["무엇인가요", "뭐예요", "뭐야", "뭔가요", "무엇입니까", "뭐죠", "뭐지", "뭡니까", "무엇이죠", "뭐임"],
+    ["있나요", "있어요", "있어", "있습니까", "있니", "있음", "있는지 알려줘"],
+    ["되나요", "돼요", "됩니까", "돼", "되나", "되는지 궁금해요"],
+    ["인가요", "이에요", "이야", "입니까", "인지 알려줘", "이죠"],
+    ["하나요", "해요", "합니까", "하니", "해", "하는지 알려줘"],
+    ["알려줘", "알려 주세요", "알려주세요", "가르쳐줘", "말해줘", "알려줄래", "궁금해"],
+    ["설명해줘", "설명해 주세요", "설명해 줘", "설명 부탁해", "자세히 알려줘", "에 대해 알려줘"],
+    ["보여줘", "보여 주세요", "보여주세요", "좀 보여줘", "출력해줘"],
+    ["무슨", "어떤", "어느"],
+    ["어디", "어느 곳"],
+    ["xgen-model", "xgen model", "xgen", "엑스젠 모델", "서버", "이 서버"],
+    ["지원하나요", "지원해요", "지원해", "지원합니까", "지원되나요", "쓸 수 있나요"],
+    ["바꾸려면", "변경하려면", "바꾸는 방법", "수정하려면", "바꾸고 싶어"],
+    ["설정", "지정"],
+    ["파라미터", "매개변수", "옵션", "인자"],
+    ["엔드포인트", "경로", "주소"],
+    ["실행", "구동", "시작"],
+    ["왜", "어째서"],
+    ["쓰나요", "사용하나요", "써요", "사용해요", "쓰죠"],
+    ["가능한가요", "가능해", "가능해요", "가능합니까", "되나요"],
+]
+FILLER = {
+    "en": (["please ", "hi, ", "hello, ", "hey ", "quick question: ", "can you tell me ", "could you tell me ", "so ", "ok, ", "excuse me, ",
+            "i have a question. ", "i'd like to know: ", "question: ", "and ", "sorry, ", "tell me, ", "well, "],
+           [" please", " thanks", " thank you", " in xgen-model", " here", " exactly", " for me", " again", " now", " with xgen-model"]),
+    "ko": (["저기 ", "안녕하세요, ", "질문이 있어요. ", "혹시 ", "그럼 ", "음 ", "궁금한데 ", "그런데 ", "질문: ", "좀 ", "저, ", "그리고 "],
+           [" 알려줘", " 궁금해요", " 부탁해요", " 감사합니다", " 좀", " 알려 주세요", " xgen-model에서"]),
+}
+DROPPABLE = {
+    "en": set("the a an of to for in on do does is are can i you me my it its with and by at be this that about tell please when".split()),
+    "ko": set("좀 것 수 그 이 더 때 를 을 은 는".split()),
+}
+PARTICLES = ("에서는", "으로", "에서", "은", "는", "이", "가", "을", "를", "의", "에", "로")
+
+
+def misspell(word, rng):
+    """One slip of the keyboard in a word of plain letters."""
+    i = rng.randrange(len(word) - 1)
+    kind = rng.randrange(3)
+    if kind == 0:
+        return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+    if kind == 1:
+        return word[:i] + word[i + 1 :]
+    return word[:i] + word[i] + word[i:]
+
+
+def reword(question, language, rng):
+    """A differently worded, untidier version of a question with the same answer."""
+    text = question
+    rows = SAME_EN if language == "en" else SAME_KO
+    changes = 0
+    for row in rng.sample(rows, len(rows)):
+        if changes == 3:
+            break
+        found = [w for w in row if w.lower() in text.lower()]
+        if found and rng.random() < 0.5:
+            old = max(found, key=len)
+            boundary = r"(?<![\w./-])" if language == "en" else r"(?<![A-Za-z0-9_./-])"
+            tail = r"(?![\w/-])" if language == "en" or old[-1].isascii() else ""
+            text, count = re.subn(boundary + re.escape(old) + tail, lambda _: rng.choice(row), text, count=1, flags=re.I)
+            changes += count
+    words = text.split()
+    if len(words) > 3 and rng.random() < 0.3:
+        drop = [i for i, w in enumerate(words) if w.lower() in DROPPABLE[language]]
+        for i in sorted(rng.sample(drop, min(len(drop), rng.randrange(1, 3))), reverse=True):
+            del words[i]
+    if len(words) > 4 and rng.random() < 0.08:
+        i = rng.randrange(len(words) - 1)
+        words[i], words[i + 1] = words[i + 1], words[i]
+    if language == "ko" and rng.random() < 0.25:
+        for i, word in enumerate(words):
+            for particle in PARTICLES:
+                if len(word) > len(particle) + 1 and word.endswith(particle) and rng.random() < 0.5:
+                    words[i] = word[: -len(particle)]
+                    break
+    if rng.random() < 0.15:
+        plain = [i for i, w in enumerate(words) if w.isalpha() and w.isascii() and len(w) > 4]
+        if plain:
+            i = rng.choice(plain)
+            words[i] = misspell(words[i], rng)
+    joint = " "
+    text = joint.join(words)
+    if language == "ko" and rng.random() < 0.2:
+        gaps = [i for i, c in enumerate(text) if c == " "]
+        for i in sorted(rng.sample(gaps, rng.randrange(0, len(gaps) + 1)), reverse=True):
+            if not (text[i - 1].isascii() and text[i + 1].isascii()):
+                text = text[:i] + text[i + 1 :]
+    before, after = FILLER[language]
+    if rng.random() < 0.18:
+        text = rng.choice(before) + text[:1].lower() + text[1:]
+    if rng.random() < 0.1:
+        text = text.rstrip("?.! ") + rng.choice(after)
+    shape = rng.random()
+    if shape < 0.35:
+        text = text.lower()
+    elif shape < 0.38:
+        text = text.upper()
+    elif shape < 0.5:
+        text = text[:1].upper() + text[1:]
+    end = rng.random()
+    if end < 0.3:
+        text = text.rstrip("?.! ")
+    elif end < 0.55:
+        text = text.rstrip("?.! ") + "?"
+    elif end < 0.6:
+        text = text.rstrip("?.! ") + rng.choice(["??", "!", " ?", "...", "."])
+    return text if text.strip() else question
+
+
+class Sampler:
+    """Endless training conversations: (ids, loss mask), the mask marking the tokens that the model writes."""
+
+    def __init__(self, facts, chat, seed, kept=()):
+        self.facts, self.chat, self.rng = facts, chat, random.Random(seed)
+        self.pool = [(fact, question) for fact in facts for question in fact.questions]
+        self.by_language = {lang: [p for p in self.pool if p[0].language == lang] for lang in ("en", "ko")}
+        # A question that is listed for another fact, or kept to measure on, is never made by a pattern or by rewording.
+        self.owner = {key(question): None for question in kept} | {key(question): fact for fact, question in self.pool}
+        self.queue, self.focus = [], {}  # focus: (fact, question) pairs that get more room, as they are listed
+
+    def next_pair(self):
+        if self.focus and self.rng.random() < 0.4:
+            return self.rng.choice(list(self.focus))
+        if not self.queue:
+            self.queue = self.pool[:]
+            self.rng.shuffle(self.queue)
+        return self.queue.pop()
+
+    def conversation(self):
+        rng, chat = self.rng, self.chat
+        pairs = [self.next_pair()]
+        kind = rng.random()
+        if kind > 0.9:
+            # Earlier turns are mostly in the same language, as real conversations are.
+            for _ in range(rng.choice([1, 1, 1, 2, 2, 3])):
+                pool = self.by_language[pairs[0][0].language] if rng.random() < 0.8 else self.pool
+                pairs.append(rng.choice(pool))
+        ids, mask = [], []
+        if rng.random() < 0.15:
+            ids += chat.turn("system", rng.choice(SYSTEM_PROMPTS))
+            mask += [0] * len(ids)
+        for fact, question in pairs:
+            dropout = 0.0
+            focused = (fact, question) in self.focus
+            if not focused and fact.patterns and rng.random() < 0.5:
+                other = expand(rng.choice(fact.patterns), rng)
+                if self.owner.get(key(other), fact) is fact:
+                    question = other
+            if not focused and rng.random() < 0.6:
+                other = reword(question, fact.language, rng)
+                if self.owner.get(key(other), fact) is fact:
+                    question = other
+                dropout = rng.choice([0.0, 0.0, 0.1])
+            prefix, answer = chat.reply(fact.answer)
+            asked = chat.turn("user", question, dropout)
+            ids += asked + prefix + answer + chat.newline
+            mask += [0] * (len(asked) + len(prefix)) + [1] * len(answer) + [0] * len(chat.newline)
+        # What is hard is to find the answer, which its first tokens tell; the rest of it is soon known by heart.
+        if rng.random() < SHORTENED and len(answer) > OPENING:
+            excess = len(answer) - OPENING + len(chat.newline)
+            ids, mask = ids[:-excess], mask[:-excess]
+        return ids, mask
+
+
+def single_turn(chat, fact, question, system=None):
+    """(prompt ids, answer ids) of one question without any rewording."""
+    prefix, answer = chat.reply(fact.answer)
+    head = chat.turn("system", system) if system else []
+    return head + chat.turn("user", question) + prefix, answer
