@@ -409,18 +409,24 @@ TEST(RealVocabularies, VllmCppGoldens) {
     expect_ids(*t, text, {true, true}, ids_of(c.at("ids_special")), "mistral");
     EXPECT_EQ(t->decode(ids_of(c.at("ids")), false), text_of(c.at("decode"))) << text;
   }
-  // DeepSeek V2's vocabulary is that of the GGUF, plus special tokens.
+  // DeepSeek V2's vocabulary is that of the GGUF, except that the GGUF has the letters that stand for bytes which no
+  // UTF-8 text holds (0xC0, 0xC1, 0xF5 to 0xFF) as tokens of their own.
   Gguf file(read_file(kShared / "data/llama.cpp-vocab/ggml-vocab-deepseek-llm.gguf"));
   auto deepseek = Tokenizer::from_gguf(file.vocab());
   ASSERT_TRUE(deepseek.ok()) << deepseek.error().message;
   const json::value entries = read_json(folder / "tokenizer_deepseek_v2/encodings.json");
-  int same = 0, total = 0;
+  constexpr std::string_view kOwnTokens[] = {"À", "Á", "õ", "ö", "÷", "ø", "ù", "ú", "û", "ü", "ý", "þ", "ÿ"};
+  int checked = 0;
   for (const json::value& c : entries.at("entries").as_array()) {
-    const auto ids = (*deepseek)->encode(text_of(c.at("text")), {false, true});
-    same += ids.ok() && *ids == ids_of(c.at("ids"));
-    ++total;
+    const std::string text = text_of(c.at("text"));
+    if (std::any_of(std::begin(kOwnTokens), std::end(kOwnTokens),
+                    [&](std::string_view letter) { return text.find(letter) != std::string::npos; })) {
+      continue;
+    }
+    expect_ids(**deepseek, text, {false, true}, ids_of(c.at("ids")), "deepseek");
+    ++checked;
   }
-  std::printf("[ no vocab ] DeepSeek-V2-Lite: with deepseek-llm's vocabulary %d of %d equal\n", same, total);
+  EXPECT_GE(checked, 97);
 }
 
 // mistral-common's rendered conversations: each stretch between control tokens is tokenised by itself.
