@@ -89,20 +89,17 @@ Result<config::Config> load_config(const Flags& flags) {
   std::string path = flags.config;
   if (!flags.source.empty() && !path.empty())
     return make_error(ErrorCode::invalid_argument, "give either PATH or --config, not both");
+  if (flags.source.empty() && flags.name) return make_error(ErrorCode::invalid_argument, "--name needs a model PATH");
   if (path.empty() && flags.source.empty()) {
     const char* variable = std::getenv("MODEL_CONFIG_PATH");
     if (variable != nullptr) path = variable;
     std::error_code error;
     if (path.empty() && std::filesystem::exists("models.yaml", error)) path = "models.yaml";
   }
-  auto config = !flags.source.empty() ? config::single_model_config(flags.source)
+  auto config = !flags.source.empty() ? config::single_model_config(flags.source, flags.name)
                 : !path.empty()       ? config::load_file(path)
                                       : Result<config::Config>(config::demo_config());
   if (!config) return config;
-  if (flags.name) {
-    if (flags.source.empty()) return make_error(ErrorCode::invalid_argument, "--name needs a model PATH");
-    config->models.front().name = *flags.name;
-  }
   if (flags.host) config->server.host = *flags.host;
   if (flags.port) config->server.port = *flags.port;
   if (flags.threads) config->compute.threads = *flags.threads;

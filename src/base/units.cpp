@@ -93,7 +93,7 @@ Result<std::chrono::milliseconds> parse_duration(std::string_view text) {
   static constexpr Suffix kSuffixes[] = {{"ms", 1}, {"", 1e3}, {"s", 1e3}, {"m", 6e4}, {"h", 3.6e6}, {"d", 8.64e7}};
   auto value = parse_scaled(text, kSuffixes, "a duration such as 250ms, 30s or 10m");
   if (!value) return std::move(value).error();
-  if (*value > 1e13) return make_error(ErrorCode::invalid_argument, "duration too long: '" + std::string(text) + "'");
+  if (*value > 1e12) return make_error(ErrorCode::invalid_argument, "duration too long: '" + std::string(text) + "'");
   return std::chrono::milliseconds(static_cast<std::int64_t>(*value));
 }
 

@@ -22,6 +22,7 @@ namespace fs = std::filesystem;
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxModels = 256;
 constexpr std::size_t kMaxFaults = 50;
+constexpr milliseconds kShortest{100};  // of time-outs that would refuse everybody if they were 0
 
 // What was expected instead, or nothing if the value was read.
 using Fault = std::optional<std::string>;
@@ -63,6 +64,11 @@ bool printable(std::string_view text) {
          std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
 }
 
+constexpr std::string_view kNameShape = "a name of 1 to 200 characters without spaces";
+bool is_name(std::string_view text) {
+  return !text.empty() && text.size() <= 200 && printable(text) && text.find(' ') == std::string_view::npos;
+}
+
 template <class S, class T>
 Key<S> integer(std::string_view name, T S::*field, std::int64_t low, std::int64_t high, std::string_view help) {
   const std::string range = "an integer from " + std::to_string(low) + " to " + std::to_string(high);
@@ -88,12 +94,13 @@ Key<S> integer(std::string_view name, T S::*field, std::int64_t low, std::int64_
 }
 
 template <class S>
-Key<S> duration(std::string_view name, milliseconds S::*field, std::string_view help) {
+Key<S> duration(std::string_view name, milliseconds S::*field, milliseconds low, std::string_view help) {
   return {name, "a duration", help,
           [=](S& section, const YAML::Node& node) -> Fault {
             if (!node.IsScalar()) return expected("a duration such as 250ms, 30s or 10m", node);
             auto value = parse_duration(node.Scalar());
             if (!value) return value.error().message;
+            if (*value < low) return expected("at least " + duration_text(low), node);
             section.*field = *value;
             return {};
           },
@@ -202,16 +209,18 @@ const std::vector<Key<Server>>& server_keys() {
               "Open connections; further ones are answered 503."),
       size("max_body", &Server::max_body, 1024, "Largest request body; larger ones are answered 413."),
       size("max_headers", &Server::max_headers, 1024, "Largest request head; larger ones are answered 431."),
-      duration("header_timeout", &Server::header_timeout, "Time for a request's head to arrive, else 408."),
-      duration("body_timeout", &Server::body_timeout, "Time for a request's body to arrive, else 408."),
-      duration("write_timeout", &Server::write_timeout, "A client that takes no bytes for so long is disconnected."),
-      duration("idle_timeout", &Server::idle_timeout,
+      duration("header_timeout", &Server::header_timeout, kShortest, "Time for a request's head to arrive, else 408."),
+      duration("body_timeout", &Server::body_timeout, kShortest, "Time for a request's body to arrive, else 408."),
+      duration("write_timeout", &Server::write_timeout, kShortest,
+               "A client that takes no bytes for so long is disconnected."),
+      duration("idle_timeout", &Server::idle_timeout, kShortest,
                "A kept-alive connection without a request is closed after this."),
-      duration("request_timeout", &Server::request_timeout,
-               "Longest time for one request, queueing included, else 408."),
-      duration("drain_delay", &Server::drain_delay,
+      duration("request_timeout", &Server::request_timeout, milliseconds(0),
+               "Longest time for one request, queueing included, else 408; 0 sets no limit."),
+      duration("drain_delay", &Server::drain_delay, milliseconds(0),
                "After SIGTERM: still accept requests for so long, not ready, so that load balancers can notice."),
-      duration("drain_timeout", &Server::drain_timeout, "After drain_delay: time for running requests to finish."),
+      duration("drain_timeout", &Server::drain_timeout, milliseconds(0),
+               "After drain_delay: time for running requests to finish."),
       choice("unknown_fields", {"reject", "warn"}, &Server::unknown_fields,
              "What to do with request fields that no API defines: refuse with 400, or log and ignore."),
   };
@@ -292,13 +301,8 @@ const std::vector<Key<Model>>& model_keys() {
   static const std::vector<Key<Model>> keys = {
       {"name", "a name", "What clients put into `model`.",
        [](Model& model, const YAML::Node& node) -> Fault {
-         constexpr std::string_view kWhat = "a name of 1 to 200 characters without spaces";
-         if (!node.IsScalar()) return expected(std::string(kWhat), node);
-         const std::string& name = node.Scalar();
-         if (name.empty() || name.size() > 200 || !printable(name) || name.find(' ') != std::string::npos) {
-           return expected(std::string(kWhat), node);
-         }
-         model.name = name;
+         if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);
+         model.name = node.Scalar();
          return {};
        },
        [](const Model&) { return std::string("required"); }},
@@ -576,7 +580,7 @@ Config demo_config() {
   return config;
 }
 
-Result<Config> single_model_config(const std::string& path) {
+Result<Config> single_model_config(const std::string& path, const std::optional<std::string>& name) {
   Config config;
   Model model;
   model.source = path;
@@ -597,6 +601,10 @@ Result<Config> single_model_config(const std::string& path) {
     std::replace_if(
         model.name.begin(), model.name.end(), [](unsigned char c) { return c <= 0x20 || c == 0x7f; }, '-');
   }
+  if (name) model.name = *name;
+  if (!is_name(model.name))
+    return make_error(ErrorCode::invalid_argument,
+                      "--name: expected " + std::string(kNameShape) + ", got '" + model.name.substr(0, 100) + "'");
   config.models.push_back(std::move(model));
   return config;
 }

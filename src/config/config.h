@@ -91,8 +91,8 @@ inline constexpr std::string_view kDemoSource = "builtin:xgen-demo";
 
 // The configuration without a file: the built-in demo model.
 Config demo_config();
-// The configuration of `xgen-model serve PATH`: one model named after the folder or file.
-Result<Config> single_model_config(const std::string& path);
+// The configuration of `xgen-model serve PATH`: one model, named after the folder or file unless `name` is given.
+Result<Config> single_model_config(const std::string& path, const std::optional<std::string>& name = {});
 
 // Reads and checks a whole file. Relative sources are relative to the file's folder. The error message has one line per
 // fault: "FILE:LINE:COLUMN: KEY: what was expected". Without a `models` key the built-in demo is served.

@@ -83,6 +83,8 @@ TEST(Config, EveryBadValueIsRefused) {
       {"server: {max_body: -1}", "expected a size"},
       {"server: {max_body: 12}", "at least 1KiB"},
       {"server: {idle_timeout: soon}", "expected a duration"},
+      {"server: {idle_timeout: 0}", "idle_timeout: expected at least 100ms, got '0'"},
+      {"server: {header_timeout: 5ms}", "header_timeout: expected at least 100ms, got '5ms'"},
       {"server: {port: 1, port: 2}", "given twice"},
       {"server: {unknown_fields: maybe}", "expected reject | warn"},
       {"memory: {host: 0%}", "a share"},
@@ -139,13 +141,16 @@ TEST(Config, ASinglePathNeedsNoFile) {
   ASSERT_TRUE(config.ok());
   EXPECT_THAT(config->models[0].name, Not(HasSubstr("/")));
   EXPECT_FALSE(config->models[0].name.empty());
+  EXPECT_EQ(single_model_config(::testing::TempDir(), "org/name").value().models[0].name, "org/name");
+  for (const char* bad : {"", "a b", "a\nb", "\xff"})
+    EXPECT_FALSE(single_model_config(::testing::TempDir(), bad).ok()) << bad;
+  EXPECT_FALSE(single_model_config("/").ok());  // nothing to name it after
 }
 
 TEST(Config, TheReferenceDocumentIsCurrent) {
   std::ifstream file(XGEN_SOURCE_DIR "/docs/configuration.md");
   const std::string text((std::istreambuf_iterator<char>(file)), {});
-  EXPECT_EQ(text, reference_markdown())
-      << "run: build/release/xgen-model docs configuration > docs/configuration.md";
+  EXPECT_EQ(text, reference_markdown()) << "run: build/release/xgen-model docs configuration > docs/configuration.md";
 }
 
 }  // namespace
