@@ -117,6 +117,22 @@ constexpr std::string_view kDone = "data: [DONE]\n\n";
 
 }  // namespace
 
+std::size_t encoded_size(const Event& event, int n) {
+  constexpr std::size_t kPerToken = 20;  // of names, numbers and punctuation
+  const auto size = [](const std::string& text, const std::vector<TokenLogprob>& logprobs) {
+    std::size_t bytes = text.size();
+    for (const TokenLogprob& token : logprobs) {
+      bytes += kPerToken + token.token.size();
+      for (const auto& candidate : token.top) bytes += kPerToken + candidate.token.size();
+    }
+    return bytes;
+  };
+  if (const auto* started = std::get_if<Started>(&event))
+    return static_cast<std::size_t>(n) * size(started->prompt_text, started->prompt_logprobs);
+  if (const auto* delta = std::get_if<Delta>(&event)) return size(delta->text, delta->logprobs);
+  return 0;
+}
+
 void LogprobsText::add(Endpoint endpoint, const TokenLogprob& token, int top_logprobs) {
   const auto comma = [](std::string& out) {
     if (!out.empty()) out += ',';
@@ -190,11 +206,10 @@ void AnswerBuilder::add(std::size_t prompt, const Event& event) {
   const auto choice_at = [&](int choice) -> Choice& { return choices_.at(first + static_cast<std::size_t>(choice)); };
   if (const auto* started = std::get_if<Started>(&event)) {
     add_start(usage_, started->usage);
-    for (int i = 0; i < head_.n; ++i) {
-      Choice& choice = choice_at(i);
-      choice.text += started->prompt_text;
-      for (const auto& token : started->prompt_logprobs) choice.logprobs.add(head_.endpoint, token, head_.top_logprobs);
-    }
+    Choice& choice = choice_at(0);
+    choice.text = started->prompt_text;
+    for (const auto& token : started->prompt_logprobs) choice.logprobs.add(head_.endpoint, token, head_.top_logprobs);
+    for (int i = 1; i < head_.n; ++i) choice_at(i) = choice;
   } else if (const auto* delta = std::get_if<Delta>(&event)) {
     Choice& choice = choice_at(delta->choice);
     choice.text += delta->text;

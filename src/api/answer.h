@@ -26,6 +26,9 @@ struct AnswerHead {
   int top_logprobs = 0;
 };
 
+// Bytes, within a factor of two, that an answer of `n` choices grows by with this event: known before they are written.
+std::size_t encoded_size(const inference::Event& event, int n);
+
 // Log-probabilities of one choice in the shape of its endpoint.
 class LogprobsText {
  public:

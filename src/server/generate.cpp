@@ -8,6 +8,7 @@
 
 #include "api/answer.h"
 #include "api/errors.h"
+#include "base/units.h"
 
 namespace xgen::server {
 namespace {
@@ -19,6 +20,9 @@ constexpr std::size_t kGatheredEvents = 256;
 // So much is held back for a client that reads too slowly. What comes after goes to the exchange, which has a limit of
 // its own.
 constexpr std::size_t kMaxHeldBytes = std::size_t{4} << 20;
+// Of an answer that is not streamed, and of one event's part in a stream. A short request can ask for much: every
+// choice repeats an echoed prompt with its log-probabilities.
+constexpr std::size_t kMaxAnswerBytes = http::Exchange::kMaxBacklog;
 
 // Events arrive on the engine's thread, which only puts them into `inbox_` and asks for a wake-up; one wake-up takes
 // all that have come by then. Everything else happens on the exchange's server thread.
@@ -92,7 +96,8 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::vector<std::unique_ptr<inference::RequestHandle>> handles_;
   std::vector<std::vector<Event>> held_;  // per prompt, while the client reads too slowly
   std::size_t held_bytes_ = 0;
-  std::string out_;  // SSE events of one wake-up
+  std::size_t answer_bytes_ = 0;  // about
+  std::string out_;               // SSE events of one wake-up
   bool streaming_ = false;
 
   std::mutex mutex_;
@@ -143,6 +148,13 @@ void Call::on_wake() {
       continue;
     }
     flush_held();
+    const std::size_t size = api::encoded_size(event, n_);
+    answer_bytes_ = builder_ ? answer_bytes_ + size : size;
+    if (answer_bytes_ > kMaxAnswerBytes) {
+      fail(make_error(ErrorCode::invalid_argument, "The answer is longer than " + format_bytes(kMaxAnswerBytes) +
+                                                       ": ask for fewer choices, tokens or log-probabilities."));
+      return;
+    }
     take(prompt, event);
   }
   if (held_bytes_ > 0)
