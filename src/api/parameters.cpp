@@ -428,7 +428,8 @@ constexpr Parameter kParameters[] = {
      .min = 0,
      .max = kIntMax,
      .default_value = "0",
-     .doc = "Neither the end token nor a stop token comes before this many tokens.",
+     .doc = "Neither the end token nor a stop token comes before this many tokens, and stop strings count only after "
+            "them.",
      .store = XGEN_STORE(draft.stop.min_tokens = as_int(value))},
     {.name = "seed",
      .endpoints = kGenerate,

@@ -1,6 +1,7 @@
 #include "engine/choice_output.h"
 
 #include <iterator>
+#include <limits>
 #include <utility>
 
 namespace xgen::engine {
@@ -15,11 +16,11 @@ inference::TokenLogprob describe_score(const TokenScore& score, const text::Toke
 }
 
 ChoiceOutput::ChoiceOutput(std::shared_ptr<const text::Tokenizer> tokenizer, const std::vector<std::string>& stop,
-                           std::span<const TokenId> prompt)
+                           int min_tokens, std::span<const TokenId> prompt)
     : tokenizer_(std::move(tokenizer)),
       decoder_(tokenizer_, /*skip_special=*/true),
       matcher_(stop),
-      has_stop_(!matcher_.empty()) {
+      tokens_without_stop_(matcher_.empty() ? std::numeric_limits<int>::max() : min_tokens) {
   decoder_.prime(prompt);
 }
 
@@ -29,7 +30,8 @@ std::optional<std::size_t> ChoiceOutput::push(TokenId token, const TokenScore* s
     pending_.logprobs.push_back(describe_score(*score, *tokenizer_));
     starts_.push_back(decoded_);
   }
-  if (!has_stop_) {
+  if (tokens_without_stop_ > 0) {
+    --tokens_without_stop_;
     const std::size_t before = pending_.text.size();
     decoder_.push(token, pending_.text);
     decoded_ += pending_.text.size() - before;
@@ -56,7 +58,7 @@ void ChoiceOutput::end() {
     return;
   }
   std::string rest = decoder_.flush();
-  if (has_stop_) {
+  if (tokens_without_stop_ == 0) {
     text::StopMatcher::Output out = matcher_.push(rest);
     rest = std::move(out.text);
     if (!out.matched) rest += matcher_.flush();

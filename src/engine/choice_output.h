@@ -21,8 +21,8 @@ inference::TokenLogprob describe_score(const TokenScore& score, const text::Toke
 
 class ChoiceOutput {
  public:
-  // The text continues that of `prompt`.
-  ChoiceOutput(std::shared_ptr<const text::Tokenizer> tokenizer, const std::vector<std::string>& stop,
+  // The text continues that of `prompt`. Stop strings are looked for in the text after the first `min_tokens` tokens.
+  ChoiceOutput(std::shared_ptr<const text::Tokenizer> tokenizer, const std::vector<std::string>& stop, int min_tokens,
                std::span<const TokenId> prompt);
 
   // A token of the text; `score` may be null. Returns the index of the stop string that is complete with it.
@@ -40,7 +40,7 @@ class ChoiceOutput {
   std::shared_ptr<const text::Tokenizer> tokenizer_;
   text::StreamDecoder decoder_;
   text::StopMatcher matcher_;
-  bool has_stop_;
+  int tokens_without_stop_;  // left of them
   bool ended_ = false;
   std::string piece_;  // scratch
   inference::Delta pending_;

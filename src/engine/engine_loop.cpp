@@ -250,7 +250,7 @@ void EngineLoop::take_token(Job& job, const Update& update, Clock::time_point no
   if (job.outputs.empty()) job.outputs.resize(static_cast<std::size_t>(job.n));
   Job::Choice& choice = job.outputs[static_cast<std::size_t>(sequence.choice)];
   if (!choice.output) {
-    choice.output = std::make_unique<ChoiceOutput>(tokenizer_, job.stop, job.prompt);
+    choice.output = std::make_unique<ChoiceOutput>(tokenizer_, job.stop, job.min_tokens, job.prompt);
   } else {
     counts_.inter_token_latency.observe(seconds(now - choice.last_token));
   }

@@ -37,7 +37,7 @@ struct Request {
   std::vector<TokenId> prompt;  // not empty; ids inside the vocabulary
   SamplingParams sampling;
   int max_tokens = 1;                                         // per choice; 0: only the prompt
-  int min_tokens = 0;                                         // eos_ids and stop_ids are masked before so many tokens
+  int min_tokens = 0;                                         // before so many no eos_ids, stop_ids, stop strings
   std::vector<TokenId> eos_ids;                               // end a choice; empty: ignored
   std::vector<TokenId> stop_ids;                              // end a choice
   int n = 1;                                                  // choices

@@ -41,7 +41,7 @@ struct Sampling {
 // When generation ends.
 struct StopRules {
   std::optional<int> max_tokens;  // >= 0; unset: up to the context's end. 0 = only the prompt (echo, logprobs)
-  int min_tokens = 0;             // neither eos nor stop ids before so many tokens
+  int min_tokens = 0;             // neither eos nor stop ids before so many tokens, and no stop string in their text
   bool ignore_eos = false;
   std::vector<std::string> stop;  // the text ends before the first of them
   std::vector<TokenId> stop_token_ids;

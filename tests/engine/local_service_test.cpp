@@ -62,6 +62,20 @@ TEST(LocalService, StopStringsEndTheTextBeforeThem) {
   EXPECT_EQ(joined, "one two ") << "log-probabilities cover the text and nothing of the stop string";
 }
 
+TEST(LocalService, StopStringsCountAfterMinTokens) {
+  const auto service = scripted(spell("one one one one"));
+  auto request = ask("abc");
+  request.stop.stop = {"one"};
+  request.stop.min_tokens = 7;  // both "one"s end within the first seven tokens
+  request.logprobs = 0;
+  const auto seen = answer(*service, request);
+  EXPECT_EQ(seen->text(), "one one ");
+  EXPECT_EQ(seen->logprobs.size(), 8u);
+  EXPECT_EQ(std::get<std::string>(*seen->ends[0].stop_reason), "one");
+  request.stop.min_tokens = 15;
+  EXPECT_EQ(answer(*service, request)->text(), "one one one one");
+}
+
 // The second x may still begin "xxy" when the third releases the first.
 TEST(LocalService, LogprobsWaitForTheTextOfTheirToken) {
   const auto service = scripted(spell("xxxxy"));
