@@ -16,11 +16,12 @@ bool is_hex(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
 }
 
-// W3C Trace Context: version-traceid-parentid-flags.
+// W3C Trace Context: version-traceid-parentid-flags; an id of zeros is none.
 std::string_view trace_id_of(std::string_view traceparent) {
   if (traceparent.size() < 55 || traceparent[2] != '-' || traceparent[35] != '-') return {};
   const std::string_view id = traceparent.substr(3, 32);
-  return is_hex(id) ? id : std::string_view{};
+  const bool valid = is_hex(id) && id.find_first_not_of('0') != std::string_view::npos;
+  return valid ? id : std::string_view{};
 }
 
 }  // namespace
@@ -60,7 +61,7 @@ void log_request(const RequestInfo& info, int status, std::string_view model, in
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - info.start;
   char duration[32];
   std::snprintf(duration, sizeof(duration), "%.2f", took.count());
-  std::array<log::Field, 8> fields;
+  std::array<log::Field, 7> fields;
   std::size_t count = 0;
   const auto add = [&](std::string_view key, std::string value) { fields[count++] = {key, std::move(value)}; };
   add("method", info.method);
@@ -70,8 +71,9 @@ void log_request(const RequestInfo& info, int status, std::string_view model, in
   add("request_id", info.id);
   if (!model.empty()) add("model", std::string(model.substr(0, 256)));
   if (tokens >= 0) add("tokens", std::to_string(tokens));
-  if (!info.trace_id.empty()) add("trace_id", info.trace_id);
-  log::write(level, "http", "request", std::span<const log::Field>(fields.data(), count));
+  // In the message, so that both formats hold the literal text by which log viewers link to traces.
+  const std::string message = info.trace_id.empty() ? "request" : "request trace_id=" + info.trace_id;
+  log::write(level, "http", message, std::span<const log::Field>(fields.data(), count));
 }
 
 }  // namespace xgen::server

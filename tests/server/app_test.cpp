@@ -9,6 +9,7 @@ using namespace std::chrono_literals;
 using scripted::Answer;
 using scripted::RawClient;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 std::string completion(const std::string& prompt, const std::string& more = "") {
   return R"({"model":"scripted","prompt":")" + prompt + "\"" + more + "}";
@@ -183,6 +184,26 @@ TEST_F(ControllerTest, RequestsCarryTheirParametersToTheModel) {
   EXPECT_FALSE(request.request_id.empty());
   ASSERT_TRUE(request.deadline.has_value());
   EXPECT_LT(*request.deadline, std::chrono::steady_clock::now() + 5s);
+}
+
+TEST_F(ControllerTest, TheLogLinksRequestsToTraces) {
+  start();
+  const std::string id = "4bf92f3577b34da6a3ce929d0e0e4736";
+  const auto logged = [&](log::Format format, const std::string& trace) {
+    log::set_level(log::Level::info);
+    log::set_format(format);
+    ::testing::internal::CaptureStderr();
+    RawClient client(http->port());
+    client.send("GET /version HTTP/1.1\r\nHost: t\r\ntraceparent: 00-" + trace + "-00f067aa0ba902b7-01\r\n\r\n");
+    EXPECT_EQ(client.read_answer().status, 200);
+    log::set_level(log::Level::error);
+    log::set_format(log::Format::text);
+    return ::testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(logged(log::Format::json, id), HasSubstr(R"("message":"request trace_id=)" + id + "\""));
+  EXPECT_THAT(logged(log::Format::text, id), HasSubstr(" trace_id=" + id + " "));
+  for (const std::string& none : {std::string(32, '0'), std::string(32, 'x'), id + "0"})
+    EXPECT_THAT(logged(log::Format::text, none), Not(HasSubstr("trace_id"))) << none;
 }
 
 TEST_F(ControllerTest, PipelinedCallsAreAnsweredInOrder) {
