@@ -107,7 +107,10 @@ class LocalService final : public inference::ModelService {
         random_base_(random_base()),
         loop_({name_, parts.max_waiting}, parts.scheduler, std::move(parts.runner), tokenizer_),
         prep_(kMaxQueuedPrompts) {
-    if (defaults_.eos_ids.empty() && tokenizer_->eos_id()) defaults_.eos_ids.push_back(*tokenizer_->eos_id());
+    // A chat model's tokenizer may name the end of a turn where config.json still has the base model's end of text.
+    const std::optional<TokenId> eos = tokenizer_->eos_id();
+    std::vector<TokenId>& ids = defaults_.eos_ids;
+    if (eos && std::find(ids.begin(), ids.end(), *eos) == ids.end()) ids.push_back(*eos);
   }
 
   // Long prompts that are still to be prepared are refused rather than worked off.

@@ -10,6 +10,7 @@
 
 #include "engine/fake_runner.h"
 #include "engine/service_fixture.h"
+#include "support/memory_files.h"
 
 namespace xgen::engine {
 namespace {
@@ -350,6 +351,23 @@ TEST(LocalService, ModelDefaultsApplyUnlessTheRequestSaysOtherwise) {
   const std::uint64_t drawn = last.seed;
   answer(*service, ask("a"));
   EXPECT_NE(last.seed, drawn) << "without a seed every request draws its own";
+}
+
+TEST(LocalService, TheTokenizersEosEndsBesideTheConfigs) {
+  const auto files = test::memory_files("byte tokenizer", {{"tokenizer.json", byte_tokenizer_json()},
+                                                           {"tokenizer_config.json", R"({"eos_token": "<end>"})"}});
+  for (const TokenId eos : {kEos, TokenId{258}}) {
+    LocalServiceParts parts = parts_with(std::make_unique<ScriptedRunner>(
+        [eos](const Sequence& s) -> Result<TokenId> { return s.output.size() == 2 ? eos : TokenId{'y'}; }));
+    auto tokenizer = text::Tokenizer::load(*files);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;
+    parts.tokenizer = *tokenizer;
+    parts.defaults.eos_ids = {kEos};
+    const auto service = make_local_service(std::move(parts));
+    const auto seen = answer(*service, ask("a"));
+    EXPECT_EQ(seen->text(), "yy");
+    EXPECT_EQ(seen->ends[0].reason, FinishReason::stop);
+  }
 }
 
 // A runner that waits to be let go, step by step.
