@@ -8,7 +8,7 @@
 #include <cstdio>
 #include <ctime>
 
-#include "base/utf8.h"
+#include "base/json_text.h"
 
 namespace xgen::log {
 namespace {
@@ -29,42 +29,6 @@ void append_time(std::string& out) {
   out.append(text, n);
   std::snprintf(text, sizeof(text), ".%03dZ", static_cast<int>(ms % 1000));
   out += text;
-}
-
-// Escapes for a JSON string. Also used for quoted text values, so that no caller-supplied text can forge a line.
-void append_escaped(std::string& out, std::string_view text) {
-  std::string fixed;
-  if (!is_valid_utf8(text)) {
-    fixed = replace_invalid_utf8(text);
-    text = fixed;
-  }
-  for (const char c : text) {
-    switch (c) {
-      case '"':
-        out += "\\\"";
-        break;
-      case '\\':
-        out += "\\\\";
-        break;
-      case '\n':
-        out += "\\n";
-        break;
-      case '\r':
-        out += "\\r";
-        break;
-      case '\t':
-        out += "\\t";
-        break;
-      default:
-        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
-          char code[8];
-          std::snprintf(code, sizeof(code), "\\u%04x", static_cast<unsigned>(static_cast<unsigned char>(c)));
-          out += code;
-        } else {
-          out += c;
-        }
-    }
-  }
 }
 
 bool is_bare(std::string_view value) {
@@ -92,15 +56,15 @@ void write(Level level, std::string_view component, std::string_view message, st
     line += "\",\"level\":\"";
     line += name;
     line += "\",\"component\":\"";
-    append_escaped(line, component);
+    append_json_escaped(line, component);
     line += "\",\"message\":\"";
-    append_escaped(line, message);
+    append_json_escaped(line, message);
     line += '"';
     for (const Field& field : fields) {
       line += ",\"";
-      append_escaped(line, field.key);
+      append_json_escaped(line, field.key);
       line += "\":\"";
-      append_escaped(line, field.value);
+      append_json_escaped(line, field.value);
       line += '"';
     }
     line += "}\n";
@@ -111,7 +75,7 @@ void write(Level level, std::string_view component, std::string_view message, st
     line.append(name.size() < 5 ? 6 - name.size() : 1, ' ');
     line += component;
     line += ": ";
-    append_escaped(line, message);
+    append_json_escaped(line, message);
     for (const Field& field : fields) {
       line += ' ';
       line += field.key;
@@ -119,8 +83,8 @@ void write(Level level, std::string_view component, std::string_view message, st
       if (is_bare(field.value)) {
         line += field.value;
       } else {
-        line += '"';
-        append_escaped(line, field.value);
+        line += '"';  // escaped, so that no caller-supplied text can forge a line
+        append_json_escaped(line, field.value);
         line += '"';
       }
     }

@@ -9,6 +9,7 @@
 
 #include "base/file_set.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "base/units.h"
 #include "base/utf8.h"
 #include "base/worker_pool.h"
@@ -168,6 +169,27 @@ TEST(WorkerPool, AnIdlePoolSleeps) {
   const std::clock_t before = std::clock();
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
   EXPECT_LT(static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC, 0.02);
+}
+
+TEST(Log, NoValueCanForgeALineOrAField) {
+  const auto written = [](log::Format format) {
+    log::set_format(format);
+    ::testing::internal::CaptureStderr();
+    log::info("http", "a\nb \"c\"\x7f", {{"path", "/x status=200\r\n2030 info forged\xff"}, {"id", "bare"}});
+    log::set_format(log::Format::text);
+    return ::testing::internal::GetCapturedStderr();
+  };
+  const std::string text = written(log::Format::text);
+  EXPECT_NE(text.find(R"( http: a\nb \"c\"\u007f path="/x status=200\r\n2030 info forged)"
+                      "\xEF\xBF\xBD\" id=bare\n"),
+            std::string::npos)
+      << text;
+  const std::string line = written(log::Format::json);
+  EXPECT_EQ(line.find('\n'), line.size() - 1);
+  const auto parsed = parse_json(line);
+  ASSERT_TRUE(parsed.ok()) << line;
+  EXPECT_EQ(parsed.value().at("message").as_string(), "a\nb \"c\"\x7f");
+  EXPECT_EQ(parsed.value().at("id").as_string(), "bare");
 }
 
 }  // namespace
