@@ -89,7 +89,7 @@ class IoThread {
   }
   // Closes every connection and ends the thread. Later calls from exchanges have no effect.
   void stop();
-  void close_idle();
+  void drain();
 
   // Thread-safe: has the connection served soon.
   void push(std::shared_ptr<Connection> connection);
@@ -169,7 +169,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void serve();
   void on_deadline();
   void shut();
-  bool between_requests() const { return !active_; }
+  void drain();
 
   // From any thread, for the exchange `id`; calls of exchanges that are over have no effect.
   void respond(std::uint64_t id, const Response& response);
@@ -316,14 +316,13 @@ void IoThread::stop() {
   inbox_.clear();
 }
 
-void IoThread::close_idle() {
+void IoThread::drain() {
   asio::post(context_, [this] {
     Turn turn(*this);
     if (!lists_) return;
-    std::vector<std::shared_ptr<Connection>> idle;
-    for (Connection& connection : lists_->all)
-      if (connection.between_requests()) idle.push_back(connection.shared_from_this());
-    for (const auto& connection : idle) connection->shut();
+    std::vector<std::shared_ptr<Connection>> all;
+    for (Connection& connection : lists_->all) all.push_back(connection.shared_from_this());
+    for (const auto& connection : all) connection->drain();
   });
 }
 
@@ -740,6 +739,14 @@ void Connection::shut() {
   socket_.close(ignored);
 }
 
+// A request that has not arrived whole would only be refused later, and a slow client would hold up the end.
+void Connection::drain() {
+  if (!active_)
+    shut();
+  else if (parser_)
+    answer_fault(503, "This server is shutting down.");
+}
+
 void Connection::on_deadline() {
   switch (wait_) {
     case Wait::head:
@@ -932,7 +939,7 @@ class BeastServer final : public Server {
     close_connections_after_answers();
     shared_->draining.store(true);
     stop_accepting();
-    for (const auto& thread : threads_) thread->close_idle();
+    for (const auto& thread : threads_) thread->drain();
     std::unique_lock lock(shared_->drain_mutex);
     return shared_->drained.wait_for(lock, deadline, [this] { return shared_->active.load() == 0; });
   }

@@ -107,7 +107,8 @@ class Server {
   virtual void start() = 0;
   // From now on every answer carries "Connection: close" (still accepting): tells load balancers to go.
   virtual void close_connections_after_answers() = 0;
-  // Stops accepting, closes idle connections; returns when all running exchanges are done, or at the deadline.
+  // Stops accepting, closes idle connections, answers requests that have not arrived whole with 503; returns when all
+  // running exchanges are done, or at the deadline.
   // True if none was left.
   virtual bool drain(std::chrono::milliseconds deadline) = 0;
   virtual std::size_t open_connections() const = 0;

@@ -526,6 +526,16 @@ TEST_F(ServerTest, TooManyConnectionsAreRefused) {
   EXPECT_EQ(fourth.read_answer().status, 200);
 }
 
+TEST_F(ServerTest, DrainingDoesNotWaitForHalfARequest) {
+  start();
+  RawClient half(server->port());
+  ASSERT_TRUE(half.send("POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 10\r\n\r\nhalf"));
+  EXPECT_FALSE(half.read_some(20ms));
+  EXPECT_TRUE(server->drain(10s));
+  EXPECT_EQ(half.read_answer().status, 503);
+  EXPECT_EQ(handled.load(), 0);
+}
+
 TEST_F(ServerTest, DrainingLetsRunningRequestsFinish) {
   start();
   RawClient idle(server->port());
