@@ -50,7 +50,6 @@ class AnswerBuilder {
   AnswerBuilder(AnswerHead head, std::size_t prompts);
   // Any event but Failed.
   void add(std::size_t prompt, const inference::Event& event);
-  const inference::Usage& usage() const { return usage_; }
   // Once every prompt has finished.
   std::string json();
 
@@ -71,7 +70,6 @@ class StreamEncoder {
   StreamEncoder(AnswerHead head, std::size_t prompts, bool include_usage);
   // Any event but Failed. Appends nothing for an event that a client does not see.
   void add(std::size_t prompt, const inference::Event& event, std::string& out);
-  const inference::Usage& usage() const { return usage_; }
   // The usage, if asked for, and [DONE].
   void finish(std::string& out);
 

@@ -97,6 +97,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::vector<std::vector<Event>> held_;  // per prompt, while the client reads too slowly
   std::size_t held_bytes_ = 0;
   std::size_t answer_bytes_ = 0;  // about
+  int tokens_ = 0;                // of the output, so far
   std::string out_;               // SSE events of one wake-up
   bool streaming_ = false;
 
@@ -186,6 +187,7 @@ void Call::flush_held() {
 
 void Call::take(std::size_t prompt, const Event& event) {
   if (std::holds_alternative<inference::Finished>(event)) --unfinished_;
+  if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
   if (builder_) {
     builder_->add(prompt, event);
     return;
@@ -223,8 +225,9 @@ void Call::end(int status) {
     dropped.swap(inbox_);
   }
   handles_.clear();
-  const int tokens = encoder_ ? encoder_->usage().completion_tokens : builder_->usage().completion_tokens;
-  log_request(info_, status, model_, tokens);
+  for (const auto& [prompt, event] : dropped)
+    if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
+  log_request(info_, status, model_, tokens_);
 }
 
 }  // namespace

@@ -206,6 +206,20 @@ TEST_F(ControllerTest, TheLogLinksRequestsToTraces) {
     EXPECT_THAT(logged(log::Format::text, none), Not(HasSubstr("trace_id"))) << none;
 }
 
+TEST_F(ControllerTest, TheLogCountsTheTokensOfBrokenAnswers) {
+  start();
+  for (const char* stream : {"", R"(,"stream":true)"}) {
+    log::set_level(log::Level::info);
+    ::testing::internal::CaptureStderr();
+    post("/v1/completions", completion("break", stream));
+    post("/v1/completions", completion("tok", std::string(R"(,"n":2,"max_tokens":3)") + stream));
+    log::set_level(log::Level::error);
+    const std::string lines = ::testing::internal::GetCapturedStderr();
+    EXPECT_THAT(lines, ::testing::ContainsRegex("status=500 .*tokens=1\n"));
+    EXPECT_THAT(lines, ::testing::ContainsRegex("status=200 .*tokens=6\n"));
+  }
+}
+
 TEST_F(ControllerTest, PipelinedCallsAreAnsweredInOrder) {
   start();
   RawClient client(http->port());
