@@ -43,11 +43,9 @@ struct Rope {
   int head_dim = 0;
   int rotary_dim = 0;        // even, <= head_dim
   bool interleaved = false;  // false: pairs (i, i + rotary_dim/2), "neox"; true: pairs (2i, 2i+1)
-  // cos/sin tables [rows][rotary_dim/2] (any scaling or attention factor is already in them). Row r of x uses table row
-  // positions[r], or r where positions is null (tables made for this batch).
+  // Tables [m][rotary_dim/2], made for this batch: any scaling or attention factor is already in them.
   const float* cos = nullptr;
   const float* sin = nullptr;
-  const std::int32_t* positions = nullptr;
 };
 
 enum class GatedActivation : std::uint8_t { silu, gelu_tanh, gelu_erf };
@@ -111,9 +109,6 @@ struct KernelTable {
   // rows: m = rows * heads, stride = head_dim where heads are contiguous.
   void (*rms_norm)(const float* x, std::int64_t x_stride, const float* weight, float eps, std::int64_t m,
                    std::int64_t n, float* out, std::int64_t out_stride);
-  // out = (x - mean) / sqrt(var + eps) * weight + bias; bias null = 0, weight null = 1.
-  void (*layer_norm)(const float* x, std::int64_t x_stride, const float* weight, const float* bias, float eps,
-                     std::int64_t m, std::int64_t n, float* out, std::int64_t out_stride);
   void (*rope)(const Rope& op, std::int64_t m0, std::int64_t m1);
   // out = activation(gate) * up; up null = activation alone (out = act(gate)).
   void (*gated)(GatedActivation activation, const float* gate, std::int64_t gate_stride, const float* up,
@@ -124,9 +119,7 @@ struct KernelTable {
   void (*softcap)(float cap, std::int64_t m, std::int64_t n, float* x, std::int64_t stride);  // x = cap * tanh(x / cap)
 
   // --- Over one row of n logits.
-  std::int64_t (*argmax)(const float* x, std::int64_t n);                // lowest index on ties; NaN never wins; n >= 1
   float (*max)(const float* x, std::int64_t n);                          // NaN ignored; -inf if n = 0
-  double (*logsumexp)(const float* x, std::int64_t n);                   // natural log; -inf entries allowed
   void (*exp)(const float* x, float shift, std::int64_t n, float* out);  // out = exp(x - shift)
 
   // --- Paged attention; call it through kernels::attention() in ops.h.

@@ -340,8 +340,7 @@ class DecoderImpl final : public Decoder {
                                 .rotary_dim = rope.rotary_dim,
                                 .interleaved = spec_.rope_interleaved,
                                 .cos = cos + m0 * half,
-                                .sin = sin + m0 * half,
-                                .positions = nullptr},
+                                .sin = sin + m0 * half},
                   0, m);
   }
 

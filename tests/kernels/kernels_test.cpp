@@ -343,31 +343,20 @@ TEST_P(Kernels, Norms) {
   for (const i64 n : {1, 5, 8, 64, 100, 896, 1031}) {
     const std::vector<float> x = random_floats(static_cast<std::size_t>(3 * (n + 2)), 9, 3);
     const std::vector<float> weight = random_floats(static_cast<std::size_t>(n), 10);
-    const std::vector<float> bias = random_floats(static_cast<std::size_t>(n), 11);
     std::vector<float> rms(static_cast<std::size_t>(3 * n));
-    std::vector<float> layer(rms.size());
     table().rms_norm(x.data(), n + 2, weight.data(), 1e-5f, 3, n, rms.data(), n);
-    table().layer_norm(x.data(), n + 2, weight.data(), bias.data(), 1e-5f, 3, n, layer.data(), n);
     for (i64 r = 0; r < 3; ++r) {
       double squares = 0;
-      double mean = 0;
-      double variance = 0;
       const auto at = [&](i64 i) { return static_cast<double>(x[static_cast<std::size_t>(r * (n + 2) + i)]); };
       for (i64 i = 0; i < n; ++i) {
         squares += at(i) * at(i);
-        mean += at(i) / static_cast<double>(n);
       }
-      for (i64 i = 0; i < n; ++i) variance += (at(i) - mean) * (at(i) - mean) / static_cast<double>(n);
       for (i64 i = 0; i < n; ++i) {
         const auto c = static_cast<std::size_t>(i);
         const auto o = static_cast<std::size_t>(r * n + i);
         const double w = static_cast<double>(weight[c]);
         const double expected_rms = at(i) / std::sqrt(squares / static_cast<double>(n) + 1e-5) * w;
-        const double expected_layer = (at(i) - mean) / std::sqrt(variance + 1e-5) * w + static_cast<double>(bias[c]);
         ASSERT_NEAR(static_cast<double>(rms[o]), expected_rms, 2e-6 * (1 + std::abs(expected_rms)));
-        if (n > 1) {
-          ASSERT_NEAR(static_cast<double>(layer[o]), expected_layer, 5e-6 * (1 + std::abs(expected_layer)));
-        }
       }
     }
     std::vector<float> in_place(x.begin(), x.begin() + n);
@@ -382,14 +371,13 @@ TEST_P(Kernels, RopeBothLayoutsPartial) {
   const int heads = 3;
   const i64 m = 4;
   const i64 stride = heads * head_dim + 5;
-  std::vector<float> cos(10 * rotary / 2);
+  std::vector<float> cos(4 * rotary / 2);
   std::vector<float> sin(cos.size());
   for (std::size_t i = 0; i < cos.size(); ++i) {
     const double angle = 0.37 * static_cast<double>(i);
     cos[i] = static_cast<float>(std::cos(angle));
     sin[i] = static_cast<float>(std::sin(angle));
   }
-  const std::vector<std::int32_t> positions{7, 0, 9, 3};
   for (const bool interleaved : {false, true}) {
     const std::vector<float> before = random_floats(static_cast<std::size_t>(m * stride), 13);
     std::vector<float> x = before;
@@ -403,7 +391,6 @@ TEST_P(Kernels, RopeBothLayoutsPartial) {
     op.interleaved = interleaved;
     op.cos = cos.data();
     op.sin = sin.data();
-    op.positions = positions.data();
     table().rope(op, 0, 3);  // row 3 stays
     for (i64 r = 0; r < m; ++r) {
       for (int h = 0; h < heads; ++h) {
@@ -414,7 +401,7 @@ TEST_P(Kernels, RopeBothLayoutsPartial) {
           if (i < rotary && r < 3) {
             const int pair = interleaved ? i / 2 : i % (rotary / 2);
             const bool second = interleaved ? i % 2 == 1 : i >= rotary / 2;
-            const auto t = static_cast<std::size_t>(positions[static_cast<std::size_t>(r)] * rotary / 2 + pair);
+            const auto t = static_cast<std::size_t>(r * rotary / 2 + pair);
             const double a = interleaved ? at(2 * pair) : at(pair);
             const double b = interleaved ? at(2 * pair + 1) : at(pair + rotary / 2);
             const double c = static_cast<double>(cos[t]);
@@ -446,26 +433,15 @@ TEST_P(Kernels, SmallOps) {
   }
 }
 
-TEST_P(Kernels, OverLogits) {
+TEST_P(Kernels, MaxOfARow) {
   const float inf = std::numeric_limits<float>::infinity();
   for (const i64 n : {1, 3, 8, 9, 1000, 5003}) {
-    std::vector<float> x = random_floats(static_cast<std::size_t>(n), 16, 5);
-    const auto top = std::max_element(x.begin(), x.end());
-    EXPECT_EQ(table().max(x.data(), n), *top);
-    EXPECT_EQ(table().argmax(x.data(), n), top - x.begin());
-    double sum = 0;
-    for (const float v : x) sum += std::exp(static_cast<double>(v));
-    EXPECT_NEAR(table().logsumexp(x.data(), n), std::log(sum), 1e-6);
+    const std::vector<float> x = random_floats(static_cast<std::size_t>(n), 16, 5);
+    EXPECT_EQ(table().max(x.data(), n), *std::max_element(x.begin(), x.end()));
   }
-  const std::vector<float> ties{1, 5, -inf, 5, std::nanf(""), 5, 2, 3, 5, 4};
-  EXPECT_EQ(table().argmax(ties.data(), 10), 1);
-  const std::vector<float> masked(20, -inf);
-  EXPECT_EQ(table().argmax(masked.data(), 20), 0);
-  EXPECT_EQ(table().logsumexp(masked.data(), 20), static_cast<double>(-inf));
-  std::vector<float> one = masked;
-  one[13] = 2.5f;
-  EXPECT_NEAR(table().logsumexp(one.data(), 20), 2.5, 1e-12);
-  EXPECT_EQ(table().max(one.data(), 0), -inf);
+  const std::vector<float> gaps{1, std::nanf(""), -inf, 5, std::nanf(""), 4, 2, 3, 4, std::nanf("")};
+  EXPECT_EQ(table().max(gaps.data(), 10), 5);
+  EXPECT_EQ(table().max(gaps.data(), 0), -inf);
 }
 
 // --- Attention.

@@ -61,11 +61,6 @@ XGEN_AVX void hsum4(const float* sums, float* out) {
   _MM_TRANSPOSE4_PS(a, b, c, d);
   _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
 }
-XGEN_AVX V keep_first(V v, std::int64_t n) {
-  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i keep = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), index);
-  return {_mm256_and_ps(v.v, _mm256_castsi256_ps(keep))};
-}
 
 XGEN_AVX float half_to_float(std::uint16_t bits) { return _cvtsh_ss(bits); }
 XGEN_AVX V set1_half(const std::byte* p) {

@@ -672,21 +672,21 @@ XGEN_INLINE void map_row(i64 n, Fn&& fn) {
   if (i < n) fn(i, n - i);
 }
 
-// Sum of fn(vector) over a row in a fixed order: four interleaved accumulators.
-template <class Fn>
-XGEN_INLINE float sum_row(const float* x, i64 n, Fn&& fn) {
+// In a fixed order: four interleaved accumulators.
+XGEN_INLINE float sum_of_squares(const float* x, i64 n) {
   V sum[4] = {zero(), zero(), zero(), zero()};
+  const auto add_square = [&](V v, int j) { sum[j] = fma(v, v, sum[j]); };
   i64 i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    for (int j = 0; j < 4; ++j) sum[j] = fn(load(x + i + j * kLanes), sum[j], i64{kLanes});
+    for (int j = 0; j < 4; ++j) add_square(load(x + i + j * kLanes), j);
   }
-  for (int j = 0; i < n; i += kLanes, ++j) sum[j] = fn(load_padded(x + i, n - i), sum[j], min_of(kLanes, n - i));
+  for (int j = 0; i < n; i += kLanes, ++j) add_square(load_padded(x + i, n - i), j);
   return hsum(add(add(sum[0], sum[1]), add(sum[2], sum[3])));
 }
 
 void rms_norm(const float* x, i64 x_stride, const float* weight, float eps, i64 m, i64 n, float* out, i64 out_stride) {
   for (i64 r = 0; r < m; ++r, x += x_stride, out += out_stride) {
-    const float squares = sum_row(x, n, [](V v, V sum, i64) { return fma(v, v, sum); });
+    const float squares = sum_of_squares(x, n);
     const V inverse = set1(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps));
     map_row(n, [&](i64 i, i64 count) {
       V v = mul(load_padded(x + i, count), inverse);
@@ -696,32 +696,11 @@ void rms_norm(const float* x, i64 x_stride, const float* weight, float eps, i64 
   }
 }
 
-void layer_norm(const float* x, i64 x_stride, const float* weight, const float* bias, float eps, i64 m, i64 n,
-                float* out, i64 out_stride) {
-  for (i64 r = 0; r < m; ++r, x += x_stride, out += out_stride) {
-    const float total = sum_row(x, n, [](V v, V sum, i64) { return add(v, sum); });
-    const V mean = set1(total / static_cast<float>(n));
-    const float squares = sum_row(x, n, [&](V v, V sum, i64 count) {
-      V d = sub(v, mean);
-      if (count < kLanes) d = keep_first(d, count);  // the padding is not part of the row
-      return fma(d, d, sum);
-    });
-    const V inverse = set1(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps));
-    map_row(n, [&](i64 i, i64 count) {
-      V v = mul(sub(load_padded(x + i, count), mean), inverse);
-      if (weight != nullptr) v = mul(v, load_padded(weight + i, count));
-      if (bias != nullptr) v = add(v, load_padded(bias + i, count));
-      store_part(out + i, v, count);
-    });
-  }
-}
-
 void rope(const Rope& op, i64 m0, i64 m1) {
   const i64 half = op.rotary_dim / 2;
   for (i64 r = m0; r < m1; ++r) {
-    const i64 table_row = op.positions != nullptr ? op.positions[r] : r;
-    const float* cos = op.cos + table_row * half;
-    const float* sin = op.sin + table_row * half;
+    const float* cos = op.cos + r * half;
+    const float* sin = op.sin + r * half;
     for (int h = 0; h < op.heads; ++h) {
       float* x = op.x + r * op.stride + i64{h} * op.head_dim;
       if (op.interleaved) {
@@ -807,34 +786,9 @@ float max_row(const float* x, i64 n) {
   return result;
 }
 
-i64 argmax_row(const float* x, i64 n) {
-  const float best = max_row(x, n);
-  for (i64 i = 0; i < n; ++i) {
-    if (x[i] == best) return i;
-  }
-  return 0;  // all NaN
-}
-
 void exp_row(const float* x, float shift, i64 n, float* out) {
   const V s = set1(shift);
   map_row(n, [&](i64 i, i64 count) { store_part(out + i, exp_v(sub(load_padded(x + i, count), s)), count); });
-}
-
-double logsumexp_row(const float* x, i64 n) {
-  const float top = max_row(x, n);
-  if (!(top > -__builtin_inff()) || top == __builtin_inff()) return static_cast<double>(top);
-  const V s = set1(top);
-  double total = 0;
-  // Floats within a chunk, doubles between chunks: a vocabulary is long.
-  constexpr i64 kChunk = 1024;
-  for (i64 begin = 0; begin < n; begin += kChunk) {
-    total += static_cast<double>(sum_row(x + begin, min_of(kChunk, n - begin), [&](V v, V sum, i64 count) {
-      V e = exp_v(sub(v, s));
-      if (count < kLanes) e = keep_first(e, count);
-      return add(e, sum);
-    }));
-  }
-  return static_cast<double>(top) + __builtin_log(total);
 }
 
 // --- Attention.
@@ -1075,10 +1029,9 @@ void kv_write(const KvCache& cache, const float* k, i64 k_stride, const float* v
 }  // namespace xgen::kernels::cpu
 
 // Fills in a table with the functions above.
-#define XGEN_KERNEL_TABLE(table_name, features)                                                                     \
-  {                                                                                                                 \
-    .name = table_name, .required_features = features, .matmul = matmul, .dequantise_row = dequantise_row,          \
-    .rms_norm = rms_norm, .layer_norm = layer_norm, .rope = rope, .gated = gated, .add = add_rows,                  \
-    .scale = scale_rows, .softcap = softcap_rows, .argmax = argmax_row, .max = max_row, .logsumexp = logsumexp_row, \
-    .exp = exp_row, .attention = attention, .kv_write = kv_write,                                                   \
+#define XGEN_KERNEL_TABLE(table_name, features)                                                                        \
+  {                                                                                                                    \
+    .name = table_name, .required_features = features, .matmul = matmul, .dequantise_row = dequantise_row,             \
+    .rms_norm = rms_norm, .rope = rope, .gated = gated, .add = add_rows, .scale = scale_rows, .softcap = softcap_rows, \
+    .max = max_row, .exp = exp_row, .attention = attention, .kv_write = kv_write,                                      \
   }

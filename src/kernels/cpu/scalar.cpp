@@ -46,10 +46,6 @@ inline float hmax(V v) {
 inline void hsum4(const float* sums, float* out) {
   for (int i = 0; i < 4; ++i) out[i] = hsum(load(sums + i * 8));
 }
-inline V keep_first(V v, std::int64_t n) {
-  for (std::int64_t i = n; i < 8; ++i) v[i] = 0;
-  return v;
-}
 
 constexpr float kByteScale = 1;
 inline float half_to_float(std::uint16_t bits) { return f16_to_f32(bits); }
