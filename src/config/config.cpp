@@ -642,6 +642,8 @@ for settings. Flags of the command line (`--host`, `--port`, …) win over the f
 Unknown keys, wrong types, repeated names and missing paths are errors that name file, line, column, key and what was expected; nothing
 is started then, and the exit code is 2. `xgen-model check` checks a file and prints the memory plan.
 
+Model files are mapped, not copied: replace them by renaming new ones into place, never by writing into files that are being served.
+
 Sizes are written `512MiB`, `2GiB` (powers of 1024) or `2GB` (of 1000); durations `250ms`, `30s`, `10m`, `2h`.
 
 ```yaml

@@ -37,9 +37,10 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const ModelInfo& info, DType dt
   std::uint64_t bytes = 0;
   const bool overflow = __builtin_mul_overflow(block_bytes, static_cast<std::uint64_t>(num_blocks), &bytes) ||
                         bytes > static_cast<std::uint64_t>(PTRDIFF_MAX);
-  void* base = overflow
-                   ? MAP_FAILED
-                   : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  // Not MAP_NORESERVE: where the kernel accounts for memory strictly, the whole cache is charged for now or refused
+  // now.
+  void* base =
+      overflow ? MAP_FAILED : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base == MAP_FAILED) {
     return make_error(ErrorCode::unavailable, "KV cache: cannot reserve " + std::to_string(num_blocks) + " blocks of " +
                                                   format_bytes(block_bytes));
