@@ -1,5 +1,5 @@
 // Tokenizers against what `tokenizers`, `sentencepiece`, `tiktoken` and llama.cpp make of the same texts
-// (tools/golden/tokenizers.py makes tests/golden/tokenizers).
+// (tools/golden/text_tokenizers.py makes tests/golden/tokenizers).
 #include <gtest/gtest.h>
 
 #include <algorithm>

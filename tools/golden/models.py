@@ -17,10 +17,7 @@ import argparse
 import json
 import math
 import pathlib
-import sys
 import tempfile
-
-sys.path.pop(0)  # this folder: its tokenizers.py must not hide the package of that name
 
 import numpy as np
 import torch

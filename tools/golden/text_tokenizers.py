@@ -2,7 +2,7 @@
 """Makes tests/golden/tokenizers: small tokenizer files with what `tokenizers`, `sentencepiece` and `tiktoken` make of
 a set of texts, and the same for the real vocabularies under ../shared/data (ids only; those tests need the folder).
 
-Needs from PyPI: tokenizers sentencepiece tiktoken transformers gguf. Usage: tools/golden/tokenizers.py [SHARED_FOLDER]
+Needs from PyPI: tokenizers sentencepiece tiktoken transformers gguf. Usage: tools/golden/text_tokenizers.py [SHARED_FOLDER]
 """
 import functools
 import io
@@ -13,8 +13,6 @@ import shutil
 import sys
 import tempfile
 
-# This file is named like a library that it needs.
-sys.path.pop(0)
 import sentencepiece
 import tiktoken
 import tiktoken.load
