@@ -40,9 +40,10 @@ std::string format_real(double value, char type, int precision, bool alternate) 
 std::string format_magnitude(std::int64_t value, char type) {
   std::uint64_t rest = value < 0 ? 0 - static_cast<std::uint64_t>(value) : static_cast<std::uint64_t>(value);
   const unsigned base = type == 'b' ? 2 : type == 'o' ? 8 : type == 'x' || type == 'X' ? 16 : 10;
+  const std::string_view digits = type == 'X' ? "0123456789ABCDEF" : "0123456789abcdef";
   std::string out;
   do {
-    out.insert(out.begin(), (type == 'X' ? "0123456789ABCDEF" : "0123456789abcdef")[rest % base]);
+    out.insert(out.begin(), digits[rest % base]);
     rest /= base;
   } while (rest != 0);
   return out;
