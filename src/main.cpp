@@ -354,7 +354,8 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
 
 int serve(const Flags& flags) {
   const Clock::time_point start = Clock::now();
-  Signals signals;
+  // Never destroyed: its thread runs until the process ends.
+  static Signals& signals = *new Signals;
 
   auto config = load_config(flags);
   if (!config) return complain(kMisused, config.error().message);
