@@ -195,7 +195,7 @@ def test_a_disconnect_frees_the_request(demo):
             line = next(l for l in page.read().decode().splitlines() if l.startswith("vllm:num_requests_running"))
         return float(line.rsplit(" ", 1)[1])
 
-    body = {"model": "xgen-demo", "prompt": "x", "max_tokens": 2000, "n": 16, "ignore_eos": True, "stream": True}
+    body = {"model": "xgen-demo", "prompt": "x", "max_tokens": 2000, "n": 128, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", demo.url + "/v1/completions", json=body) as answer:
         next(answer.iter_lines())
         assert running() >= 1
