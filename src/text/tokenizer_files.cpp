@@ -100,13 +100,7 @@ Status read_tokenizer_config(std::string_view text, TokenizerParts& parts) {
       Fields one;
       AddedToken token;
       if (Status s = tokens.object(key, one); !s) return s;
-      if (Status s = one.string("content", token.content); !s) return s;
-      if (Status s = one.boolean("single_word", token.single_word); !s) return s;
-      if (Status s = one.boolean("lstrip", token.lstrip); !s) return s;
-      if (Status s = one.boolean("rstrip", token.rstrip); !s) return s;
-      if (Status s = one.boolean("special", token.special); !s) return s;
-      token.normalized = !token.special;
-      if (Status s = one.boolean("normalized", token.normalized); !s) return s;
+      if (Status s = read_added_token(one, token); !s) return s;
       const bool number = !key.empty() && key.size() <= 7 && key.find_first_not_of("0123456789") == std::string::npos;
       const std::int64_t id = number ? std::stoll(key) : -1;
       if (id < 0 || id > Vocab::kMaxId) return tokens.error("'" + key.substr(0, 100) + "' is not a token id");

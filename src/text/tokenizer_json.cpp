@@ -744,23 +744,27 @@ Status read_model(const Fields& f, Handler& handler, TokenizerParts& parts) {
   return {};
 }
 
-Status read_added_token(const Fields& f, TokenizerParts& parts) {
+Status add_listed_token(const Fields& f, TokenizerParts& parts) {
   AddedToken token;
   std::int64_t id = -1;
   if (Status s = f.integer("id", id); !s) return s;
-  if (Status s = f.string("content", token.content); !s) return s;
-  if (Status s = f.boolean("single_word", token.single_word); !s) return s;
-  if (Status s = f.boolean("lstrip", token.lstrip); !s) return s;
-  if (Status s = f.boolean("rstrip", token.rstrip); !s) return s;
-  if (Status s = f.boolean("special", token.special); !s) return s;
-  token.normalized = !token.special;
-  if (Status s = f.boolean("normalized", token.normalized); !s) return s;
+  if (Status s = read_added_token(f, token); !s) return s;
   if (id < 0 || id > Vocab::kMaxId) return f.error("id " + std::to_string(id) + " is out of range");
   token.id = static_cast<std::int32_t>(id);
   return parts.add_token(std::move(token));
 }
 
 }  // namespace
+
+Status read_added_token(const Fields& fields, AddedToken& token) {
+  if (Status s = fields.string("content", token.content); !s) return s;
+  if (Status s = fields.boolean("single_word", token.single_word); !s) return s;
+  if (Status s = fields.boolean("lstrip", token.lstrip); !s) return s;
+  if (Status s = fields.boolean("rstrip", token.rstrip); !s) return s;
+  if (Status s = fields.boolean("special", token.special); !s) return s;
+  token.normalized = !token.special;
+  return fields.boolean("normalized", token.normalized);
+}
 
 DecoderStage decoder_stage(DecoderStage::Kind kind, std::string pattern, std::string content) {
   DecoderStage stage;
@@ -807,7 +811,7 @@ Status load_document(std::string_view text, std::string_view merges, TokenizerPa
   if (Status s = root.object("model", section); !s) return s;
   if (Status s = read_model(section, handler, parts); !s) return s;
   if (root.has("added_tokens")) {
-    Status s = for_each_child(root, "added_tokens", [&](const Fields& f) { return read_added_token(f, parts); });
+    Status s = for_each_child(root, "added_tokens", [&](const Fields& f) { return add_listed_token(f, parts); });
     if (!s) return s;
   }
   if (root.has("post_processor")) {

@@ -33,6 +33,10 @@ struct AddedToken {
   bool special = false;
 };
 
+class Fields;
+// One entry of tokenizer.json's added_tokens or tokenizer_config.json's added_tokens_decoder; all but its id.
+Status read_added_token(const Fields& fields, AddedToken& token);
+
 struct TokenizerParts {
   std::string name;  // of the file, for messages
   Vocab vocab;       // the model's own pieces
