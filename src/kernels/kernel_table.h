@@ -32,6 +32,8 @@ struct Matmul {
   std::int64_t m = 0;
   const float* bias = nullptr;  // [n] or null
   bool accumulate = false;      // adds to what y holds (residual), after the bias
+  // Set by kernels::matmul() for few rows: all m rows of x as KernelTable::quantise gives them, or null.
+  const std::byte* quantised = nullptr;
 };
 
 // RoPE over heads: x is [m][heads][head_dim], the first `rotary_dim` elements of each head are rotated, in place.
@@ -97,6 +99,10 @@ struct KernelTable {
   std::string_view name;            // "scalar", "avx2"
   std::uint32_t required_features;  // CpuFeature bits
 
+  // m rows of k floats, k a multiple of 32, as the integer products take them: 16-bit integers [m][k], then their
+  // scales [m][k / 32] as floats. Bytes: quantised_bytes().
+  void (*quantise)(const float* x, std::int64_t x_stride, std::int64_t m, std::int64_t k, std::byte* out);
+
   // --- Matrix products; call them through kernels::matmul() in ops.h, which splits the work.
   // Rows [m0, m1) x outputs [n0, n1); n0 is a multiple of 4. `scratch`: matmul_scratch_bytes, 64-byte aligned.
   void (*matmul)(const Matmul& op, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1,
@@ -139,6 +145,11 @@ std::uint32_t cpu_features();
 std::vector<const KernelTable*> available_kernels();
 // The best table, or the one named `forced`. Errors: invalid_argument for an unknown name or one this CPU cannot run.
 Result<const KernelTable*> select_kernels(std::string_view forced = {});
+
+// Do the products with weights of this dtype round the activations to 16-bit integers, with a scale for each 32?
+// (Relative error about 1e-5 of the largest of the 32.)
+bool quantises_activations(DType type);
+constexpr std::int64_t quantised_bytes(std::int64_t m, std::int64_t k) { return m * (k * 2 + k / 32 * 4); }
 
 // May this dtype be a matmul weight / embedding table?
 bool is_weight_dtype(DType type);

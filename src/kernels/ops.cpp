@@ -38,9 +38,11 @@ Tiling tile(const Matmul& op, int threads) {
   } else {
     t.m_tile = round_up(ceil_div(op.m, ceil_div(op.m, cpu::kMatmulRowsPerTile)), 3);
     const i64 m_tiles = ceil_div(op.m, t.m_tile);
-    t.n_tile = std::clamp<i64>(ceil_div(n, ceil_div(wanted, m_tiles)), 16, cpu::kMatmulOutputsPerTile);
+    const int most =
+        quantises_activations(op.weight.dtype) ? cpu::kMatmulIntegerOutputsPerTile : cpu::kMatmulOutputsPerTile;
+    t.n_tile = std::clamp<i64>(ceil_div(n, ceil_div(wanted, m_tiles)), 16, most);
   }
-  t.n_tile = round_up(t.n_tile, 4);
+  t.n_tile = round_up(t.n_tile, 16);  // the widest group of outputs of any kernel
   t.m_tiles = ceil_div(op.m, t.m_tile);
   t.items = t.m_tiles * ceil_div(n, t.n_tile);
   return t;
@@ -67,12 +69,43 @@ void run_items(WorkerPool& pool, i64 items, Fn&& fn) {
 
 Workspace::Workspace(int threads, int max_head_dim)
     : threads_(threads),
-      part_bytes_(
-          (std::max(cpu::kMatmulScratchBytes, cpu::attention_scratch_bytes(max_head_dim)) + 4095) / 4096 * 4096 + 64),
-      storage_(new std::byte[part_bytes_ * static_cast<std::size_t>(threads) + 64]),
-      base_(storage_.get() + (64 - reinterpret_cast<std::uintptr_t>(storage_.get()) % 64) % 64) {}
+      part_bytes_((std::max({cpu::kMatmulScratchBytes, cpu::kMatmulIntegerScratchBytes,
+                             cpu::attention_scratch_bytes(max_head_dim)}) +
+                   4095) /
+                      4096 * 4096 +
+                  64),
+      storage_(new std::byte[bytes() + 64]),
+      base_(storage_.get() + (64 - reinterpret_cast<std::uintptr_t>(storage_.get()) % 64) % 64),
+      shared_(base_ + part_bytes_ * static_cast<std::size_t>(threads)) {}
 
-void matmul(const KernelTable& table, WorkerPool& pool, Workspace& workspace, std::span<const Matmul> ops) {
+std::span<const Matmul> Workspace::prepare(const KernelTable& table, std::span<const Matmul> ops) {
+  const auto needed = [](const Matmul& op) {
+    return op.m > 0 && op.m <= kSkinnyRows && quantises_activations(op.weight.dtype);
+  };
+  if (std::none_of(ops.begin(), ops.end(), needed)) return ops;
+  prepared_.assign(ops.begin(), ops.end());
+  std::byte* out = shared_;
+  const Matmul* last = nullptr;
+  for (Matmul& op : prepared_) {
+    if (!needed(op)) continue;
+    const i64 k = op.weight.cols();
+    if (last != nullptr && last->x == op.x && last->m == op.m && last->x_stride == op.x_stride &&
+        last->weight.cols() == k) {
+      op.quantised = last->quantised;
+      continue;
+    }
+    const i64 bytes = round_up(quantised_bytes(op.m, k), 64);
+    if (bytes > shared_ + kSharedBytes - out) continue;
+    table.quantise(op.x, op.x_stride, op.m, k, out);
+    op.quantised = out;
+    out += bytes;
+    last = &op;
+  }
+  return prepared_;
+}
+
+void matmul(const KernelTable& table, WorkerPool& pool, Workspace& workspace, std::span<const Matmul> given) {
+  const std::span<const Matmul> ops = workspace.prepare(table, given);
   i64 items = 0;
   for (const Matmul& op : ops) items += tile(op, pool.size()).items;
   run_items(pool, items, [&](i64 item, int thread) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/worker_pool.h"
 #include "kernels/kernel_table.h"
@@ -21,13 +22,21 @@ class Workspace {
 
   int threads() const { return threads_; }
   std::byte* part(int thread) { return base_ + static_cast<std::size_t>(thread) * part_bytes_; }
-  std::size_t bytes() const { return part_bytes_ * static_cast<std::size_t>(threads_); }
+  std::size_t bytes() const { return kSharedBytes + part_bytes_ * static_cast<std::size_t>(threads_); }
+
+  // The products with what the few-rows kernels need: their activations quantised, in the part that all threads share.
+  // Products that find no room there stay as they are; other kernels then give the same bits.
+  std::span<const Matmul> prepare(const KernelTable& table, std::span<const Matmul> ops);
 
  private:
+  static constexpr std::size_t kSharedBytes = std::size_t{512} << 10;
+
   int threads_;
   std::size_t part_bytes_;
+  std::vector<Matmul> prepared_;
   std::unique_ptr<std::byte[]> storage_;
   std::byte* base_;
+  std::byte* shared_;
 };
 
 // Runs the products as one parallel section (one barrier): q, k and v together, or gate and up. They must not depend

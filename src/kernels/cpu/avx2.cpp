@@ -130,6 +130,71 @@ XGEN_AVX void to_float(B16 v, V& lo, V& hi) {
   hi.v = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(v.v, second));
 }
 
+// For the integer products: eight 32-bit lanes, or sixteen of 16 bits.
+struct I32 {
+  __m256i v;
+};
+XGEN_AVX I32 zero_int() { return {_mm256_setzero_si256()}; }
+XGEN_AVX I32 load_int16(const std::int16_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p))}; }
+XGEN_AVX void store_int(std::int16_t* p, I32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p), v.v); }
+// The two 16-bit numbers at p in every 32-bit lane.
+XGEN_AVX I32 repeat_pair(const std::int16_t* p) {
+  std::int32_t both;
+  __builtin_memcpy(&both, p, sizeof both);
+  return {_mm256_set1_epi32(both)};
+}
+XGEN_AVX I32 widen(B16 v) { return {_mm256_cvtepi8_epi16(_mm256_castsi256_si128(v.v))}; }
+// sum + the products of neighbouring 16-bit lanes, added in pairs
+XGEN_AVX I32 multiply_add(I32 sum, I32 a, I32 b) { return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))}; }
+// Ends a computation here: GCC would put all products before all sums, and run out of registers.
+XGEN_AVX void pin(I32& v) { __asm__("" : "+x"(v.v)); }
+XGEN_AVX V to_float(I32 v) { return {_mm256_cvtepi32_ps(v.v)}; }
+// Rounds to nearest; the values are in [-32768, 32767].
+XGEN_AVX void store_int16(std::int16_t* p, V lo, V hi) {
+  const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(lo.v), _mm256_cvtps_epi32(hi.v));
+  store_int(p, {_mm256_permute4x64_epi64(packed, 0xd8)});
+}
+// The half at each of eight places.
+XGEN_AVX V load_halves(const std::byte* const (&p)[8]) {
+  short bits[8];
+  for (int i = 0; i < 8; ++i) __builtin_memcpy(bits + i, p[i], 2);
+  return {_mm256_cvtph_ps(_mm_setr_epi16(bits[0], bits[1], bits[2], bits[3], bits[4], bits[5], bits[6], bits[7]))};
+}
+// Lane i of the result is the sum of the lanes of v[i].
+XGEN_AVX I32 lane_sums(const I32 (&v)[8]) {
+  __m256i four[2];
+  for (int i = 0; i < 2; ++i) {
+    __m256i two[2];
+    for (int j = 0; j < 2; ++j) {
+      const __m256i a = v[4 * i + 2 * j].v;
+      const __m256i b = v[4 * i + 2 * j + 1].v;
+      two[j] = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    }
+    four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(two[0], two[1]), _mm256_unpackhi_epi64(two[0], two[1]));
+  }
+  return {_mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20),
+                           _mm256_permute2x128_si256(four[0], four[1], 0x31))};
+}
+// An 8 x 8 matrix of 32-bit lanes, in place.
+XGEN_AVX void transpose(I32 (&v)[8]) {
+  __m256i two[8];
+  __m256i four[8];
+  for (int i = 0; i < 4; ++i) {
+    two[2 * i] = _mm256_unpacklo_epi32(v[2 * i].v, v[2 * i + 1].v);
+    two[2 * i + 1] = _mm256_unpackhi_epi32(v[2 * i].v, v[2 * i + 1].v);
+  }
+  for (int i = 0; i < 2; ++i) {
+    for (int j = 0; j < 2; ++j) {
+      four[4 * i + 2 * j] = _mm256_unpacklo_epi64(two[4 * i + j], two[4 * i + 2 + j]);
+      four[4 * i + 2 * j + 1] = _mm256_unpackhi_epi64(two[4 * i + j], two[4 * i + 2 + j]);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i].v = _mm256_permute2x128_si256(four[i], four[4 + i], 0x20);
+    v[4 + i].v = _mm256_permute2x128_si256(four[i], four[4 + i], 0x31);
+  }
+}
+
 }  // namespace
 }  // namespace xgen::kernels::cpu
 

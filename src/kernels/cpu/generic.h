@@ -2,9 +2,9 @@
 // the vector types V (8 floats) and B16 (16 bytes) with the functions used below, and then includes this file, which
 // goes into the same unnamed namespace: nothing compiled with special flags may be visible to other files.
 //
-// Canonical order of a dot product over K: lane j of one vector accumulates the elements k = j (mod 8) in ascending
-// order with fma(w, x, sum), padded with zeros to whole vectors; then hsum() adds the lanes in a fixed tree. Every
-// path below computes exactly that.
+// Canonical order of a dot product over K (integer_products.h has another for its formats): lane j of one vector
+// accumulates the elements k = j (mod 8) in ascending order with fma(w, x, sum), padded with zeros to whole vectors;
+// then hsum() adds the lanes in a fixed tree. Every path below computes exactly that.
 //
 // Not a header in the usual sense: include it once, after the vector types.
 #pragma once
@@ -42,6 +42,7 @@ struct Format;
 template <class F, int Size>
 struct PlainFormat {
   static constexpr bool plain = true;
+  static constexpr bool integer = false;
   static constexpr int size = Size;
   static constexpr int kParts = 1;
   static constexpr int kBytes = 32 * Size;
@@ -75,6 +76,7 @@ struct Format<DType::bf16> : PlainFormat<Format<DType::bf16>, 2> {
 template <int Bytes, int Parts>
 struct BlockFormat {
   static constexpr bool plain = false;
+  static constexpr bool integer = false;
   static constexpr int kParts = Parts;
   static constexpr int kBytes = Bytes;
   XGEN_INLINE static void tail(const Byte*, int, V (&)[4]) {}  // a row is whole units
@@ -105,31 +107,31 @@ XGEN_INLINE void scaled_halves(B16 lo, B16 hi, V d0, V d1, V (&out)[4]) {
   out[3] = mul(out[3], d1);
 }
 
+// Blocks of d and 32 integers: F::integers() gives the elements [0, 16) and [16, 32) as signed bytes. Their products
+// are computed with integers (integer_products.h), by what quantises_activations() says.
+template <int Bytes>
+struct IntegerFormat : BlockFormat<Bytes, 1> {
+  static constexpr bool integer = true;
+};
+
 // Bits [2 j, 2 j + 2) of every byte, and the lower (0) or upper (1) nibble of every byte.
 XGEN_INLINE B16 two_bits(B16 q, int j) { return low_bits<3>(shift_right_lanes(q, 2 * j)); }
 XGEN_INLINE B16 nibble(B16 q, int half) { return low_bits<15>(shift_right_lanes(q, 4 * half)); }
 
 template <>
-struct Format<DType::q8_0> : BlockFormat<34, 1> {  // d, qs[32]
-  struct Unit {
-    const Byte* p;
-    template <int>
-    XGEN_INLINE void part(V (&out)[4]) const {
-      scaled(load16(p + 2), load16(p + 18), byte_scale_at(p), out);
-    }
-  };
+struct Format<DType::q8_0> : IntegerFormat<34> {  // d, qs[32]
+  XGEN_INLINE static void integers(const Byte* p, B16 (&out)[2]) {
+    out[0] = load16(p + 2);
+    out[1] = load16(p + 18);
+  }
 };
 template <>
-struct Format<DType::q4_0> : BlockFormat<18, 1> {  // d, qs[16]
-  struct Unit {
-    const Byte* p;
-    template <int>
-    XGEN_INLINE void part(V (&out)[4]) const {
-      const B16 q = load16(p + 2);
-      const V d = set1_half(p);
-      scaled(nibble(q, 0), nibble(q, 1), mul(d, set1(kByteScale)), mul(d, set1(-8.0f)), out);
-    }
-  };
+struct Format<DType::q4_0> : IntegerFormat<18> {  // d, qs[16]
+  XGEN_INLINE static void integers(const Byte* p, B16 (&out)[2]) {
+    const B16 q = load16(p + 2);
+    out[0] = subtract(nibble(q, 0), 8);
+    out[1] = subtract(nibble(q, 1), 8);
+  }
 };
 template <>
 struct Format<DType::q4_1> : BlockFormat<20, 1> {  // d, m, qs[16]
@@ -147,17 +149,13 @@ XGEN_INLINE B16 five_bits(B16 q, int half, std::uint32_t high) {
   return combine(nibble(q, half), spread_bits<16>(high >> (16 * half) & 0xffff));
 }
 template <>
-struct Format<DType::q5_0> : BlockFormat<22, 1> {  // d, qh, qs[16]
-  struct Unit {
-    const Byte* p;
-    template <int>
-    XGEN_INLINE void part(V (&out)[4]) const {
-      const auto high = read<std::uint32_t>(p + 2);
-      const B16 q = load16(p + 6);
-      const V d = set1_half(p);
-      scaled(five_bits(q, 0, high), five_bits(q, 1, high), mul(d, set1(kByteScale)), mul(d, set1(-16.0f)), out);
-    }
-  };
+struct Format<DType::q5_0> : IntegerFormat<22> {  // d, qh, qs[16]
+  XGEN_INLINE static void integers(const Byte* p, B16 (&out)[2]) {
+    const auto high = read<std::uint32_t>(p + 2);
+    const B16 q = load16(p + 6);
+    out[0] = subtract(five_bits(q, 0, high), 16);
+    out[1] = subtract(five_bits(q, 1, high), 16);
+  }
 };
 template <>
 struct Format<DType::q5_1> : BlockFormat<24, 1> {  // d, m, qh, qs[16]
@@ -313,12 +311,20 @@ XGEN_INLINE void decode(const Byte* p, i64 count, Fn&& fn) {
   constexpr i64 kElements = 32 * F::kParts;
   i64 at = 0;
   for (; at + kElements <= count; at += kElements, p += F::kBytes) {
-    const typename F::Unit unit{p};
-    unroll<F::kParts>([&]<int S>() {
+    if constexpr (F::integer) {
+      B16 q[2];
       V v[4];
-      unit.template part<S>(v);
-      for (int j = 0; j < 4; ++j) fn(at + S * 32 + j * kLanes, v[j], i64{kLanes});
-    });
+      F::integers(p, q);
+      scaled(q[0], q[1], byte_scale_at(p), v);
+      for (int j = 0; j < 4; ++j) fn(at + j * kLanes, v[j], i64{kLanes});
+    } else {
+      const typename F::Unit unit{p};
+      unroll<F::kParts>([&]<int S>() {
+        V v[4];
+        unit.template part<S>(v);
+        for (int j = 0; j < 4; ++j) fn(at + S * 32 + j * kLanes, v[j], i64{kLanes});
+      });
+    }
   }
   if (F::plain && at < count) {
     V v[4];
@@ -586,17 +592,33 @@ void wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte*
   }
 }
 
+}  // namespace
+}  // namespace xgen::kernels::cpu
+
+#include "kernels/cpu/integer_products.h"
+
+namespace xgen::kernels::cpu {
+namespace {
+
 void matmul(const Matmul& op, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
   const Rows w = rows_of(op.weight);
   with_format(op.weight.dtype, [&]<class F>(F) {
     const i64 rows = m1 - m0;
-    if (rows == 1) return skinny<F, 1>(op, w, m0, n0, n1);
-    if constexpr (F::kParts == 1) {  // a large unit for several rows would be much code for little gain
-      if (rows == 2) return skinny<F, 2>(op, w, m0, n0, n1);
-      if (rows == 3) return skinny<F, 3>(op, w, m0, n0, n1);
-      if (rows == 4) return skinny<F, 4>(op, w, m0, n0, n1);
+    if constexpr (F::integer) {
+      if (op.quantised != nullptr && rows == 1) return integer_skinny<F, 1>(op, w, m0, n0, n1);
+      if (op.quantised != nullptr && rows == 2) return integer_skinny<F, 2>(op, w, m0, n0, n1);
+      if (op.quantised != nullptr && rows == 3) return integer_skinny<F, 3>(op, w, m0, n0, n1);
+      if (op.quantised != nullptr && rows == 4) return integer_skinny<F, 4>(op, w, m0, n0, n1);
+      integer_wide<F>(op, w, m0, m1, n0, n1, scratch);
+    } else {
+      if (rows == 1) return skinny<F, 1>(op, w, m0, n0, n1);
+      if constexpr (F::kParts == 1) {  // a large unit for several rows would be much code for little gain
+        if (rows == 2) return skinny<F, 2>(op, w, m0, n0, n1);
+        if (rows == 3) return skinny<F, 3>(op, w, m0, n0, n1);
+        if (rows == 4) return skinny<F, 4>(op, w, m0, n0, n1);
+      }
+      wide<F>(op, w, m0, m1, n0, n1, scratch);
     }
-    wide<F>(op, w, m0, m1, n0, n1, scratch);
   });
 }
 
@@ -1029,9 +1051,10 @@ void kv_write(const KvCache& cache, const float* k, i64 k_stride, const float* v
 }  // namespace xgen::kernels::cpu
 
 // Fills in a table with the functions above.
-#define XGEN_KERNEL_TABLE(table_name, features)                                                                        \
-  {                                                                                                                    \
-    .name = table_name, .required_features = features, .matmul = matmul, .dequantise_row = dequantise_row,             \
-    .rms_norm = rms_norm, .rope = rope, .gated = gated, .add = add_rows, .scale = scale_rows, .softcap = softcap_rows, \
-    .max = max_row, .exp = exp_row, .attention = attention, .kv_write = kv_write,                                      \
+#define XGEN_KERNEL_TABLE(table_name, features)                                                            \
+  {                                                                                                        \
+    .name = table_name, .required_features = features, .quantise = quantise_rows, .matmul = matmul,        \
+    .dequantise_row = dequantise_row, .rms_norm = rms_norm, .rope = rope, .gated = gated, .add = add_rows, \
+    .scale = scale_rows, .softcap = softcap_rows, .max = max_row, .exp = exp_row, .attention = attention,  \
+    .kv_write = kv_write,                                                                                  \
   }

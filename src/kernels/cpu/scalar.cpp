@@ -103,6 +103,59 @@ inline void to_float(B16 v, V& lo, V& hi) {
   }
 }
 
+// For the integer products: eight 32-bit lanes, or sixteen of 16 bits.
+using I16 = std::int16_t __attribute__((vector_size(32)));
+struct I32 {
+  Vi v;
+};
+inline I32 zero_int() { return {Vi{}}; }
+inline I32 load_int16(const std::int16_t* p) { return {load_as<Vi>(p)}; }
+inline void store_int(std::int16_t* p, I32 v) { __builtin_memcpy(p, &v.v, sizeof v.v); }
+// The two 16-bit numbers at p in every 32-bit lane.
+inline I32 repeat_pair(const std::int16_t* p) { return {Vi{} + load_as<std::int32_t>(p)}; }
+inline I32 widen(B16 v) { return {__builtin_bit_cast(Vi, __builtin_convertvector(v, I16))}; }
+// sum + the products of neighbouring 16-bit lanes, added in pairs
+inline I32 multiply_add(I32 sum, I32 a, I32 b) {
+  const Vi low = (a.v << 16 >> 16) * (b.v << 16 >> 16);
+  return {sum.v + low + (a.v >> 16) * (b.v >> 16)};
+}
+inline void pin(I32&) {}
+inline V to_float(I32 v) { return __builtin_convertvector(v.v, V); }
+// Rounds to nearest even; the values are in [-32768, 32767].
+inline void store_int16(std::int16_t* p, V lo, V hi) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+  for (int i = 0; i < 8; ++i) {
+    p[i] = static_cast<std::int16_t>((lo[i] + kRound) - kRound);
+    p[i + 8] = static_cast<std::int16_t>((hi[i] + kRound) - kRound);
+  }
+}
+// The half at each of eight places.
+inline V load_halves(const std::byte* const (&p)[8]) {
+  V v;
+  for (int i = 0; i < 8; ++i) v[i] = f16_to_f32(load_as<std::uint16_t>(p[i]));
+  return v;
+}
+// Lane i of the result is the sum of the lanes of v[i].
+inline I32 lane_sums(const I32 (&v)[8]) {
+  I32 sums;
+  for (int i = 0; i < 8; ++i) {
+    std::int32_t sum = 0;
+    for (int j = 0; j < 8; ++j) sum += v[i].v[j];
+    sums.v[i] = sum;
+  }
+  return sums;
+}
+// An 8 x 8 matrix of 32-bit lanes, in place.
+inline void transpose(I32 (&v)[8]) {
+  for (int i = 0; i < 8; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const std::int32_t a = v[i].v[j];
+      v[i].v[j] = v[j].v[i];
+      v[j].v[i] = a;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace xgen::kernels::cpu
 

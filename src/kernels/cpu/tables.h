@@ -14,11 +14,19 @@ inline constexpr int kMatmulRowsPerTile = 120;     // activation rows that stay 
 inline constexpr int kMatmulOutputsPerTile = 128;  // outputs whose partial sums are kept per pass
 inline constexpr int kMatmulPackedFloats = kMatmulRowsPerTile * 512;
 inline constexpr int kMatmulMaxDepth = 1024;  // K elements per pass
-inline constexpr int kAttentionRows = 48;     // query rows (positions x grouped heads) per pass
+// The integer products: more outputs per tile, since each tile quantises its rows anew.
+inline constexpr int kMatmulIntegerOutputsPerTile = 512;
+inline constexpr int kMatmulIntegerDepth = 512;  // K elements per pass
+inline constexpr int kMatmulIntegerPanel = 16;   // outputs whose weights are interleaved
+inline constexpr int kAttentionRows = 48;        // query rows (positions x grouped heads) per pass
 
 inline constexpr std::size_t kMatmulScratchBytes =
     sizeof(float) * (static_cast<std::size_t>(kMatmulPackedFloats) + 4 * kMatmulMaxDepth +
                      std::size_t{8} * kMatmulRowsPerTile * kMatmulOutputsPerTile);
+
+inline constexpr std::size_t kMatmulIntegerScratchBytes =
+    std::size_t{kMatmulIntegerDepth / 32} * (kMatmulRowsPerTile + kMatmulIntegerPanel) * (32 * 2 + 4) +
+    sizeof(float) * std::size_t{kMatmulRowsPerTile} * kMatmulIntegerOutputsPerTile;
 
 constexpr std::size_t attention_scratch_bytes(int head_dim) {
   const std::size_t padded = (static_cast<std::size_t>(head_dim) + 7) / 8 * 8;
