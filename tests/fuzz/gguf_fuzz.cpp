@@ -1,8 +1,11 @@
-// Any bytes as a GGUF file: an error or tensors that lie inside the file, and metadata that can be walked.
+// Any bytes as a GGUF file: an error or tensors that lie inside the file, metadata that can be walked, and a vocabulary
+// that is refused or that encodes and decodes.
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
+#include "engine/load_tokenizer.h"
+#include "tokenizer_check.h"
 #include "weights/tensor_store.h"
 
 namespace {
@@ -27,6 +30,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     return 0;
   }
   walk(store->metadata(), 0);
+  const auto tokenizer = xgen::engine::gguf_tokenizer(store->metadata());
+  if (tokenizer.ok()) xgen::fuzz::check_tokenizer(*tokenizer);
   for (const auto& tensor : store->tensors()) {
     const std::byte* begin = tensor.view.data;
     if (begin < file.data() || begin + tensor.view.bytes() > file.data() + file.size()) __builtin_trap();
