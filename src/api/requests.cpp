@@ -87,7 +87,7 @@ Result<GenerateCall> parse_generate(Endpoint endpoint, std::string_view body, co
   request.prompt_logprobs = draft.echo && draft.logprobs.has_value();
   request.priority = draft.priority;
   for (std::size_t i = 0; i < draft.prompts.size(); ++i) {
-    GenerateRequest& added = call.requests.emplace_back(i + 1 == draft.prompts.size() ? std::move(request) : request);
+    GenerateRequest& added = call.requests.emplace_back(request);
     added.prompt = std::move(draft.prompts[i]);
   }
   return call;

@@ -142,8 +142,9 @@ Key<S> boolean(std::string_view name, bool S::*field, std::string_view help) {
 
 // A value that must be one of a list. `set` receives its index.
 template <class S>
-Key<S> choice(std::string_view name, std::vector<std::string_view> names, std::function<void(S&, std::size_t)> set,
-              std::function<std::size_t(const S&)> get, std::string_view help) {
+Key<S> choice(std::string_view name, const std::vector<std::string_view>& names,
+              std::function<void(S&, std::size_t)> set, std::function<std::size_t(const S&)> get,
+              std::string_view help) {
   std::string list;
   for (const std::string_view each : names) list.append(list.empty() ? "" : " | ").append(each);
   return {name, list, help,

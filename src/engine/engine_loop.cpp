@@ -307,7 +307,7 @@ void EngineLoop::finish_job(Job& job) {
   const int per_choice = (job.completion_tokens + job.n - 1) / job.n;
   if (per_choice > 1) counts_.time_per_output_token.observe(finished.timings.decode / (per_choice - 1));
   mean_seconds_ += 0.1 * (inference_seconds - mean_seconds_);
-  events_.push_back({&job, std::move(finished)});
+  events_.push_back({&job, finished});
   forget(job);
 }
 

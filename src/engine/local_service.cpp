@@ -18,7 +18,7 @@ using inference::Message;
 using inference::Prompt;
 
 // Longer prompts are prepared on a thread of their own.
-constexpr std::size_t kInlineBytes = 8 * 1024;
+constexpr std::size_t kInlineBytes = 8 << 10;
 constexpr std::size_t kMaxQueuedPrompts = 64;
 // No prompt that fits has more bytes per token of the context than this, or it is all white space.
 constexpr std::size_t kMaxBytesPerToken = 64;
@@ -125,7 +125,7 @@ class LocalService final : public inference::ModelService {
     if (Status size = check_size(bytes, request.prompt); !size.ok()) {
       refuse(*ticket, *sink, size.error());
     } else if (bytes <= kInlineBytes) {
-      start(std::move(request), std::move(sink), std::move(ticket), arrival);
+      start(std::move(request), sink, ticket, arrival);
     } else {
       auto shared = std::make_shared<inference::GenerateRequest>(std::move(request));
       const bool queued = prep_.post([this, shared, sink, ticket, arrival] {
@@ -306,8 +306,8 @@ class LocalService final : public inference::ModelService {
     return job;
   }
 
-  void start(inference::GenerateRequest request, std::shared_ptr<inference::EventSink> sink,
-             std::shared_ptr<Ticket> ticket, Clock::time_point arrival) {
+  void start(inference::GenerateRequest request, const std::shared_ptr<inference::EventSink>& sink,
+             const std::shared_ptr<Ticket>& ticket, Clock::time_point arrival) {
     const std::string param(prompt_param(request.prompt));
     Result<std::unique_ptr<Job>> made = make_job(request);
     if (!made.ok()) return refuse(*ticket, *sink, made.error());

@@ -39,11 +39,11 @@ using Clock = std::chrono::steady_clock;
 using SysError = boost::system::error_code;
 using std::chrono::milliseconds;
 
-constexpr std::size_t kReadSize = 64 * 1024;      // per read, into a buffer that the thread's connections share
-constexpr std::size_t kMaxPipelined = 64 * 1024;  // bytes kept of later requests while one is answered
-constexpr std::size_t kKeepCapacity = 2 * 1024;   // a larger buffer is freed when it has become empty
-constexpr milliseconds kLinger{5'000};            // how long the rest of a refused request is read and dropped
-constexpr milliseconds kGoneCheck{250};           // how often a connection that is not being read is looked at
+constexpr std::size_t kReadSize = 64 << 10;      // per read, into a buffer that the thread's connections share
+constexpr std::size_t kMaxPipelined = 64 << 10;  // bytes kept of later requests while one is answered
+constexpr std::size_t kKeepCapacity = 2 << 10;   // a larger buffer is freed when it has become empty
+constexpr milliseconds kLinger{5'000};           // how long the rest of a refused request is read and dropped
+constexpr milliseconds kGoneCheck{250};          // how often a connection that is not being read is looked at
 
 class Connection;
 class IoThread;
@@ -558,6 +558,7 @@ void Connection::dispatch() {
 }
 
 // Answers a fault that no handler sees, and ends the connection: where the next request begins is not known.
+// NOLINTNEXTLINE(performance-unnecessary-value-param): the message may be the parser's, which goes before it is used.
 void Connection::answer_fault(int status, std::string message) {
   AnswerForm form{.close = true};
   if (parser_) form.http_1_1 = parser_->http_1_1();

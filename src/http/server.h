@@ -52,8 +52,8 @@ class Exchange {
  public:
   // A writer should hold back (or merge) what it has while more bytes than this are pending: on_wake() tells when to go
   // on. A stream whose backlog passes kMaxBacklog is given up as if its client had gone.
-  static constexpr std::size_t kHighWater = 64 * 1024;
-  static constexpr std::size_t kMaxBacklog = 32 * 1024 * 1024;
+  static constexpr std::size_t kHighWater = 64 << 10;
+  static constexpr std::size_t kMaxBacklog = 32 << 20;
 
   virtual ~Exchange() = default;
   // The handler's own: it may move parts out, to free what a long answer does not need.
@@ -80,9 +80,9 @@ struct ServerOptions {
   std::string host = "0.0.0.0";
   std::uint16_t port = 8000;  // 0 = any free port, see port()
   int threads = 1;
-  std::size_t max_connections = 16384;       // further ones are answered 503 and closed
-  std::size_t max_header_bytes = 32 * 1024;  // 431
-  std::size_t max_body_bytes = 16 << 20;     // 413, before the body is read where Content-Length says so
+  std::size_t max_connections = 16384;      // further ones are answered 503 and closed
+  std::size_t max_header_bytes = 32 << 10;  // 431
+  std::size_t max_body_bytes = 16 << 20;    // 413, before the body is read where Content-Length says so
   // Of all bodies that are arriving, what each has beyond its first 64 KiB: 503. A single largest body always fits.
   std::size_t max_total_body_bytes = 256 << 20;
   std::chrono::milliseconds header_timeout{10'000};  // first byte of a request to the end of its headers: 408

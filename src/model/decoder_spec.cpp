@@ -583,7 +583,8 @@ void read_scales(Facts& facts, DecoderSpec& spec) {
     scale = 1 / std::sqrt(facts.real("query_pre_attn_scalar", 0, kHuge));
   } else if (arch.attention_scale == AttentionScale::query_scalar &&
              static_cast<int>(spec.layers.size()) == arch.query_scalar_is_width_at) {
-    scale = 1 / std::sqrt(static_cast<double>(spec.hidden_size / spec.num_heads));
+    const int head_width = spec.hidden_size / spec.num_heads;
+    scale = 1 / std::sqrt(static_cast<double>(head_width));
   }
   // GGUF states any other scale outright (0: not stated).
   const bool stated =

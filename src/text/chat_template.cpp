@@ -26,7 +26,7 @@ struct ChatTemplate::State {
   jinja::Tree tree;
 };
 
-Result<ChatTemplate> ChatTemplate::parse(std::string source, const jinja::Limits& limits) {
+Result<ChatTemplate> ChatTemplate::parse(std::string_view source, const jinja::Limits& limits) {
   const auto refuse = [](std::string message) {
     return make_error(ErrorCode::invalid_argument, std::move(message), "chat_template");
   };

@@ -28,7 +28,7 @@ struct RenderSettings {
 class ChatTemplate {
  public:
   // `source`: UTF-8. Errors (invalid_argument): a syntax error with its line, or a limit met.
-  static Result<ChatTemplate> parse(std::string source, const jinja::Limits& limits = {});
+  static Result<ChatTemplate> parse(std::string_view source, const jinja::Limits& limits = {});
 
   // `context`: a dict of the template's variables. Errors: invalid_argument, param "messages"; the message is the
   // template's own if it called raise_exception, else what Python would say, after "chat template, line N: ". A limit

@@ -368,10 +368,11 @@ Result<Regex> script_runs_regex() {
   std::string pattern = "[" + han + "][" + han + std::string(any) + "]*";
   for (const std::string_view script : scripts) {
     const std::string set = "\\p{" + std::string(script) + "}";
+    const std::string run = "[" + set + std::string(any) + "]";
     if (script == "Common") {
-      pattern += "|(?![ \\x{30FC}])" + set + "(?:(?!\\x{30FC})[" + set + std::string(any) + "])*";
+      pattern.append("|(?![ \\x{30FC}])").append(set).append("(?:(?!\\x{30FC})").append(run).append(")*");
     } else {
-      pattern += "|" + set + "[" + set + std::string(any) + "]*";
+      pattern.append("|").append(set).append(run).append("*");
     }
   }
   return Regex::compile(pattern, RegexFlavour::oniguruma);

@@ -487,7 +487,7 @@ std::optional<Value> truncate_real(double value) {
 Value filter_int(I interpreter, V input, A arguments) {
   (void)interpreter;
   const Bound bound("int", {"default", "base"}, arguments);
-  const Value otherwise = bound.get(0, 0);
+  Value otherwise = bound.get(0, 0);
   if (input.is(Type::undefined)) fail_undefined(input);
   if (is_integral(input)) return integral(input);
   if (input.is(Type::real)) return truncate_real(input.as_double()).value_or(otherwise);

@@ -633,17 +633,17 @@ Value Interpreter::call(const Value& callee, Arguments& arguments) {
   const DepthGuard guard(budget_);
   switch (callee.type()) {
     case Type::callable: {
-      const std::shared_ptr<Object> held = callee.object();
-      return callee.get<CallableObject>().call(*this, arguments);
+      // The call may drop what `callee` refers to.
+      const auto held = std::static_pointer_cast<CallableObject>(callee.object());
+      return held->call(*this, arguments);
     }
     case Type::undefined:
       fail_undefined(callee);
     case Type::loop: {
-      const std::shared_ptr<Object> held = callee.object();
-      auto& loop = callee.get<LoopObject>();
-      if (loop.node == nullptr) fail("The loop must have the 'recursive' marker to be called recursively.");
+      const auto loop = std::static_pointer_cast<LoopObject>(callee.object());
+      if (loop->node == nullptr) fail("The loop must have the 'recursive' marker to be called recursively.");
       const Bound bound("loop", {"iterable"}, arguments, 1);
-      return make_string(budget_, run_recursive_loop(*loop.node, loop.closure, *bound[0], loop.depth0 + 1));
+      return make_string(budget_, run_recursive_loop(*loop->node, loop->closure, *bound[0], loop->depth0 + 1));
     }
     default:
       fail("'" + std::string(type_name(callee)) + "' object is not callable");

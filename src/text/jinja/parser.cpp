@@ -435,14 +435,15 @@ class Parser {
   NodePtr compare() {
     const int line = current().line;
     NodePtr first = additive();
-    NodePtr node;
-    while (const auto op = comparison()) {
+    std::optional<Comparison> op = comparison();
+    if (!op) return first;
+    NodePtr node = make_with(Kind::compare, line, std::move(first));
+    for (; op; op = comparison()) {
       next();
-      if (!node) node = make_with(Kind::compare, line, std::move(first));
       node->comparisons.push_back(*op);
       add(*node, additive());
     }
-    return node ? std::move(node) : std::move(first);
+    return node;
   }
 
   NodePtr make_binary(BinaryOp op, int line, NodePtr left, NodePtr right) {

@@ -64,9 +64,9 @@ Value Value::tuple(std::vector<Value> items) {
 Value Value::dict(std::vector<std::pair<std::string, Value>> items) {
   auto object = std::make_shared<DictObject>();
   object->items.reserve(items.size());
-  for (auto& [key, value] : items) {
-    adopt(*object, value);
-    object->set(std::move(key), std::move(value));
+  for (auto& item : items) {
+    adopt(*object, item.second);
+    object->set(std::move(item.first), std::move(item.second));
   }
   return Value(Type::dict, std::move(object));
 }
