@@ -1,0 +1,570 @@
+#include "http/connection.h"
+
+#include <poll.h>
+
+#include <algorithm>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "base/log.h"
+
+namespace xgen::http {
+
+namespace asio = boost::asio;
+using asio::ip::tcp;
+using SysError = boost::system::error_code;
+
+namespace {
+
+constexpr std::size_t kMaxPipelined = 64 * 1024;  // bytes kept of later requests while one is answered
+constexpr std::size_t kKeepCapacity = 2 * 1024;   // a larger buffer is freed when it has become empty
+
+}  // namespace
+
+class HttpExchange final : public Exchange {
+ public:
+  explicit HttpExchange(std::shared_ptr<Connection> connection) : connection_(std::move(connection)) {}
+  ~HttpExchange() override {
+    if (id_ != 0) connection_->abandon(id_, request_);
+  }
+  HttpExchange(const HttpExchange&) = delete;
+  HttpExchange& operator=(const HttpExchange&) = delete;
+
+  Request& request() override { return request_; }
+  void respond(Response response) override { connection_->respond(id_, response); }
+  void begin_stream(int status, std::string content_type, Headers headers) override {
+    connection_->begin_stream(id_, status, content_type, headers);
+  }
+  void write(std::string_view chunk) override { connection_->write(id_, chunk); }
+  void end_stream() override { connection_->end_stream(id_); }
+  std::size_t pending_bytes() const override { return connection_->pending(); }
+  void set_listener(std::shared_ptr<ExchangeListener> listener) override {
+    connection_->set_listener(id_, std::move(listener));
+  }
+  void wake() override { connection_->wake(); }
+  bool closed() const override { return connection_->exchange_closed(id_); }
+
+  void begin(std::uint64_t id) { id_ = id; }
+
+ private:
+  std::shared_ptr<Connection> connection_;
+  Request request_;
+  std::uint64_t id_ = 0;  // 0 until dispatched
+};
+
+Connection::Connection(std::shared_ptr<IoThread> thread, tcp::socket socket)
+    : thread_(std::move(thread)), socket_(std::move(socket)) {
+  thread_->shared().open.fetch_add(1);
+  thread_->open().fetch_add(1);
+}
+
+Connection::~Connection() {
+  set_active(false);
+  count_body(0);
+  thread_->open().fetch_sub(1);
+  thread_->shared().open.fetch_sub(1);
+}
+
+// ---- Input ----
+
+void Connection::start() {
+  SysError error;
+  const auto peer = socket_.remote_endpoint(error);
+  if (!error) remote_ = peer.address().to_string() + ":" + std::to_string(peer.port());
+  thread_->add(*this);
+  wait(Wait::idle);
+  reading_ = true;
+  asio::co_spawn(thread_->context(), read_loop(), asio::detached);
+}
+
+void Connection::refuse() {
+  thread_->add(*this);
+  answer_fault(503, "This server has as many connections as it accepts.");
+  if (reading_) return;  // it is sent, and the rest is being read and dropped
+  reading_ = true;
+  asio::co_spawn(thread_->context(), read_loop(), asio::detached);
+}
+
+// A read is kept pending while a request is answered, so that a client that goes away is noticed at once. Waiting for
+// readiness instead of reading leaves idle connections without a buffer of their own.
+asio::awaitable<void> Connection::read_loop() {
+  const auto self = shared_from_this();
+  for (;;) {
+    SysError error;
+    co_await socket_.async_wait(tcp::socket::wait_read, asio::redirect_error(asio::use_awaitable, error));
+    IoThread::Turn turn(*thread_);
+    if (error || !on_readable()) {
+      reading_ = false;
+      co_return;
+    }
+  }
+}
+
+// False when reading ends, for good or (full buffer) until complete() begins it anew.
+bool Connection::on_readable() {
+  if (!socket_.is_open()) return false;
+  auto& buffer = thread_->read_buffer();
+  SysError error;
+  const std::size_t n = socket_.read_some(asio::buffer(buffer), error);
+  if (error == asio::error::would_block || error == asio::error::try_again) return true;
+  if (error || n == 0) {
+    peer_done_ = true;
+    bool answered = false;
+    {
+      std::lock_guard lock(mutex_);
+      answered = box_.finished;
+    }
+    // A complete answer on its way out is still sent to a client that only closed its own side.
+    if (error == asio::error::eof && (running_ || last_answer_) && !discarding_ && answered && pending() > 0)
+      return false;
+    gone();
+    return false;
+  }
+  if (discarding_) return true;
+  take({buffer.data(), n});
+  if (running_ && input_.size() > kMaxPipelined) {
+    if (wait_ == Wait::none) wait(Wait::gone_check);
+    return false;
+  }
+  return socket_.is_open();
+}
+
+void Connection::take(std::string_view bytes) {
+  if (last_answer_) return;
+  if (!input_.empty() || running_) {
+    input_.append(bytes);
+    process_input();
+    return;
+  }
+  // The common case: the request lies whole in the thread's buffer and is never copied.
+  processing_ = true;
+  std::size_t used = 0;
+  while (used < bytes.size() && !running_ && !last_answer_) {
+    const std::size_t n = parse(bytes.substr(used));
+    if (n == 0) break;
+    used += n;
+  }
+  processing_ = false;
+  if (last_answer_) return;
+  input_.append(bytes.substr(used));
+}
+
+void Connection::process_input() {
+  if (processing_) return;  // an answer given inside the handler comes back here
+  processing_ = true;
+  std::size_t used = 0;
+  while (used < input_.size() && !running_ && !last_answer_ && socket_.is_open()) {
+    const std::size_t n = parse(std::string_view(input_).substr(used));
+    if (n == 0) break;
+    used += n;
+  }
+  processing_ = false;
+  input_.erase(0, used);
+  if (input_.empty() && input_.capacity() > kKeepCapacity) std::string().swap(input_);
+}
+
+// Consumes what it can of one request and starts its exchange once it is whole; 0 if more bytes are needed.
+std::size_t Connection::parse(std::string_view bytes) {
+  std::size_t blank = 0;
+  if (!parser_) {
+    // RFC 9112 2.2: an empty line before a request is ignored.
+    if (bytes.starts_with("\r\n")) blank = 2;
+    bytes.remove_prefix(blank);
+    if (bytes.empty() || bytes == "\r") return blank;
+    incoming_ = std::make_shared<HttpExchange>(shared_from_this());
+    const ServerOptions& options = thread_->shared().options;
+    parser_ = std::make_unique<RequestParser>(incoming_->request(), options.max_header_bytes, options.max_body_bytes);
+    sent_continue_ = false;
+    set_active(true);
+    if (wait_ != Wait::head) wait(Wait::head);
+  }
+  const auto before = parser_->state();
+  const std::size_t used = parser_->feed(bytes) + blank;
+  switch (parser_->state()) {
+    case RequestParser::State::head:
+      break;
+    case RequestParser::State::body:
+      if (before == RequestParser::State::head) wait(Wait::body);
+      if (!count_body(incoming_->request().body.size())) {
+        answer_fault(503, "This server is receiving as many large requests as it accepts.");
+        break;
+      }
+      if (parser_->expects_continue() && !sent_continue_ && parser_->http_1_1()) {
+        sent_continue_ = true;
+        output_ += "HTTP/1.1 100 Continue\r\n\r\n";
+        pending_.fetch_add(output_.size());
+        flush();
+      }
+      break;
+    case RequestParser::State::done:
+      dispatch();
+      break;
+    case RequestParser::State::failed:
+      answer_fault(parser_->error_status(), parser_->error_message());
+      break;
+  }
+  return used;
+}
+
+void Connection::dispatch() {
+  ServerState& shared = thread_->shared();
+  const auto exchange = std::move(incoming_);
+  count_body(0);
+  Request& request = exchange->request();
+  request.remote = remote_;
+  std::uint64_t id = 0;
+  {
+    std::lock_guard lock(mutex_);
+    id = ++box_.id;
+    box_.begun = box_.finished = box_.cut = false;
+    box_.form = {
+        .http_1_1 = parser_->http_1_1(), .head_only = request.method == "HEAD", .close = !parser_->keep_alive()};
+  }
+  parser_.reset();
+  running_ = true;
+  wait(Wait::none);
+  exchange->begin(id);
+  try {
+    shared.handler(exchange);
+  } catch (const std::exception& fault) {
+    log::error("http", std::string("fault in a request handler: ") + fault.what());
+    exchange->respond(shared.error_page(request, 500, "The server failed to handle the request."));
+  }
+}
+
+// Answers a fault that no handler sees, and ends the connection: where the next request begins is not known.
+void Connection::answer_fault(int status, std::string message) {
+  AnswerForm form{.close = true};
+  if (parser_) form.http_1_1 = parser_->http_1_1();
+  parser_.reset();
+  count_body(0);
+  const auto exchange = std::move(incoming_);
+  Request none;
+  Request& request = exchange ? exchange->request() : none;
+  request.remote = remote_;
+  std::string().swap(input_);
+  last_answer_ = true;
+  set_active(true);
+  const std::size_t before = output_.size();
+  append_response(output_, thread_->shared().error_page(request, status, message), form);
+  pending_.fetch_add(output_.size() - before);
+  flush();
+}
+
+// ---- Output ----
+
+void Connection::schedule() {
+  if (!scheduled_.exchange(true)) thread_->push(shared_from_this());
+}
+
+void Connection::serve() {
+  if (wake_.exchange(false)) {
+    std::shared_ptr<ExchangeListener> listener;
+    {
+      std::lock_guard lock(mutex_);
+      listener = box_.listener;
+    }
+    if (listener) listener->on_wake();
+  }
+  // Not before: what on_wake() writes is sent below, and needs no further turn.
+  scheduled_.store(false);
+  if (wake_.load()) schedule();
+  bool cut = false;
+  {
+    std::lock_guard lock(mutex_);
+    cut = box_.cut && !box_.finished;
+  }
+  if (cut && running_)
+    gone();
+  else
+    flush();
+}
+
+void Connection::flush() {
+  if (write_blocked_ || !socket_.is_open()) return;
+  bool finished = false;
+  for (;;) {
+    if (sent_ == output_.size()) {
+      output_.clear();
+      sent_ = 0;
+      std::lock_guard lock(mutex_);
+      output_.swap(box_.bytes);
+      finished = box_.finished;
+      if (output_.empty()) break;
+    }
+    SysError error;
+    const std::size_t n = socket_.write_some(asio::buffer(output_.data() + sent_, output_.size() - sent_), error);
+    if (error == asio::error::would_block || error == asio::error::try_again) {
+      write_blocked_ = true;
+      wait(Wait::write);
+      socket_.async_wait(tcp::socket::wait_write, [self = shared_from_this()](SysError failed) {
+        IoThread::Turn turn(*self->thread_);
+        self->write_blocked_ = false;
+        if (!failed) self->flush();
+      });
+      return;
+    }
+    if (error) {
+      gone();
+      return;
+    }
+    sent_ += n;
+    pending_.fetch_sub(n);
+  }
+  // Everything is sent.
+  if (wait_ == Wait::write)
+    wait(parser_ ? (parser_->state() == RequestParser::State::head ? Wait::head : Wait::body) : Wait::none);
+  if (output_.capacity() > kKeepCapacity) std::string().swap(output_);
+  if (last_answer_) {
+    linger();
+  } else if (running_ && finished) {
+    complete();
+  } else if (running_ && backlog_.exchange(false)) {
+    wake_.store(true);
+    schedule();
+  }
+}
+
+void Connection::complete() {
+  std::shared_ptr<ExchangeListener> listener;  // released outside the lock
+  bool close = false;
+  {
+    std::lock_guard lock(mutex_);
+    listener = std::move(box_.listener);
+    close = box_.form.close;
+  }
+  running_ = false;
+  backlog_.store(false);
+  wake_.store(false);
+  if (close || peer_done_) {
+    last_answer_ = true;
+    linger();
+    return;
+  }
+  set_active(false);
+  if (thread_->shared().draining.load()) {
+    shut();
+    return;
+  }
+  wait(Wait::idle);
+  if (!input_.empty()) process_input();
+  if (!reading_ && !peer_done_ && socket_.is_open() && !last_answer_) {
+    reading_ = true;
+    asio::co_spawn(thread_->context(), read_loop(), asio::detached);
+  }
+}
+
+// Closing a socket that has unread bytes resets the connection, and the client may lose the answer it was sent. So the
+// sending side is shut first and what still comes is dropped for a while.
+void Connection::linger() {
+  set_active(false);
+  if (peer_done_) {
+    shut();
+    return;
+  }
+  SysError ignored;
+  socket_.shutdown(tcp::socket::shutdown_send, ignored);
+  discarding_ = true;
+  std::string().swap(input_);
+  wait(Wait::linger);
+  if (!reading_) {
+    reading_ = true;
+    asio::co_spawn(thread_->context(), read_loop(), asio::detached);
+  }
+}
+
+void Connection::gone() {
+  std::shared_ptr<ExchangeListener> listener;
+  {
+    std::lock_guard lock(mutex_);
+    box_.gone = true;
+    std::string().swap(box_.bytes);
+    if (running_) {
+      listener = std::move(box_.listener);
+      box_.listener.reset();
+    }
+  }
+  const bool told = running_;
+  running_ = false;
+  pending_.store(0);
+  shut();
+  if (told && listener) listener->on_close();
+}
+
+// Closes the socket; the pending read or write ends and lets go of the connection.
+void Connection::shut() {
+  if (running_) {
+    gone();
+    return;
+  }
+  wait(Wait::none);
+  thread_hook_.unlink();
+  parser_.reset();
+  incoming_.reset();
+  count_body(0);
+  std::string().swap(input_);
+  std::string().swap(output_);
+  sent_ = 0;
+  set_active(false);
+  {
+    std::lock_guard lock(mutex_);
+    box_.gone = true;
+  }
+  SysError ignored;
+  socket_.close(ignored);
+}
+
+// A request that has not arrived whole would only be refused later, and a slow client would hold up the end.
+void Connection::drain() {
+  if (!active_)
+    shut();
+  else if (parser_)
+    answer_fault(503, "This server is shutting down.");
+}
+
+void Connection::on_deadline() {
+  switch (wait_) {
+    case Wait::head:
+      answer_fault(408, "The header of the request did not arrive in time.");
+      break;
+    case Wait::body:
+      answer_fault(408, "The body of the request did not arrive in time.");
+      break;
+    case Wait::write:
+      gone();
+      break;
+    case Wait::gone_check: {
+      pollfd poll_fd{socket_.native_handle(), POLLRDHUP, 0};
+      if (::poll(&poll_fd, 1, 0) > 0)
+        gone();
+      else
+        wait(Wait::gone_check);
+      break;
+    }
+    case Wait::idle:
+    case Wait::linger:
+      shut();
+      break;
+    case Wait::none:
+      break;
+  }
+}
+
+void Connection::set_active(bool active) {
+  if (active == active_) return;
+  active_ = active;
+  if (active)
+    thread_->shared().add_active();
+  else
+    thread_->shared().remove_active();
+}
+
+// Whether `bytes` of the body being read may be held.
+bool Connection::count_body(std::size_t bytes) {
+  const std::size_t large = bytes > kReadSize ? bytes - kReadSize : 0;
+  if (large == counted_) return true;
+  ServerState& shared = thread_->shared();
+  // Unsigned wrap-around makes this a subtraction where the body has gone.
+  const std::size_t total = shared.arriving.fetch_add(large - counted_) + large - counted_;
+  counted_ = large;
+  return total <= std::max(shared.options.max_total_body_bytes, shared.options.max_body_bytes);
+}
+
+// ---- The answering side ----
+
+void Connection::respond(std::uint64_t id, const Response& response) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!open_for(id) || box_.begun) return;
+    box_.begun = box_.finished = true;
+    box_.form.close |= thread_->shared().close_after_answer.load(std::memory_order_relaxed);
+    const std::size_t before = box_.bytes.size();
+    append_response(box_.bytes, response, box_.form);
+    pending_.fetch_add(box_.bytes.size() - before, std::memory_order_relaxed);
+  }
+  schedule();
+}
+
+void Connection::begin_stream(std::uint64_t id, int status, std::string_view content_type, const Headers& headers) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!open_for(id) || box_.begun) return;
+    box_.begun = true;
+    box_.form.close |= !box_.form.http_1_1 || thread_->shared().close_after_answer.load(std::memory_order_relaxed);
+    const std::size_t before = box_.bytes.size();
+    append_stream_head(box_.bytes, status, content_type, headers, box_.form);
+    pending_.fetch_add(box_.bytes.size() - before, std::memory_order_relaxed);
+  }
+  schedule();
+}
+
+void Connection::write(std::uint64_t id, std::string_view chunk) {
+  if (chunk.empty()) return;  // an empty chunk would end the body
+  {
+    std::lock_guard lock(mutex_);
+    if (!open_for(id) || !box_.begun || box_.form.head_only) return;
+    const std::size_t before = box_.bytes.size();
+    if (box_.form.http_1_1)
+      append_chunk(box_.bytes, chunk);
+    else
+      box_.bytes += chunk;
+    const std::size_t added = box_.bytes.size() - before;
+    const std::size_t pending = pending_.fetch_add(added) + added;
+    if (pending > Exchange::kHighWater) backlog_.store(true);
+    if (pending > Exchange::kMaxBacklog) box_.cut = true;
+  }
+  schedule();
+}
+
+void Connection::end_stream(std::uint64_t id) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!open_for(id) || !box_.begun) return;
+    box_.finished = true;
+    if (box_.form.http_1_1 && !box_.form.head_only) {
+      box_.bytes += kLastChunk;
+      pending_.fetch_add(kLastChunk.size(), std::memory_order_relaxed);
+    }
+  }
+  schedule();
+}
+
+void Connection::abandon(std::uint64_t id, const Request& request) {
+  bool begun = false;
+  {
+    std::lock_guard lock(mutex_);
+    if (!open_for(id)) return;
+    begun = box_.begun;
+    if (begun) box_.cut = true;
+  }
+  if (begun)
+    schedule();
+  else
+    respond(id, thread_->shared().error_page(request, 500, "The server failed to answer the request."));
+}
+
+void Connection::set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener) {
+  {
+    std::lock_guard lock(mutex_);
+    if (box_.id != id) return;
+    if (!box_.gone) {
+      if (!box_.finished) box_.listener = std::move(listener);
+      return;
+    }
+  }
+  listener->on_close();
+}
+
+// A late call, of an exchange that is over, finds no listener or wakes the next one for nothing.
+void Connection::wake() {
+  if (!wake_.exchange(true)) schedule();
+}
+
+bool Connection::exchange_closed(std::uint64_t id) {
+  std::lock_guard lock(mutex_);
+  return box_.gone || box_.id != id;
+}
+
+}  // namespace xgen::http

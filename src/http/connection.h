@@ -1,0 +1,115 @@
+// Connection: one client's socket: it reads requests, hands them to the handler as exchanges, and sends their answers.
+// A header of this room alone: it includes Boost.
+#pragma once
+
+#include <atomic>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "http/io_thread.h"
+#include "http/request_parser.h"
+#include "http/response_writer.h"
+#include "http/server.h"
+
+namespace xgen::http {
+
+class HttpExchange;
+
+class Connection : public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(std::shared_ptr<IoThread> thread, boost::asio::ip::tcp::socket socket);
+  ~Connection();
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  // On the connection's thread.
+  void start();
+  void refuse();
+  void serve();
+  void on_deadline();
+  void shut();
+  void drain();
+
+  // From any thread, for the exchange `id`; calls of exchanges that are over have no effect.
+  void respond(std::uint64_t id, const Response& response);
+  void begin_stream(std::uint64_t id, int status, std::string_view content_type, const Headers& headers);
+  void write(std::uint64_t id, std::string_view chunk);
+  void end_stream(std::uint64_t id);
+  void abandon(std::uint64_t id, const Request& request);
+  void set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener);
+  void wake();
+  bool exchange_closed(std::uint64_t id);
+  std::size_t pending() const { return pending_.load(); }
+
+ private:
+  friend class IoThread;
+
+  boost::asio::awaitable<void> read_loop();
+  bool on_readable();
+  void take(std::string_view bytes);
+  void process_input();
+  std::size_t parse(std::string_view bytes);
+  void dispatch();
+  void answer_fault(int status, std::string message);
+  void flush();
+  void complete();
+  void linger();
+  void gone();
+  void set_active(bool active);
+  bool count_body(std::size_t bytes);
+  void wait(Wait kind) { thread_->begin_wait(*this, kind); }
+  void schedule();
+  // Under the outbox's mutex: whether exchange `id` may still add to its answer.
+  bool open_for(std::uint64_t id) const { return box_.id == id && !box_.gone && !box_.finished && !box_.cut; }
+
+  std::shared_ptr<IoThread> thread_;  // first: the io_context must outlive the socket
+  boost::asio::ip::tcp::socket socket_;
+
+  // Of the connection's thread only.
+  std::string remote_;
+  std::string input_;   // received, not consumed
+  std::string output_;  // being sent
+  std::size_t sent_ = 0;
+  std::shared_ptr<HttpExchange> incoming_;  // the request being read
+  std::unique_ptr<RequestParser> parser_;
+  std::size_t counted_ = 0;  // of the body being read, in ServerState::arriving
+  bool running_ = false;     // an exchange is being answered
+  bool active_ = false;      // a request is being read or answered
+  bool processing_ = false;
+  bool reading_ = false;  // a read is pending
+  bool write_blocked_ = false;
+  bool sent_continue_ = false;
+  bool peer_done_ = false;    // the client has sent its last byte
+  bool last_answer_ = false;  // nothing more is read after the bytes in output_
+  bool discarding_ = false;   // lingering: what comes is dropped
+  Wait wait_ = Wait::none;
+  std::chrono::steady_clock::time_point deadline_{};
+  IoThread::Hook wait_hook_;
+  IoThread::Hook thread_hook_;
+
+  // Shared with the threads that answer.
+  std::atomic<bool> scheduled_{false};
+  std::atomic<bool> wake_{false};
+  std::atomic<bool> backlog_{false};  // more than kHighWater bytes were pending: on_wake() is due when they are sent
+  std::atomic<std::size_t> pending_{0};
+  std::mutex mutex_;
+  struct Outbox {
+    std::uint64_t id = 0;  // of the exchange being answered
+    bool begun = false;    // its head is written
+    bool finished = true;  // its last byte is written
+    bool cut = false;      // its stream was left open
+    bool gone = false;     // the client is
+    AnswerForm form;
+    std::string bytes;
+    std::shared_ptr<ExchangeListener> listener;
+  } box_;
+};
+
+}  // namespace xgen::http

@@ -1,0 +1,132 @@
+// IoThread: one thread of the server with its connections, their time-outs and the inbox through which other threads
+// reach it. A header of this room alone: it includes Boost.
+//
+// Threads: each IoThread runs an io_context of its own, and a connection lives on one of them for good, so its reading
+// and parsing need no locks. Only the Outbox of a connection is shared with other threads: they append finished bytes
+// under its mutex and put the connection on its thread's inbox, once until it is served; a busy inbox costs one wake-up
+// of the thread for any number of connections. The event loop serves the inbox at the end of every turn.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/intrusive/list_hook.hpp>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "http/server.h"
+
+namespace xgen::http {
+
+class Connection;
+
+constexpr std::size_t kReadSize = 64 * 1024;  // per read, into a buffer that the thread's connections share
+
+// What every part of one server shares.
+struct ServerState {
+  ServerOptions options;
+  Handler handler;
+  ErrorPage error_page;
+  std::atomic<bool> close_after_answer{false};
+  std::atomic<bool> draining{false};
+  std::atomic<std::size_t> open{0};
+  std::atomic<std::size_t> active{0};    // connections inside a request or its answer
+  std::atomic<std::size_t> arriving{0};  // bytes of unfinished bodies, beyond the first kReadSize of each
+  std::mutex drain_mutex;
+  std::condition_variable drained;
+
+  void add_active() { active.fetch_add(1, std::memory_order_relaxed); }
+  void remove_active() {
+    if (active.fetch_sub(1) == 1 && draining.load()) {
+      std::lock_guard lock(drain_mutex);
+      drained.notify_all();
+    }
+  }
+};
+
+// The waits that have a deadline. All waits of one kind last equally long, so each kind's connections, in the order of
+// beginning to wait, are in the order of their deadlines too: a plain list replaces a timer per connection.
+enum class Wait : unsigned char { idle, head, body, write, linger, gone_check, none };
+constexpr std::size_t kWaits = static_cast<std::size_t>(Wait::none);
+
+class IoThread {
+ public:
+  explicit IoThread(std::shared_ptr<ServerState> shared);
+  ~IoThread();
+  IoThread(const IoThread&) = delete;
+  IoThread& operator=(const IoThread&) = delete;
+
+  boost::asio::io_context& context() { return context_; }
+  ServerState& shared() { return *shared_; }
+  std::array<char, kReadSize>& read_buffer() { return read_buffer_; }
+  std::atomic<std::size_t>& open() { return open_; }
+
+  void start() {
+    thread_ = std::thread([this] { context_.run(); });
+  }
+  // Closes every connection and ends the thread. Later calls from exchanges have no effect.
+  void stop();
+  void drain();
+
+  // Thread-safe: has the connection served soon.
+  void push(std::shared_ptr<Connection> connection);
+
+  void begin_wait(Connection& connection, Wait wait);
+
+  // Every piece of work on this thread happens inside a Turn, which ends by serving the inbox.
+  class Turn {
+   public:
+    explicit Turn(IoThread& thread) : thread_(thread), outer_(current) { current = &thread; }
+    ~Turn() {
+      if (outer_ != &thread_) thread_.serve_inbox();
+      current = outer_;
+    }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+   private:
+    IoThread& thread_;
+    IoThread* outer_;
+  };
+
+  void add(Connection& connection);
+
+ private:
+  friend class Turn;
+  friend class Connection;
+  struct ByWait;
+  struct ByThread;
+
+  void serve_inbox();
+  void arm_timer(std::chrono::steady_clock::time_point at);
+  void on_timer();
+
+  static inline thread_local constinit IoThread* current = nullptr;
+
+  std::shared_ptr<ServerState> shared_;
+  boost::asio::io_context context_{1};
+  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> guard_{context_.get_executor()};
+  boost::asio::steady_timer timer_;
+  std::chrono::steady_clock::time_point timer_at_ = std::chrono::steady_clock::time_point::max();
+  std::thread thread_;
+  std::atomic<std::size_t> open_{0};
+  std::array<char, kReadSize> read_buffer_;
+
+  std::mutex inbox_mutex_;
+  bool stopped_ = false;
+  std::vector<std::shared_ptr<Connection>> inbox_;
+  std::vector<std::shared_ptr<Connection>> serving_;
+
+  using Hook = boost::intrusive::list_member_hook<boost::intrusive::link_mode<boost::intrusive::auto_unlink>>;
+  struct Lists;
+  std::unique_ptr<Lists> lists_;
+};
+
+}  // namespace xgen::http
