@@ -207,7 +207,9 @@ const std::vector<Key<Server>>& server_keys() {
       integer("port", &Server::port, 0, 65535, "TCP port; 0 takes any free one."),
       integer("threads", &Server::threads, 1, 64, "Threads that serve HTTP connections."),
       integer("max_connections", &Server::max_connections, 1, 1'000'000,
-              "Open connections; further ones are answered 503."),
+              "Open connections. For one more the one that has been idle longest is closed; if none is idle, it is "
+              "answered "
+              "503. Lowered at the start where the limit of open files is too low."),
       size("max_body", &Server::max_body, 1024, "Largest request body; larger ones are answered 413."),
       size("max_headers", &Server::max_headers, 1024, "Largest request head; larger ones are answered 431."),
       duration("header_timeout", &Server::header_timeout, kShortest, "Time for a request's head to arrive, else 408."),

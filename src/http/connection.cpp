@@ -7,6 +7,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <utility>
 
 #include "base/log.h"
 
@@ -63,8 +64,7 @@ Connection::Connection(std::shared_ptr<IoThread> thread, tcp::socket socket)
 Connection::~Connection() {
   set_active(false);
   count_body(0);
-  thread_->open().fetch_sub(1);
-  thread_->shared().open.fetch_sub(1);
+  set_closed();
 }
 
 // ---- Input ----
@@ -178,7 +178,7 @@ std::size_t Connection::parse(std::string_view bytes) {
     parser_ = std::make_unique<RequestParser>(incoming_->request(), options.max_header_bytes, options.max_body_bytes);
     sent_continue_ = false;
     set_active(true);
-    if (wait_ != Wait::head) wait(Wait::head);
+    wait(box_.id == 0 ? Wait::first_head : Wait::head);
   }
   const auto before = parser_->state();
   const std::size_t used = parser_->feed(bytes) + blank;
@@ -414,6 +414,13 @@ void Connection::shut() {
   }
   SysError ignored;
   socket_.close(ignored);
+  set_closed();
+}
+
+// Whether bytes have come that are not read yet.
+bool Connection::has_input() {
+  SysError error;
+  return socket_.available(error) > 0 && !error;
 }
 
 // A request that has not arrived whole would only be refused later, and a slow client would hold up the end.
@@ -426,6 +433,7 @@ void Connection::drain() {
 
 void Connection::on_deadline() {
   switch (wait_) {
+    case Wait::first_head:
     case Wait::head:
       answer_fault(408, "The header of the request did not arrive in time.");
       break;
@@ -450,6 +458,12 @@ void Connection::on_deadline() {
     case Wait::none:
       break;
   }
+}
+
+void Connection::set_closed() {
+  if (!std::exchange(open_, false)) return;
+  thread_->open().fetch_sub(1);
+  thread_->shared().open.fetch_sub(1);
 }
 
 void Connection::set_active(bool active) {

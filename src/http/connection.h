@@ -35,6 +35,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void serve();
   void on_deadline();
   void shut();
+  bool has_input();
   void drain();
 
   // From any thread, for the exchange `id`; calls of exchanges that are over have no effect.
@@ -63,6 +64,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void linger();
   void gone();
   void set_active(bool active);
+  void set_closed();
   bool count_body(std::size_t bytes);
   void wait(Wait kind) { thread_->begin_wait(*this, kind); }
   void schedule();
@@ -80,6 +82,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::shared_ptr<HttpExchange> incoming_;  // the request being read
   std::unique_ptr<RequestParser> parser_;
   std::size_t counted_ = 0;  // of the body being read, in ServerState::arriving
+  bool open_ = true;         // counted in ServerState::open
   bool running_ = false;     // an exchange is being answered
   bool active_ = false;      // a request is being read or answered
   bool processing_ = false;
@@ -90,7 +93,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool last_answer_ = false;  // nothing more is read after the bytes in output_
   bool discarding_ = false;   // lingering: what comes is dropped
   Wait wait_ = Wait::none;
-  std::chrono::steady_clock::time_point deadline_{};
+  std::chrono::steady_clock::time_point wait_began_{};
   IoThread::Hook wait_hook_;
   IoThread::Hook thread_hook_;
 

@@ -18,6 +18,7 @@ namespace {
 
 constexpr milliseconds kLinger{5'000};   // how long the rest of a refused request is read and dropped
 constexpr milliseconds kGoneCheck{250};  // how often a connection that is not being read is looked at
+constexpr int kMaxLookedAt = 64;         // connections, to find one that may be closed
 
 }  // namespace
 
@@ -31,7 +32,9 @@ struct IoThread::Lists {
 };
 
 IoThread::IoThread(std::shared_ptr<ServerState> shared)
-    : shared_(std::move(shared)), timer_(context_), lists_(std::make_unique<Lists>()) {}
+    : shared_(std::move(shared)), timer_(context_), lists_(std::make_unique<Lists>()) {
+  for (auto& oldest : oldest_) oldest.store(Clock::time_point::max().time_since_epoch().count());
+}
 
 IoThread::~IoThread() = default;
 
@@ -92,15 +95,59 @@ void IoThread::serve_inbox() {
 }
 
 void IoThread::begin_wait(Connection& connection, Wait wait) {
+  const Wait before = connection.wait_;
   connection.wait_hook_.unlink();
   connection.wait_ = wait;
-  if (wait == Wait::none) return;
+  if (wait != Wait::none) {
+    connection.wait_began_ = Clock::now();
+    lists_->waiting[static_cast<std::size_t>(wait)].push_back(connection);
+    const Clock::time_point deadline = connection.wait_began_ + length_of(wait);
+    if (deadline < timer_at_) arm_timer(deadline);
+  }
+  publish_oldest(before);
+  if (wait != before) publish_oldest(wait);
+}
+
+milliseconds IoThread::length_of(Wait wait) const {
   const ServerOptions& options = shared_->options;
-  const std::array<milliseconds, kWaits> length{
-      options.idle_timeout, options.header_timeout, options.body_timeout, options.write_timeout, kLinger, kGoneCheck};
-  connection.deadline_ = Clock::now() + length[static_cast<std::size_t>(wait)];
-  lists_->waiting[static_cast<std::size_t>(wait)].push_back(connection);
-  if (connection.deadline_ < timer_at_) arm_timer(connection.deadline_);
+  switch (wait) {
+    case Wait::idle:
+      return options.idle_timeout;
+    case Wait::first_head:
+    case Wait::head:
+      return options.header_timeout;
+    case Wait::body:
+      return options.body_timeout;
+    case Wait::write:
+      return options.write_timeout;
+    case Wait::linger:
+      return kLinger;
+    case Wait::gone_check:
+    case Wait::none:
+      break;
+  }
+  return kGoneCheck;
+}
+
+void IoThread::publish_oldest(Wait wait) {
+  if (wait == Wait::none) return;
+  const auto& list = lists_->waiting[static_cast<std::size_t>(wait)];
+  const Clock::time_point began = list.empty() ? Clock::time_point::max() : list.front().wait_began_;
+  oldest_[static_cast<std::size_t>(wait)].store(began.time_since_epoch().count(), std::memory_order_relaxed);
+}
+
+void IoThread::close_oldest(Wait wait) {
+  asio::post(context_, [this, wait] {
+    Turn turn(*this);
+    int looked_at = 0;
+    for (Connection& connection : lists_->waiting[static_cast<std::size_t>(wait)]) {
+      // A request that lies unread in its socket is about to be served.
+      if (wait == Wait::idle && connection.has_input() && ++looked_at < kMaxLookedAt) continue;
+      const auto keep = connection.shared_from_this();
+      connection.shut();
+      return;
+    }
+  });
 }
 
 void IoThread::arm_timer(Clock::time_point at) {
@@ -120,8 +167,9 @@ void IoThread::on_timer() {
   auto next = Clock::time_point::max();
   for (auto& list : lists_->waiting) {
     for (Connection& connection : list) {
-      if (connection.deadline_ > now) {
-        next = std::min(next, connection.deadline_);
+      const Clock::time_point deadline = connection.wait_began_ + length_of(connection.wait_);
+      if (deadline > now) {
+        next = std::min(next, deadline);
         break;
       }
       due.push_back(connection.shared_from_this());

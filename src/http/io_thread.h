@@ -53,7 +53,7 @@ struct ServerState {
 
 // The waits that have a deadline. All waits of one kind last equally long, so each kind's connections, in the order of
 // beginning to wait, are in the order of their deadlines too: a plain list replaces a timer per connection.
-enum class Wait : unsigned char { idle, head, body, write, linger, gone_check, none };
+enum class Wait : unsigned char { idle, first_head, head, body, write, linger, gone_check, none };
 constexpr std::size_t kWaits = static_cast<std::size_t>(Wait::none);
 
 class IoThread {
@@ -80,6 +80,15 @@ class IoThread {
 
   void begin_wait(Connection& connection, Wait wait);
 
+  // Thread-safe: when the connection that has been in this wait the longest began it; time_point::max() if there is
+  // none.
+  std::chrono::steady_clock::time_point oldest(Wait wait) const {
+    return std::chrono::steady_clock::time_point(
+        std::chrono::steady_clock::duration(oldest_[static_cast<std::size_t>(wait)].load(std::memory_order_relaxed)));
+  }
+  // Thread-safe: soon closes the connection that has been in this wait the longest.
+  void close_oldest(Wait wait);
+
   // Every piece of work on this thread happens inside a Turn, which ends by serving the inbox.
   class Turn {
    public:
@@ -105,6 +114,8 @@ class IoThread {
   struct ByThread;
 
   void serve_inbox();
+  void publish_oldest(Wait wait);
+  std::chrono::milliseconds length_of(Wait wait) const;
   void arm_timer(std::chrono::steady_clock::time_point at);
   void on_timer();
 
@@ -127,6 +138,7 @@ class IoThread {
   using Hook = boost::intrusive::list_member_hook<boost::intrusive::link_mode<boost::intrusive::auto_unlink>>;
   struct Lists;
   std::unique_ptr<Lists> lists_;
+  std::array<std::atomic<std::chrono::steady_clock::rep>, kWaits> oldest_;
 };
 
 }  // namespace xgen::http

@@ -13,6 +13,7 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <utility>
 
 #include "base/log.h"
 #include "http/connection.h"
@@ -23,8 +24,15 @@ namespace {
 
 namespace asio = boost::asio;
 using asio::ip::tcp;
+using Clock = std::chrono::steady_clock;
 using SysError = boost::system::error_code;
 using std::chrono::milliseconds;
+
+// Connections beyond max_connections that are told so before they are closed; more are closed without a word.
+constexpr std::size_t kMaxRefusals = 256;
+// Open files that are not connections: model files while they are mapped, the log, event queues, the listener.
+constexpr std::size_t kOtherFiles = 64;
+constexpr std::chrono::minutes kWarningPause{1};
 
 class BeastServer final : public Server {
  public:
@@ -117,8 +125,8 @@ class BeastServer final : public Server {
     if (error) return;
     const std::size_t open = shared_->open.load();
     const std::size_t limit = shared_->options.max_connections;
-    if (open >= limit + 256) return;  // not even a refusal
-    const bool refuse = open >= limit;
+    if (open >= limit + std::min(kMaxRefusals, limit / 2)) return;
+    const bool refuse = open >= limit && !make_room();
     auto connection = std::make_shared<Connection>(thread, std::move(socket));
     asio::post(thread->context(), [connection = std::move(connection), thread = thread.get(), refuse] {
       IoThread::Turn turn(*thread);
@@ -129,18 +137,54 @@ class BeastServer final : public Server {
     });
   }
 
+  // A newcomer may be about to ask for something; a connection that waits for its client's next request, or for its
+  // first one, has least to lose. False if every connection is in the middle of something.
+  bool make_room() {
+    for (const Wait wait : {Wait::idle, Wait::first_head}) {
+      const auto oldest = std::min_element(threads_.begin(), threads_.end(), [&](const auto& a, const auto& b) {
+        return a->oldest(wait) < b->oldest(wait);
+      });
+      if ((*oldest)->oldest(wait) == Clock::time_point::max()) continue;
+      (*oldest)->close_oldest(wait);
+      warn_of_full_house("the connections that are idle longest are closed");
+      return true;
+    }
+    warn_of_full_house("new ones are refused");
+    return false;
+  }
+
+  void warn_of_full_house(const std::string& consequence) {
+    const auto now = Clock::now();
+    if (now < next_warning_) return;
+    next_warning_ = now + kWarningPause;
+    log::warn("http", "as many connections as max_connections allows: " + consequence,
+              {{"max_connections", std::to_string(shared_->options.max_connections)}});
+  }
+
   std::shared_ptr<ServerState> shared_;
   std::vector<std::shared_ptr<IoThread>> threads_;
+  Clock::time_point next_warning_{};
   tcp::acceptor acceptor_;
   std::uint16_t port_ = 0;
 };
 
-void raise_open_file_limit() {
+// Raises the soft limit of open files to the hard one, and lowers max_connections where even that is too little: a
+// server without descriptors can neither accept nor refuse.
+void fit_into_open_files(ServerOptions& options) {
   rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  if (limit.rlim_cur < limit.rlim_max) {
+    const rlim_t before = std::exchange(limit.rlim_cur, limit.rlim_max);
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0) limit.rlim_cur = before;
   }
+  const auto files = static_cast<std::size_t>(limit.rlim_cur);
+  const std::size_t fitting = std::max<std::size_t>(1, files - std::min(kMaxRefusals + kOtherFiles, files / 2));
+  if (options.max_connections <= fitting) return;
+  log::warn("http", "max_connections is lowered to what the limit of open files allows",
+            {{"max_connections", std::to_string(options.max_connections)},
+             {"lowered_to", std::to_string(fitting)},
+             {"open_file_limit", std::to_string(files)}});
+  options.max_connections = fitting;
 }
 
 }  // namespace
@@ -157,7 +201,7 @@ std::string_view Request::header(std::string_view name) const {
 }
 
 Result<std::unique_ptr<Server>> Server::bind(ServerOptions options, Handler handler, ErrorPage error_page) {
-  raise_open_file_limit();
+  fit_into_open_files(options);
   auto shared = std::make_shared<ServerState>();
   shared->options = std::move(options);
   shared->handler = std::move(handler);

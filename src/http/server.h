@@ -80,7 +80,9 @@ struct ServerOptions {
   std::string host = "0.0.0.0";
   std::uint16_t port = 8000;  // 0 = any free port, see port()
   int threads = 1;
-  std::size_t max_connections = 16384;      // further ones are answered 503 and closed
+  // For one more the connection that has been idle longest is closed, else one whose first head is still arriving; if
+  // none is, the newcomer is answered 503 and closed.
+  std::size_t max_connections = 16384;
   std::size_t max_header_bytes = 32 << 10;  // 431
   std::size_t max_body_bytes = 16 << 20;    // 413, before the body is read where Content-Length says so
   // Of all bodies that are arriving, what each has beyond its first 64 KiB: 503. A single largest body always fits.
@@ -99,8 +101,9 @@ using ErrorPage = std::function<Response(const Request& request, int status, std
 
 class Server {
  public:
-  // Binds and listens; nothing is accepted before start(). Raises the soft limit of open files to the hard one. Errors:
-  // invalid_argument or unavailable, naming host, port and the reason.
+  // Binds and listens; nothing is accepted before start(). Raises the soft limit of open files to the hard one, and
+  // lowers max_connections (with a line in the log) where that is too little. Errors: invalid_argument or unavailable,
+  // naming host, port and the reason.
   static Result<std::unique_ptr<Server>> bind(ServerOptions options, Handler handler, ErrorPage error_page);
   virtual ~Server() = default;  // stops at once
   virtual std::uint16_t port() const = 0;

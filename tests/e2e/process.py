@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -27,13 +28,14 @@ def free_port():
 class Process:
     """`xgen-model serve ARGS…` on a free port of 127.0.0.1, ready when the constructor returns."""
 
-    def __init__(self, *args, env=None, ready=True):
+    def __init__(self, *args, env=None, ready=True, limit_open_files=None):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = tempfile.TemporaryFile("w+")
         self.child = subprocess.Popen(
             [str(PROGRAM), "serve", *map(str, args), "--host", "127.0.0.1", "--port", str(self.port)],
-            stdout=self.log, stderr=subprocess.STDOUT, env=dict(os.environ, **(env or {})))
+            stdout=self.log, stderr=subprocess.STDOUT, env=dict(os.environ, **(env or {})),
+            preexec_fn=limit_open_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit_open_files, limit_open_files))))
         if ready:
             self.wait_ready()
 

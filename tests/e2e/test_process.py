@@ -3,6 +3,7 @@ import concurrent.futures
 import json
 import re
 import signal
+import socket
 import threading
 import time
 import urllib.request
@@ -130,6 +131,20 @@ def test_a_taken_port_is_a_clear_error():
     with Process() as server:
         result = run("serve", "--host", "127.0.0.1", "--port", server.port)
         assert result.returncode == 1 and str(server.port) in result.stderr
+
+
+def test_a_low_limit_of_open_files_lowers_max_connections():
+    """The server keeps answering, however many connections lie idle."""
+    with Process(limit_open_files=200) as server:
+        line = next(l for l in server.output().splitlines() if "max_connections is lowered" in l)
+        assert "max_connections=16384" in line and "lowered_to=100" in line and "open_file_limit=200" in line
+        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(400)]
+        for _ in range(5):
+            answer = server.post("/v1/completions", {"model": "xgen-demo", "prompt": "x", "max_tokens": 1})
+            assert answer.status_code == 200
+        assert "cannot accept" not in server.output()
+        for each in idle:
+            each.close()
 
 
 def test_sigterm_drains(tmp_path):

@@ -106,6 +106,19 @@ class ServerTest : public ::testing::Test {
     kept.clear();
   }
 
+  // Asks for /silent, and returns the exchange that the server then keeps.
+  std::shared_ptr<Exchange> silent(RawClient& client) {
+    const auto count = [this] {
+      std::lock_guard lock(mutex);
+      return kept.size();
+    };
+    const std::size_t before = count();
+    client.get("/silent");
+    EXPECT_TRUE(eventually([&] { return count() > before; }));
+    std::lock_guard lock(mutex);
+    return kept.back();
+  }
+
   template <class Predicate>
   static bool eventually(Predicate predicate, std::chrono::milliseconds wait = 5s) {
     const auto end = std::chrono::steady_clock::now() + wait;
@@ -401,10 +414,9 @@ TEST_F(ServerTest, IdleConnectionsAreClosed) {
 TEST_F(ServerTest, ARunningRequestIsNotIdle) {
   start({.header_timeout = 50ms, .idle_timeout = 50ms});
   RawClient client(server->port());
-  ASSERT_TRUE(client.get("/silent"));
+  const auto exchange = silent(client);
   EXPECT_FALSE(client.closed_within(400ms));
-  std::lock_guard lock(mutex);
-  kept.at(0)->respond({.body = "late"});
+  exchange->respond({.body = "late"});
   EXPECT_EQ(client.read_answer().body, "late");
 }
 
@@ -412,41 +424,33 @@ TEST_F(ServerTest, AClientThatGoesAwayIsNoticedAtOnce) {
   start();
   for (const bool pipelined : {false, true}) {
     closes = 0;
+    std::shared_ptr<Exchange> exchange;
     {
       RawClient client(server->port());
-      ASSERT_TRUE(client.get("/silent"));
+      exchange = silent(client);
       if (pipelined) {
         ASSERT_TRUE(client.get("/echo"));
         // More than the server takes in: the end of the connection lies behind bytes that nobody reads.
         ASSERT_TRUE(client.send(std::string(150'000, 'x')));
       }
-      ASSERT_TRUE(eventually([&] {
-        std::lock_guard lock(mutex);
-        return kept.size() == (pipelined ? 2U : 1U);
-      }));
       EXPECT_EQ(closes.load(), 0);
     }
     EXPECT_TRUE(eventually([&] { return closes.load() == 1; }, 2s)) << pipelined;
-    std::lock_guard lock(mutex);
-    EXPECT_TRUE(kept.back()->closed());
-    kept.back()->respond({.body = "nobody reads this"});
+    EXPECT_TRUE(exchange->closed());
+    exchange->respond({.body = "nobody reads this"});
   }
   EXPECT_TRUE(eventually([&] { return server->open_connections() <= 2; }));
 }
 
 TEST_F(ServerTest, AListenerThatComesLateIsToldAtOnce) {
   start();
+  std::shared_ptr<Exchange> exchange;
   {
     RawClient client(server->port());
-    ASSERT_TRUE(client.get("/silent"));
-    ASSERT_TRUE(eventually([&] {
-      std::lock_guard lock(mutex);
-      return kept.size() == 1;
-    }));
+    exchange = silent(client);
   }
   ASSERT_TRUE(eventually([&] { return closes.load() == 1; }));
-  std::lock_guard lock(mutex);
-  kept[0]->set_listener(std::make_shared<Listener>(*this));
+  exchange->set_listener(std::make_shared<Listener>(*this));
   EXPECT_EQ(closes.load(), 2);
 }
 
@@ -475,16 +479,11 @@ TEST_F(ServerTest, AFloodFlowsWhileItIsRead) {
 TEST_F(ServerTest, ManyWakesBecomeFew) {
   start();
   RawClient client(server->port());
-  ASSERT_TRUE(client.get("/silent"));
-  ASSERT_TRUE(eventually([&] {
-    std::lock_guard lock(mutex);
-    return kept.size() == 1;
-  }));
-  std::lock_guard lock(mutex);
-  for (int i = 0; i < 100'000; ++i) kept[0]->wake();
+  const auto exchange = silent(client);
+  for (int i = 0; i < 100'000; ++i) exchange->wake();
   EXPECT_TRUE(eventually([&] { return wakes.load() >= 1; }));
   EXPECT_LT(wakes.load(), 90'000);
-  kept[0]->respond({});
+  exchange->respond({});
 }
 
 TEST_F(ServerTest, AForgottenExchangeGets500AndAForgottenStreamIsCut) {
@@ -506,24 +505,73 @@ TEST_F(ServerTest, HeaderValuesCannotMakeHeaders) {
   EXPECT_EQ(client.read_answer().headers.at("x-value"), "a b");
 }
 
-TEST_F(ServerTest, TooManyConnectionsAreRefused) {
+TEST_F(ServerTest, WhereAllConnectionsAreBusyANewcomerIsRefused) {
   start({.max_connections = 2});
   RawClient first(server->port());
   RawClient second(server->port());
-  ASSERT_TRUE(first.get("/echo"));
-  ASSERT_TRUE(second.get("/echo"));
-  EXPECT_EQ(first.read_answer().status, 200);
-  EXPECT_EQ(second.read_answer().status, 200);
+  silent(first);
+  silent(second);
   {
     RawClient third(server->port());
     EXPECT_EQ(third.read_answer().status, 503);
     EXPECT_TRUE(third.closed_within(2s));
   }
+  EXPECT_EQ(closes.load(), 0);
   first.close();
   ASSERT_TRUE(eventually([&] { return server->open_connections() == 1; }));
   RawClient fourth(server->port());
   ASSERT_TRUE(fourth.get("/echo"));
   EXPECT_EQ(fourth.read_answer().status, 200);
+}
+
+TEST_F(ServerTest, TheConnectionThatIsIdleLongestGivesWay) {
+  start({.threads = 2, .max_connections = 4});
+  RawClient busy(server->port());
+  silent(busy);
+  RawClient half(server->port());
+  ASSERT_TRUE(half.send("GET /echo HTTP/1.1\r\nHost:"));
+  std::vector<std::unique_ptr<RawClient>> idle;
+  for (int i = 0; i < 2; ++i) {
+    idle.push_back(std::make_unique<RawClient>(server->port()));
+    ASSERT_TRUE(idle.back()->get("/echo"));
+    EXPECT_EQ(idle.back()->read_answer().status, 200);
+    std::this_thread::sleep_for(5ms);
+  }
+  // What counts is the time since the last answer, not since the connection was made.
+  ASSERT_TRUE(idle[0]->get("/echo"));
+  EXPECT_EQ(idle[0]->read_answer().status, 200);
+
+  RawClient newcomer(server->port());
+  const auto exchange = silent(newcomer);
+  EXPECT_TRUE(idle[1]->closed_within(2s));
+  EXPECT_FALSE(idle[0]->closed_within(50ms));
+  RawClient second(server->port());
+  silent(second);
+  EXPECT_TRUE(idle[0]->closed_within(2s));
+  // With nobody idle it is the one that has not sent its first head.
+  EXPECT_FALSE(half.closed_within(50ms));
+  RawClient third(server->port());
+  silent(third);
+  EXPECT_TRUE(half.closed_within(2s));
+  EXPECT_EQ(half.input, "");
+  // All that is left is busy, and stays.
+  RawClient refused(server->port());
+  EXPECT_EQ(refused.read_answer().status, 503);
+  EXPECT_EQ(closes.load(), 0);
+  exchange->respond({.body = "still here"});
+  EXPECT_EQ(newcomer.read_answer().body, "still here");
+}
+
+TEST_F(ServerTest, AFloodOfSilentConnectionsKeepsNobodyOut) {
+  start({.max_connections = 20});
+  std::vector<std::unique_ptr<RawClient>> flood;
+  for (int i = 0; i < 100; ++i) flood.push_back(std::make_unique<RawClient>(server->port()));
+  for (int i = 0; i < 20; ++i) {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.get("/echo"));
+    EXPECT_EQ(client.read_answer().status, 200) << i;
+  }
+  EXPECT_LE(server->open_connections(), 30U);
 }
 
 TEST_F(ServerTest, DrainingDoesNotWaitForHalfARequest) {
@@ -542,19 +590,12 @@ TEST_F(ServerTest, DrainingLetsRunningRequestsFinish) {
   RawClient busy(server->port());
   ASSERT_TRUE(idle.get("/echo"));
   EXPECT_EQ(idle.read_answer().status, 200);
-  ASSERT_TRUE(busy.get("/silent"));
-  ASSERT_TRUE(eventually([&] {
-    std::lock_guard lock(mutex);
-    return kept.size() == 1;
-  }));
+  const auto exchange = silent(busy);
   EXPECT_FALSE(server->drain(50ms));
   EXPECT_TRUE(idle.closed_within(2s));
   std::thread drainer([&] { EXPECT_TRUE(server->drain(10s)); });
   std::this_thread::sleep_for(20ms);
-  {
-    std::lock_guard lock(mutex);
-    kept[0]->respond({.body = "done"});
-  }
+  exchange->respond({.body = "done"});
   const Answer answer = busy.read_answer();
   EXPECT_EQ(answer.body, "done");
   EXPECT_EQ(answer.headers.at("connection"), "close");
@@ -576,16 +617,11 @@ TEST_F(ServerTest, AnnouncesTheEndOnEveryAnswer) {
 TEST_F(ServerTest, ExchangesMayOutliveTheServer) {
   start();
   RawClient client(server->port());
-  ASSERT_TRUE(client.get("/silent"));
-  ASSERT_TRUE(eventually([&] {
-    std::lock_guard lock(mutex);
-    return kept.size() == 1;
-  }));
+  const auto exchange = silent(client);
   server.reset();
   EXPECT_EQ(closes.load(), 1);
-  std::lock_guard lock(mutex);
-  kept[0]->wake();
-  kept[0]->respond({.body = "too late"});
+  exchange->wake();
+  exchange->respond({.body = "too late"});
 }
 
 TEST_F(ServerTest, ManyClientsOnSeveralThreads) {
