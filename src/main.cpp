@@ -316,6 +316,7 @@ http::ServerOptions http_options(const config::Server& server) {
   options.max_connections = static_cast<std::size_t>(server.max_connections);
   options.max_header_bytes = server.max_headers;
   options.max_body_bytes = server.max_body;
+  options.max_unsent_bytes = server.max_unsent;
   options.header_timeout = server.header_timeout;
   options.body_timeout = server.body_timeout;
   options.write_timeout = server.write_timeout;

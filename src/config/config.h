@@ -24,6 +24,7 @@ struct Server {
   std::int64_t max_connections = 16384;
   std::uint64_t max_body = std::uint64_t{16} << 20;
   std::uint64_t max_headers = std::uint64_t{32} << 10;
+  std::uint64_t max_unsent = std::uint64_t{256} << 20;
   milliseconds header_timeout{10'000};
   milliseconds body_timeout{60'000};
   milliseconds write_timeout{30'000};

@@ -65,6 +65,7 @@ Connection::~Connection() {
   set_active(false);
   count_body(0);
   set_closed();
+  thread_->shared().slow_readers.hold(*this, 0);
 }
 
 // ---- Input ----
@@ -274,7 +275,7 @@ void Connection::serve() {
   bool cut = false;
   {
     std::lock_guard lock(mutex_);
-    cut = box_.cut && !box_.finished;
+    cut = box_.cut;
   }
   if (cut && running_)
     gone();
@@ -287,11 +288,18 @@ void Connection::flush() {
   bool finished = false;
   for (;;) {
     if (sent_ == output_.size()) {
+      // Before it becomes the buffer that later bytes wait in, perhaps for long.
+      if (output_.capacity() > kKeepCapacity) std::string().swap(output_);
       output_.clear();
       sent_ = 0;
       std::lock_guard lock(mutex_);
       output_.swap(box_.bytes);
       finished = box_.finished;
+      box_.sending = output_.size();
+      if (box_.behind) {
+        box_.behind = !output_.empty();
+        count_unsent();  // never more than before
+      }
       if (output_.empty()) break;
     }
     SysError error;
@@ -299,6 +307,13 @@ void Connection::flush() {
     if (error == asio::error::would_block || error == asio::error::try_again) {
       write_blocked_ = true;
       wait(Wait::write);
+      std::shared_ptr<Connection> given_up;
+      {
+        std::lock_guard lock(mutex_);
+        box_.behind = true;
+        given_up = count_unsent();
+      }
+      if (given_up) given_up->give_up();
       socket_.async_wait(tcp::socket::wait_write, [self = shared_from_this()](SysError failed) {
         IoThread::Turn turn(*self->thread_);
         self->write_blocked_ = false;
@@ -381,6 +396,8 @@ void Connection::gone() {
     std::lock_guard lock(mutex_);
     box_.gone = true;
     std::string().swap(box_.bytes);
+    box_.behind = false;
+    count_unsent();
     if (running_) {
       listener = std::move(box_.listener);
       box_.listener.reset();
@@ -501,6 +518,25 @@ void Connection::respond(std::uint64_t id, const Response& response) {
   schedule();
 }
 
+// Under the outbox's mutex. Returns the connection to give up, once the mutex is released.
+std::shared_ptr<Connection> Connection::count_unsent() {
+  return thread_->shared().slow_readers.hold(*this, box_.behind ? box_.bytes.size() + box_.sending : 0);
+}
+
+// From any thread: ends an answer that its client does not read fast enough.
+void Connection::give_up() {
+  {
+    std::lock_guard lock(mutex_);
+    if (!box_.behind) return;  // it has caught up by now
+    box_.cut = true;
+    box_.behind = false;
+    std::string().swap(box_.bytes);
+  }
+  log::warn("http", "answers that wait for slow clients have reached max_unsent: the largest is cut off",
+            {{"max_unsent_bytes", std::to_string(thread_->shared().options.max_unsent_bytes)}});
+  schedule();
+}
+
 void Connection::begin_stream(std::uint64_t id, int status, std::string_view content_type, const Headers& headers) {
   {
     std::lock_guard lock(mutex_);
@@ -516,6 +552,7 @@ void Connection::begin_stream(std::uint64_t id, int status, std::string_view con
 
 void Connection::write(std::uint64_t id, std::string_view chunk) {
   if (chunk.empty()) return;  // an empty chunk would end the body
+  std::shared_ptr<Connection> given_up;
   {
     std::lock_guard lock(mutex_);
     if (!open_for(id) || !box_.begun || box_.form.head_only) return;
@@ -528,7 +565,9 @@ void Connection::write(std::uint64_t id, std::string_view chunk) {
     const std::size_t pending = pending_.fetch_add(added) + added;
     if (pending > Exchange::kHighWater) backlog_.store(true);
     if (pending > Exchange::kMaxBacklog) box_.cut = true;
+    if (box_.behind) given_up = count_unsent();
   }
+  if (given_up) given_up->give_up();
   schedule();
 }
 

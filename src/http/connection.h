@@ -66,6 +66,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void set_active(bool active);
   void set_closed();
   bool count_body(std::size_t bytes);
+  std::shared_ptr<Connection> count_unsent();
+  void give_up();
   void wait(Wait kind) { thread_->begin_wait(*this, kind); }
   void schedule();
   // Under the outbox's mutex: whether exchange `id` may still add to its answer.
@@ -104,11 +106,13 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::atomic<std::size_t> pending_{0};
   std::mutex mutex_;
   struct Outbox {
-    std::uint64_t id = 0;  // of the exchange being answered
-    bool begun = false;    // its head is written
-    bool finished = true;  // its last byte is written
-    bool cut = false;      // its stream was left open
-    bool gone = false;     // the client is
+    std::uint64_t id = 0;     // of the exchange being answered
+    bool begun = false;       // its head is written
+    bool finished = true;     // its last byte is written
+    bool cut = false;         // it is not sent to its end
+    bool gone = false;        // the client is
+    bool behind = false;      // the socket takes no more for now: what is held counts in ServerState::slow_readers
+    std::size_t sending = 0;  // bytes in output_
     AnswerForm form;
     std::string bytes;
     std::shared_ptr<ExchangeListener> listener;

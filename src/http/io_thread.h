@@ -19,9 +19,11 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "http/server.h"
+#include "http/slow_readers.h"
 
 namespace xgen::http {
 
@@ -31,6 +33,8 @@ constexpr std::size_t kReadSize = 64 * 1024;  // per read, into a buffer that th
 
 // What every part of one server shares.
 struct ServerState {
+  explicit ServerState(ServerOptions given) : options(std::move(given)), slow_readers(options.max_unsent_bytes) {}
+
   ServerOptions options;
   Handler handler;
   ErrorPage error_page;
@@ -39,6 +43,7 @@ struct ServerState {
   std::atomic<std::size_t> open{0};
   std::atomic<std::size_t> active{0};    // connections inside a request or its answer
   std::atomic<std::size_t> arriving{0};  // bytes of unfinished bodies, beyond the first kReadSize of each
+  SlowReaders slow_readers;
   std::mutex drain_mutex;
   std::condition_variable drained;
 

@@ -202,8 +202,7 @@ std::string_view Request::header(std::string_view name) const {
 
 Result<std::unique_ptr<Server>> Server::bind(ServerOptions options, Handler handler, ErrorPage error_page) {
   fit_into_open_files(options);
-  auto shared = std::make_shared<ServerState>();
-  shared->options = std::move(options);
+  auto shared = std::make_shared<ServerState>(std::move(options));
   shared->handler = std::move(handler);
   shared->error_page = std::move(error_page);
   std::vector<std::shared_ptr<IoThread>> threads;

@@ -87,6 +87,8 @@ struct ServerOptions {
   std::size_t max_body_bytes = 16 << 20;    // 413, before the body is read where Content-Length says so
   // Of all bodies that are arriving, what each has beyond its first 64 KiB: 503. A single largest body always fits.
   std::size_t max_total_body_bytes = 256 << 20;
+  // Of all answers whose clients read too slowly: the largest is cut off. Beside the backlog of each, see Exchange.
+  std::size_t max_unsent_bytes = 256 << 20;
   std::chrono::milliseconds header_timeout{10'000};  // first byte of a request to the end of its headers: 408
   std::chrono::milliseconds body_timeout{60'000};    // 408
   std::chrono::milliseconds write_timeout{30'000};   // no progress while bytes are pending: closed

@@ -17,9 +17,9 @@ using inference::Event;
 
 // An answer that is not streamed wakes the server thread this rarely before its end.
 constexpr std::size_t kGatheredEvents = 256;
-// So much is held back for a client that reads too slowly. What comes after goes to the exchange, which has a limit of
-// its own.
-constexpr std::size_t kMaxHeldBytes = std::size_t{4} << 20;
+// So much is held back for a client that reads too slowly, to become few events. What comes after goes to the exchange,
+// which has limits of its own, and where it counts in the total of all slow clients.
+constexpr std::size_t kMaxHeldBytes = std::size_t{256} << 10;
 // Of an answer that is not streamed, and of one event's part in a stream. A short request can ask for much: every
 // choice repeats an echoed prompt with its log-probabilities.
 constexpr std::size_t kMaxAnswerBytes = http::Exchange::kMaxBacklog;

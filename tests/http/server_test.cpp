@@ -463,6 +463,47 @@ TEST_F(ServerTest, AClientThatDoesNotReadIsBoundedAndThenClosed) {
   EXPECT_LT(flooded.load(), 16U << 20);
 }
 
+// Every one of them stays below the limit of one answer.
+TEST_F(ServerTest, SlowReadersTogetherAreBoundedAndTheLargestIsCut) {
+  constexpr std::size_t kMegabyte = 1 << 20;
+  start({.threads = 2, .max_unsent_bytes = 45 * kMegabyte});
+  std::vector<std::unique_ptr<RawClient>> clients;
+  std::vector<std::shared_ptr<Exchange>> exchanges;
+  const auto add = [&](std::size_t megabytes) {
+    clients.push_back(std::make_unique<RawClient>(server->port(), 4096));
+    exchanges.push_back(silent(*clients.back()));
+    exchanges.back()->begin_stream(200, "text/plain", {});
+    exchanges.back()->write("first");
+    ASSERT_TRUE(clients.back()->read_until("first"));
+    // The kernel's buffers take the first few megabytes.
+    exchanges.back()->write(std::string(8 * kMegabyte, 'x'));
+    ASSERT_TRUE(eventually([&] { return exchanges.back()->pending_bytes() < 8 * kMegabyte; }));
+    for (std::size_t i = 0; i < megabytes; ++i) exchanges.back()->write(std::string(kMegabyte, 'x'));
+  };
+  add(1);
+  add(12);
+  add(5);
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(closes.load(), 0);
+  add(6);
+  EXPECT_TRUE(eventually([&] { return closes.load() == 1; }));
+  EXPECT_TRUE(exchanges[1]->closed());
+  for (const std::size_t i : {0, 2, 3}) EXPECT_FALSE(exchanges[i]->closed()) << i;
+  // Who reads at last gets everything, and makes room.
+  exchanges[2]->end_stream();
+  const Answer whole = clients[2]->read_answer();
+  EXPECT_TRUE(whole.complete);
+  EXPECT_EQ(whole.body.size(), 5 + 13 * kMegabyte);
+  for (int i = 0; i < 16; ++i) exchanges[0]->write(std::string(kMegabyte, 'x'));
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(closes.load(), 1);
+  // A finished answer counts, and is cut like any other.
+  exchanges[0]->end_stream();
+  for (int i = 0; i < 8; ++i) exchanges[3]->write(std::string(kMegabyte, 'x'));
+  EXPECT_TRUE(eventually([&] { return exchanges[0]->closed(); }));
+  EXPECT_FALSE(exchanges[3]->closed());
+}
+
 TEST_F(ServerTest, AFloodFlowsWhileItIsRead) {
   start({.write_timeout = 300ms});
   RawClient client(server->port());
