@@ -72,7 +72,9 @@ class EngineLoop {
 
   // A handle whose destruction cancels the request, before or after it is submitted. It may outlive the loop.
   std::unique_ptr<inference::RequestHandle> make_handle(std::shared_ptr<Ticket> ticket) const;
-  // Takes the job, or refuses it: invalid_argument (it can never fit), overloaded (with retry_after_s), unavailable.
+  // invalid_argument if the job can never fit.
+  Status check(const Job& job) const { return scheduler_.check(job); }
+  // Takes the job, or refuses it: check(), overloaded (with retry_after_s), unavailable.
   // A job whose ticket is cancelled vanishes. Thread-safe.
   Status submit(std::unique_ptr<Job> job);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <exception>
 #include <limits>
 #include <random>
 #include <string_view>
@@ -19,6 +20,7 @@ using inference::Prompt;
 
 // Longer prompts are prepared on a thread of their own.
 constexpr std::size_t kInlineBytes = 8 << 10;
+constexpr std::size_t kInlineIds = kInlineBytes / 4;  // to be decoded
 constexpr std::size_t kMaxQueuedPrompts = 64;
 // No prompt that fits has more bytes per token of the context than this, or it is all white space.
 constexpr std::size_t kMaxBytesPerToken = 64;
@@ -43,6 +45,12 @@ std::size_t text_bytes(const Prompt& prompt) {
     for (const Message& m : *messages) bytes += m.role.size() + m.content.size() + m.name.size() + kBytesPerMessage;
   }
   return bytes;
+}
+
+// A prompt of ids is turned into text where it is to be echoed.
+std::size_t ids_to_decode(const inference::GenerateRequest& request) {
+  const auto* ids = std::get_if<std::vector<TokenId>>(&request.prompt);
+  return ids != nullptr && request.echo ? ids->size() : 0;
 }
 
 std::uint64_t splitmix64(std::uint64_t x) {
@@ -124,7 +132,7 @@ class LocalService final : public inference::ModelService {
     const std::size_t bytes = text_bytes(request.prompt);
     if (Status size = check_size(bytes, request.prompt); !size.ok()) {
       refuse(*ticket, *sink, size.error());
-    } else if (bytes <= kInlineBytes) {
+    } else if (bytes <= kInlineBytes && ids_to_decode(request) <= kInlineIds) {
       start(std::move(request), sink, ticket, arrival);
     } else {
       auto shared = std::make_shared<inference::GenerateRequest>(std::move(request));
@@ -144,22 +152,32 @@ class LocalService final : public inference::ModelService {
     if (Status size = check_size(bytes, request.prompt); !size.ok()) {
       done(size.error());
     } else if (bytes <= kInlineBytes) {
-      done(tokenize(request));
+      done(contained([&] { return tokenize(request); }));
     } else {
       auto shared = std::make_shared<inference::TokenizeRequest>(std::move(request));
       const bool queued = prep_.post([this, shared, done] {
         done(closing_.load(std::memory_order_relaxed) ? Result<inference::Tokenized>(shutting_down())
-                                                      : tokenize(*shared));
+                                                      : contained([&] { return tokenize(*shared); }));
       });
       if (!queued) done(too_many_prompts());
     }
   }
 
   void detokenize_async(std::vector<TokenId> ids, std::function<void(Result<std::string>)> done) override {
-    if (Status status = check_ids(ids, "tokens"); !status.ok()) {
+    if (ids.size() > static_cast<std::size_t>(max_model_len_)) {
+      done(invalid("tokens has " + std::to_string(ids.size()) + " ids; at most " + std::to_string(max_model_len_) +
+                       " are decoded, the model's context.",
+                   "tokens"));
+    } else if (Status status = check_ids(ids, "tokens"); !status.ok()) {
       done(status.error());
+    } else if (ids.size() <= kInlineIds) {
+      done(detokenize(ids));
     } else {
-      done(tokenizer_->decode(ids, /*skip_special=*/false));
+      auto shared = std::make_shared<std::vector<TokenId>>(std::move(ids));
+      const bool queued = prep_.post([this, shared, done] {
+        done(closing_.load(std::memory_order_relaxed) ? Result<std::string>(shutting_down()) : detokenize(*shared));
+      });
+      if (!queued) done(too_many_prompts());
     }
   }
 
@@ -235,6 +253,10 @@ class LocalService final : public inference::ModelService {
     return ids;
   }
 
+  Result<std::string> detokenize(const std::vector<TokenId>& ids) const {
+    return contained([&]() -> Result<std::string> { return tokenizer_->decode(ids, /*skip_special=*/false); });
+  }
+
   Result<inference::Tokenized> tokenize(const inference::TokenizeRequest& request) const {
     inference::Tokenized out;
     if (const auto* ids = std::get_if<std::vector<TokenId>>(&request.prompt)) {
@@ -291,7 +313,6 @@ class LocalService final : public inference::ModelService {
 
     if (auto* ids = std::get_if<std::vector<TokenId>>(&request.prompt)) {
       if (Status status = check_ids(*ids, "prompt"); !status.ok()) return status.error();
-      if (job->echo) job->prompt_text = tokenizer_->decode(*ids, /*skip_special=*/true);
       job->prompt = std::move(*ids);
     } else {
       Result<std::vector<TokenId>> encoded =
@@ -303,23 +324,39 @@ class LocalService final : public inference::ModelService {
     job->prompt.shrink_to_fit();
     job->max_tokens = stop.max_tokens.value_or(std::max(1, max_model_len_ - static_cast<int>(job->prompt.size())));
     job->request_id = std::move(request.request_id);
+    if (Status fits = loop_.check(*job); !fits.ok()) return fits.error();
+    if (job->echo && job->prompt_text.empty())
+      job->prompt_text = tokenizer_->decode(job->prompt, /*skip_special=*/true);
     return job;
   }
 
   void start(inference::GenerateRequest request, const std::shared_ptr<inference::EventSink>& sink,
              const std::shared_ptr<Ticket>& ticket, Clock::time_point arrival) {
     const std::string param(prompt_param(request.prompt));
-    Result<std::unique_ptr<Job>> made = make_job(request);
-    if (!made.ok()) return refuse(*ticket, *sink, made.error());
-    std::unique_ptr<Job> job = std::move(*made);
-    job->sink = sink;
-    job->ticket = ticket;
-    job->arrival = arrival;
-    Status status = loop_.submit(std::move(job));
+    const Status status = contained([&]() -> Status {
+      Result<std::unique_ptr<Job>> made = make_job(request);
+      if (!made.ok()) return made.error();
+      std::unique_ptr<Job> job = std::move(*made);
+      job->sink = sink;
+      job->ticket = ticket;
+      job->arrival = arrival;
+      return loop_.submit(std::move(job));
+    });
     if (status.ok()) return;
-    Error error = std::move(status).error();
+    Error error = status.error();
     if (error.param == "prompt") error.param = param;
     refuse(*ticket, *sink, std::move(error));
+  }
+
+  // What is thrown while a prompt is prepared, for want of memory above all, fails its request.
+  template <class Work>
+  auto contained(Work work) const -> decltype(work()) {
+    try {
+      return work();
+    } catch (const std::exception& fault) {
+      return make_error(ErrorCode::internal,
+                        "Model " + name_ + " could not prepare the request: " + std::string(fault.what()) + ".");
+    }
   }
 
   const std::string name_;

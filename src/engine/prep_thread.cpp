@@ -1,6 +1,9 @@
 #include "engine/prep_thread.h"
 
+#include <exception>
 #include <utility>
+
+#include "base/log.h"
 
 namespace xgen::engine {
 
@@ -33,7 +36,12 @@ void PrepThread::run() {
     std::function<void()> work = std::move(queue_.front());
     queue_.pop_front();
     lock.unlock();
-    work();
+    try {
+      work();
+    } catch (const std::exception& fault) {
+      // Its request ends with an error, because `work` goes without having answered.
+      log::error("engine", "fault while a prompt was prepared", {{"reason", fault.what()}});
+    }
     work = nullptr;
     lock.lock();
   }

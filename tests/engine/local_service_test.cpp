@@ -1,14 +1,20 @@
 #include "engine/local_service.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
 #include <atomic>
 #include <cmath>
+#include <future>
+#include <new>
 #include <random>
 #include <stdexcept>
+#include <thread>
 
+#include "base/log.h"
 #include "engine/fake_runner.h"
+#include "engine/prep_thread.h"
 #include "engine/service_fixture.h"
 #include "support/memory_files.h"
 
@@ -17,6 +23,7 @@ namespace {
 
 using inference::FinishReason;
 using inference::Message;
+using ::testing::HasSubstr;
 
 TEST(LocalService, AnswersWithTextUsageAndOneEnd) {
   const auto service = scripted(spell("hello world"));
@@ -602,6 +609,77 @@ TEST(LocalService, TokenizesAndDetokenizes) {
   std::unique_lock lock(mutex);
   ASSERT_TRUE(arrived.wait_for(lock, std::chrono::seconds(60), [&] { return count > 0; }));
   EXPECT_EQ(count, 100000u);
+}
+
+TEST(LocalService, LooksAtTheLengthBeforeItDecodes) {
+  const auto service = scripted(spell("x"));
+  Result<std::string> text = std::string();
+  service->detokenize_async(std::vector<TokenId>(512, 'x'), [&](Result<std::string> r) { text = std::move(r); });
+  ASSERT_TRUE(text.ok());
+  EXPECT_EQ(text->size(), 512u);
+  service->detokenize_async(std::vector<TokenId>(513, 'x'), [&](Result<std::string> r) { text = std::move(r); });
+  ASSERT_FALSE(text.ok());
+  EXPECT_EQ(text.error().code, ErrorCode::invalid_argument);
+  EXPECT_EQ(text.error().param, "tokens");
+  EXPECT_THAT(text.error().message, ::testing::AllOf(HasSubstr("513"), HasSubstr("512")));
+
+  auto request = ask(std::vector<TokenId>(600, 'x'));
+  request.echo = true;
+  const auto seen = answer(*service, request);
+  ASSERT_TRUE(seen->error);
+  EXPECT_EQ(seen->error->param, "prompt");
+  EXPECT_THAT(seen->error->message, HasSubstr("600 tokens"));
+}
+
+TEST(LocalService, DecodesManyIdsOnAThreadOfItsOwn) {
+  auto parts = parts_with(std::make_unique<ScriptedRunner>(spell("x")));
+  parts.scheduler.max_model_len = 8192;
+  parts.scheduler.num_blocks = 512;
+  const auto service = make_local_service(std::move(parts));
+  const std::vector<TokenId> ids(5000, 'x');
+  std::promise<std::pair<std::thread::id, std::string>> done;
+  service->detokenize_async(ids, [&](Result<std::string> r) {
+    done.set_value({std::this_thread::get_id(), r.ok() ? *r : ""});
+  });
+  const auto [thread, text] = done.get_future().get();
+  EXPECT_NE(thread, std::this_thread::get_id());
+  EXPECT_EQ(text, std::string(5000, 'x'));
+  auto request = ask(ids);
+  request.echo = true;
+  EXPECT_EQ(answer(*service, request)->start.prompt_text, text);
+}
+
+// For want of memory, say; the prompt may be prepared on the caller's thread or, if it is long, on one of the service.
+TEST(LocalService, WhatIsThrownWhileAPromptIsPreparedFailsItsRequest) {
+  log::set_level(log::Level::off);
+  auto parts = parts_with(std::make_unique<ScriptedRunner>(spell("x")));
+  parts.render_chat = [](const std::vector<inference::Message>&, bool) -> Result<std::string> {
+    throw std::bad_alloc();
+  };
+  const auto service = make_local_service(std::move(parts));
+  for (const std::size_t length : {10, 100'000}) {
+    const std::vector<Message> chat{{"user", std::string(length, 'x'), ""}};
+    const auto seen = answer(*service, ask(chat));
+    ASSERT_TRUE(seen->error) << length;
+    EXPECT_EQ(seen->error->code, ErrorCode::internal);
+    std::promise<Result<inference::Tokenized>> done;
+    service->tokenize_async({chat, true, true}, [&](Result<inference::Tokenized> r) { done.set_value(std::move(r)); });
+    EXPECT_EQ(done.get_future().get().error().code, ErrorCode::internal);
+  }
+  EXPECT_FALSE(answer(*service, ask("a"))->error);
+  log::set_level(log::Level::info);
+}
+
+TEST(PrepThread, OutlivesWhatItsWorkThrows) {
+  log::set_level(log::Level::off);
+  std::promise<void> done;
+  {
+    PrepThread thread(4);
+    EXPECT_TRUE(thread.post([] { throw std::runtime_error("thrown by work"); }));
+    EXPECT_TRUE(thread.post([&] { done.set_value(); }));
+    done.get_future().get();
+  }
+  log::set_level(log::Level::info);
 }
 
 TEST(LocalService, CountsWhatItDoes) {
