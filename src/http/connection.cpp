@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <exception>
 #include <utility>
 
 #include "base/log.h"
@@ -68,24 +68,54 @@ Connection::~Connection() {
   thread_->shared().slow_readers.hold(*this, 0);
 }
 
+// Runs a part of the connection's work. What is thrown there (by a handler's listener, or for want of memory) ends this
+// connection and nothing else.
+template <class Work>
+void Connection::contain(std::string_view where, Work work) noexcept {
+  try {
+    try {
+      work();
+      return;
+    } catch (const std::exception& fault) {
+      report_fault(where, fault.what());
+    } catch (...) {
+      report_fault(where, "an exception of unknown type");
+    }
+    gone();
+  } catch (...) {
+    // Its listener may throw once more when it is told. The socket is closed by then.
+    report_fault(where, "the end of a connection failed, too");
+  }
+}
+
 // ---- Input ----
 
 void Connection::start() {
-  SysError error;
-  const auto peer = socket_.remote_endpoint(error);
-  if (!error) remote_ = peer.address().to_string() + ":" + std::to_string(peer.port());
-  thread_->add(*this);
-  wait(Wait::idle);
-  reading_ = true;
-  asio::co_spawn(thread_->context(), read_loop(), asio::detached);
+  contain("a new connection", [this] {
+    SysError error;
+    const auto peer = socket_.remote_endpoint(error);
+    if (!error) remote_ = peer.address().to_string() + ":" + std::to_string(peer.port());
+    thread_->add(*this);
+    wait(Wait::idle);
+    begin_reading();
+  });
 }
 
 void Connection::refuse() {
-  thread_->add(*this);
-  answer_fault(503, "This server has as many connections as it accepts.");
-  if (reading_) return;  // it is sent, and the rest is being read and dropped
+  contain("a refusal", [this] {
+    thread_->add(*this);
+    answer_fault(503, "This server has as many connections as it accepts.");
+    if (!reading_ && socket_.is_open()) begin_reading();
+  });
+}
+
+void Connection::begin_reading() {
   reading_ = true;
-  asio::co_spawn(thread_->context(), read_loop(), asio::detached);
+  asio::co_spawn(thread_->context(), read_loop(), [self = shared_from_this()](const std::exception_ptr& fault) {
+    if (!fault) return;
+    IoThread::Turn turn(*self->thread_);
+    self->contain("a connection's input", [&] { std::rethrow_exception(fault); });
+  });
 }
 
 // A read is kept pending while a request is answered, so that a client that goes away is noticed at once. Waiting for
@@ -96,7 +126,9 @@ asio::awaitable<void> Connection::read_loop() {
     SysError error;
     co_await socket_.async_wait(tcp::socket::wait_read, asio::redirect_error(asio::use_awaitable, error));
     IoThread::Turn turn(*thread_);
-    if (error || !on_readable()) {
+    bool more = false;
+    if (!error) contain("a connection's input", [&] { more = on_readable(); });
+    if (!more) {
       reading_ = false;
       co_return;
     }
@@ -230,7 +262,7 @@ void Connection::dispatch() {
   try {
     shared.handler(exchange);
   } catch (const std::exception& fault) {
-    log::error("http", std::string("fault in a request handler: ") + fault.what());
+    report_fault("a request handler", fault.what());
     exchange->respond(shared.error_page(request, 500, "The server failed to handle the request."));
   }
 }
@@ -261,6 +293,10 @@ void Connection::schedule() {
 }
 
 void Connection::serve() {
+  contain("an answer", [this] { serve_outbox(); });
+}
+
+void Connection::serve_outbox() {
   if (wake_.exchange(false)) {
     std::shared_ptr<ExchangeListener> listener;
     {
@@ -317,7 +353,7 @@ void Connection::flush() {
       socket_.async_wait(tcp::socket::wait_write, [self = shared_from_this()](SysError failed) {
         IoThread::Turn turn(*self->thread_);
         self->write_blocked_ = false;
-        if (!failed) self->flush();
+        if (!failed) self->contain("a connection's output", [&] { self->flush(); });
       });
       return;
     }
@@ -366,8 +402,7 @@ void Connection::complete() {
   wait(Wait::idle);
   if (!input_.empty()) process_input();
   if (!reading_ && !peer_done_ && socket_.is_open() && !last_answer_) {
-    reading_ = true;
-    asio::co_spawn(thread_->context(), read_loop(), asio::detached);
+    begin_reading();
   }
 }
 
@@ -385,8 +420,7 @@ void Connection::linger() {
   std::string().swap(input_);
   wait(Wait::linger);
   if (!reading_) {
-    reading_ = true;
-    asio::co_spawn(thread_->context(), read_loop(), asio::detached);
+    begin_reading();
   }
 }
 
@@ -408,6 +442,10 @@ void Connection::gone() {
   pending_.store(0);
   shut();
   if (told && listener) listener->on_close();
+}
+
+void Connection::close() {
+  contain("a close", [this] { shut(); });
 }
 
 // Closes the socket; the pending read or write ends and lets go of the connection.
@@ -442,14 +480,20 @@ bool Connection::has_input() {
 
 // A request that has not arrived whole would only be refused later, and a slow client would hold up the end.
 void Connection::drain() {
-  if (!active_)
-    shut();
-  else if (parser_)
-    answer_fault(503, "This server is shutting down.");
+  contain("a drain", [this] {
+    if (!active_)
+      shut();
+    else if (parser_)
+      answer_fault(503, "This server is shutting down.");
+  });
 }
 
-void Connection::on_deadline() {
-  switch (wait_) {
+void Connection::on_deadline(Wait passed) {
+  contain("a time-out", [&] { end_wait(passed); });
+}
+
+void Connection::end_wait(Wait passed) {
+  switch (passed) {
     case Wait::first_head:
     case Wait::head:
       answer_fault(408, "The header of the request did not arrive in time.");
@@ -505,15 +549,99 @@ bool Connection::count_body(std::size_t bytes) {
 
 // ---- The answering side ----
 
-void Connection::respond(std::uint64_t id, const Response& response) {
+// Has `add` append to the answer of exchange `id`; it returns false to leave everything as it was. Whoever answers is
+// no connection's owner and may be an engine: where memory is short, the connection ends instead of the caller.
+template <class Add>
+void Connection::append(std::uint64_t id, Add add) {
+  std::shared_ptr<Connection> given_up;
   {
     std::lock_guard lock(mutex_);
-    if (!open_for(id) || box_.begun) return;
-    box_.begun = box_.finished = true;
-    box_.form.close |= thread_->shared().close_after_answer.load(std::memory_order_relaxed);
+    if (!open_for(id)) return;
     const std::size_t before = box_.bytes.size();
+    try {
+      if (!add()) return;
+    } catch (const std::exception& fault) {
+      report_fault("an answer", fault.what());
+      box_.bytes.resize(before);
+      box_.cut = true;
+    }
+    const std::size_t added = box_.bytes.size() - before;
+    const std::size_t pending = pending_.fetch_add(added) + added;
+    if (!box_.finished && pending > Exchange::kHighWater) backlog_.store(true);
+    if (!box_.finished && pending > Exchange::kMaxBacklog) box_.cut = true;
+    if (box_.behind) given_up = count_unsent();
+  }
+  if (given_up) given_up->give_up();
+  schedule();
+}
+
+void Connection::respond(std::uint64_t id, const Response& response) {
+  append(id, [&] {
+    if (box_.begun) return false;
+    box_.begun = true;
+    box_.form.close |= thread_->shared().close_after_answer.load(std::memory_order_relaxed);
     append_response(box_.bytes, response, box_.form);
-    pending_.fetch_add(box_.bytes.size() - before, std::memory_order_relaxed);
+    box_.finished = true;
+    return true;
+  });
+}
+
+void Connection::begin_stream(std::uint64_t id, int status, std::string_view content_type, const Headers& headers) {
+  append(id, [&] {
+    if (box_.begun) return false;
+    box_.begun = true;
+    box_.form.close |= !box_.form.http_1_1 || thread_->shared().close_after_answer.load(std::memory_order_relaxed);
+    append_stream_head(box_.bytes, status, content_type, headers, box_.form);
+    return true;
+  });
+}
+
+void Connection::write(std::uint64_t id, std::string_view chunk) {
+  if (chunk.empty()) return;  // an empty chunk would end the body
+  append(id, [&] {
+    if (!box_.begun || box_.form.head_only) return false;
+    if (box_.form.http_1_1)
+      append_chunk(box_.bytes, chunk);
+    else
+      box_.bytes += chunk;
+    return true;
+  });
+}
+
+void Connection::end_stream(std::uint64_t id) {
+  append(id, [&] {
+    if (!box_.begun) return false;
+    if (box_.form.http_1_1 && !box_.form.head_only) box_.bytes += kLastChunk;
+    box_.finished = true;
+    return true;
+  });
+}
+
+// Called from a destructor.
+void Connection::abandon(std::uint64_t id, const Request& request) noexcept {
+  try {
+    bool begun = false;
+    {
+      std::lock_guard lock(mutex_);
+      if (!open_for(id)) return;
+      begun = box_.begun;
+    }
+    if (begun)
+      cut(id);
+    else
+      respond(id, thread_->shared().error_page(request, 500, "The server failed to answer the request."));
+  } catch (const std::exception& fault) {
+    report_fault("an error page", fault.what());
+    cut(id);
+  }
+}
+
+// Ends the answer of exchange `id` where it is.
+void Connection::cut(std::uint64_t id) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!open_for(id)) return;
+    box_.cut = true;
   }
   schedule();
 }
@@ -535,67 +663,6 @@ void Connection::give_up() {
   log::warn("http", "answers that wait for slow clients have reached max_unsent: the largest is cut off",
             {{"max_unsent_bytes", std::to_string(thread_->shared().options.max_unsent_bytes)}});
   schedule();
-}
-
-void Connection::begin_stream(std::uint64_t id, int status, std::string_view content_type, const Headers& headers) {
-  {
-    std::lock_guard lock(mutex_);
-    if (!open_for(id) || box_.begun) return;
-    box_.begun = true;
-    box_.form.close |= !box_.form.http_1_1 || thread_->shared().close_after_answer.load(std::memory_order_relaxed);
-    const std::size_t before = box_.bytes.size();
-    append_stream_head(box_.bytes, status, content_type, headers, box_.form);
-    pending_.fetch_add(box_.bytes.size() - before, std::memory_order_relaxed);
-  }
-  schedule();
-}
-
-void Connection::write(std::uint64_t id, std::string_view chunk) {
-  if (chunk.empty()) return;  // an empty chunk would end the body
-  std::shared_ptr<Connection> given_up;
-  {
-    std::lock_guard lock(mutex_);
-    if (!open_for(id) || !box_.begun || box_.form.head_only) return;
-    const std::size_t before = box_.bytes.size();
-    if (box_.form.http_1_1)
-      append_chunk(box_.bytes, chunk);
-    else
-      box_.bytes += chunk;
-    const std::size_t added = box_.bytes.size() - before;
-    const std::size_t pending = pending_.fetch_add(added) + added;
-    if (pending > Exchange::kHighWater) backlog_.store(true);
-    if (pending > Exchange::kMaxBacklog) box_.cut = true;
-    if (box_.behind) given_up = count_unsent();
-  }
-  if (given_up) given_up->give_up();
-  schedule();
-}
-
-void Connection::end_stream(std::uint64_t id) {
-  {
-    std::lock_guard lock(mutex_);
-    if (!open_for(id) || !box_.begun) return;
-    box_.finished = true;
-    if (box_.form.http_1_1 && !box_.form.head_only) {
-      box_.bytes += kLastChunk;
-      pending_.fetch_add(kLastChunk.size(), std::memory_order_relaxed);
-    }
-  }
-  schedule();
-}
-
-void Connection::abandon(std::uint64_t id, const Request& request) {
-  bool begun = false;
-  {
-    std::lock_guard lock(mutex_);
-    if (!open_for(id)) return;
-    begun = box_.begun;
-    if (begun) box_.cut = true;
-  }
-  if (begun)
-    schedule();
-  else
-    respond(id, thread_->shared().error_page(request, 500, "The server failed to answer the request."));
 }
 
 void Connection::set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener) {

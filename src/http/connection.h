@@ -33,8 +33,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void start();
   void refuse();
   void serve();
-  void on_deadline();
-  void shut();
+  void on_deadline(Wait passed);
+  void close();
   bool has_input();
   void drain();
 
@@ -43,7 +43,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void begin_stream(std::uint64_t id, int status, std::string_view content_type, const Headers& headers);
   void write(std::uint64_t id, std::string_view chunk);
   void end_stream(std::uint64_t id);
-  void abandon(std::uint64_t id, const Request& request);
+  void abandon(std::uint64_t id, const Request& request) noexcept;
+  void cut(std::uint64_t id);
   void set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener);
   void wake();
   bool exchange_closed(std::uint64_t id);
@@ -52,7 +53,15 @@ class Connection : public std::enable_shared_from_this<Connection> {
  private:
   friend class IoThread;
 
+  template <class Work>
+  void contain(std::string_view where, Work work) noexcept;
+  template <class Add>
+  void append(std::uint64_t id, Add add);
+  void begin_reading();
   boost::asio::awaitable<void> read_loop();
+  void serve_outbox();
+  void end_wait(Wait passed);
+  void shut();
   bool on_readable();
   void take(std::string_view bytes);
   void process_input();
@@ -98,6 +107,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::chrono::steady_clock::time_point wait_began_{};
   IoThread::Hook wait_hook_;
   IoThread::Hook thread_hook_;
+
+  // Under the inbox's mutex of the thread.
+  IoThread::InboxHook inbox_hook_;
+  std::shared_ptr<Connection> in_inbox_;  // itself, while it is there
 
   // Shared with the threads that answer.
   std::atomic<bool> scheduled_{false};

@@ -4,6 +4,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/intrusive/list.hpp>
 
+#include "base/log.h"
 #include "http/connection.h"
 
 namespace xgen::http {
@@ -22,6 +23,10 @@ constexpr int kMaxLookedAt = 64;         // connections, to find one that may be
 
 }  // namespace
 
+struct IoThread::InboxList
+    : intrusive::list<Connection, intrusive::member_hook<Connection, InboxHook, &Connection::inbox_hook_>,
+                      intrusive::constant_time_size<false>> {};
+
 struct IoThread::Lists {
   using WaitList = intrusive::list<Connection, intrusive::member_hook<Connection, Hook, &Connection::wait_hook_>,
                                    intrusive::constant_time_size<false>>;
@@ -29,6 +34,7 @@ struct IoThread::Lists {
                                   intrusive::constant_time_size<false>>;
   std::array<WaitList, kWaits> waiting;
   AllList all;
+  InboxList inbox;  // under inbox_mutex_
 };
 
 IoThread::IoThread(std::shared_ptr<ServerState> shared)
@@ -38,15 +44,38 @@ IoThread::IoThread(std::shared_ptr<ServerState> shared)
 
 IoThread::~IoThread() = default;
 
+void report_fault(std::string_view where, const char* what) noexcept {
+  try {
+    log::error("http", "fault in " + std::string(where), {{"reason", what}});
+  } catch (const std::exception&) {  // not even memory for the line
+  }
+}
+
 void IoThread::add(Connection& connection) { lists_->all.push_back(connection); }
+
+// Connections contain their own faults; this is for the little that is done between them.
+void IoThread::start() {
+  thread_ = std::thread([this] {
+    for (;;) {
+      try {
+        context_.run();
+        return;
+      } catch (const std::exception& fault) {
+        report_fault("the event loop", fault.what());
+      }
+    }
+  });
+}
 
 void IoThread::stop() {
   asio::post(context_, [this] {
     {
       Turn turn(*this);
-      std::vector<std::shared_ptr<Connection>> all;
-      for (Connection& connection : lists_->all) all.push_back(connection.shared_from_this());
-      for (const auto& connection : all) connection->shut();
+      while (!lists_->all.empty()) {
+        const auto connection = lists_->all.front().shared_from_this();
+        lists_->all.pop_front();
+        connection->close();
+      }
       timer_.cancel();
     }
     std::lock_guard lock(inbox_mutex_);
@@ -57,41 +86,67 @@ void IoThread::stop() {
     thread_.join();
   else
     context_.run();  // never started: the clean-up still has to run
-  std::lock_guard lock(inbox_mutex_);
-  inbox_.clear();
+  while (take_from(lists_->inbox)) {
+  }
 }
 
 void IoThread::drain() {
   asio::post(context_, [this] {
     Turn turn(*this);
-    std::vector<std::shared_ptr<Connection>> all;
-    for (Connection& connection : lists_->all) all.push_back(connection.shared_from_this());
-    for (const auto& connection : all) connection->drain();
+    for (auto next = lists_->all.begin(); next != lists_->all.end();) {
+      const auto connection = (next++)->shared_from_this();  // it may leave the list
+      connection->drain();
+    }
   });
 }
 
-void IoThread::push(std::shared_ptr<Connection> connection) {
-  bool first = false;
+// Without any allocation: an engine may be the caller.
+void IoThread::push(const std::shared_ptr<Connection>& connection) noexcept {
   {
     std::lock_guard lock(inbox_mutex_);
     if (stopped_) return;
-    first = inbox_.empty();
-    inbox_.push_back(std::move(connection));
+    connection->in_inbox_ = connection;
+    lists_->inbox.push_back(*connection);
+    if (posted_ || current == this) return;
+    posted_ = true;
   }
-  if (first && current != this) asio::post(context_, [this] { Turn turn(*this); });
+  post_turn();
+}
+
+void IoThread::post_turn() noexcept {
+  try {
+    asio::post(context_, [this] { Turn turn(*this); });
+  } catch (const std::exception& fault) {
+    report_fault("a wake-up", fault.what());
+    std::lock_guard lock(inbox_mutex_);
+    posted_ = false;  // the next one tries again
+  }
+}
+
+// The first connection of a list of such that wait to be served; null if there is none.
+std::shared_ptr<Connection> IoThread::take_from(InboxList& list) {
+  std::lock_guard lock(inbox_mutex_);
+  if (list.empty()) return nullptr;
+  Connection& connection = list.front();
+  list.pop_front();
+  return std::move(connection.in_inbox_);
 }
 
 // One batch only: a thread that answers without pause must not keep this one from its sockets and timers.
-void IoThread::serve_inbox() {
+void IoThread::serve_inbox() noexcept {
+  InboxList batch;
   {
     std::lock_guard lock(inbox_mutex_);
-    if (inbox_.empty()) return;
-    serving_.swap(inbox_);
+    posted_ = false;
+    batch.swap(lists_->inbox);
   }
-  for (const auto& connection : serving_) connection->serve();
-  serving_.clear();
-  std::lock_guard lock(inbox_mutex_);
-  if (!inbox_.empty()) asio::post(context_, [this] { Turn turn(*this); });
+  while (const auto connection = take_from(batch)) connection->serve();
+  {
+    std::lock_guard lock(inbox_mutex_);
+    if (lists_->inbox.empty() || posted_) return;
+    posted_ = true;
+  }
+  post_turn();
 }
 
 void IoThread::begin_wait(Connection& connection, Wait wait) {
@@ -144,7 +199,7 @@ void IoThread::close_oldest(Wait wait) {
       // A request that lies unread in its socket is about to be served.
       if (wait == Wait::idle && connection.has_input() && ++looked_at < kMaxLookedAt) continue;
       const auto keep = connection.shared_from_this();
-      connection.shut();
+      connection.close();
       return;
     }
   });
@@ -163,19 +218,20 @@ void IoThread::on_timer() {
   Turn turn(*this);
   timer_at_ = Clock::time_point::max();
   const auto now = Clock::now();
-  std::vector<std::shared_ptr<Connection>> due;
   auto next = Clock::time_point::max();
   for (auto& list : lists_->waiting) {
-    for (Connection& connection : list) {
-      const Clock::time_point deadline = connection.wait_began_ + length_of(connection.wait_);
+    while (!list.empty()) {
+      const auto connection = list.front().shared_from_this();
+      const Wait wait = connection->wait_;
+      const Clock::time_point deadline = connection->wait_began_ + length_of(wait);
       if (deadline > now) {
         next = std::min(next, deadline);
         break;
       }
-      due.push_back(connection.shared_from_this());
+      begin_wait(*connection, Wait::none);
+      connection->on_deadline(wait);
     }
   }
-  for (const auto& connection : due) connection->on_deadline();
   if (next < timer_at_) arm_timer(next);
 }
 

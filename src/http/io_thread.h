@@ -18,9 +18,9 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "http/server.h"
 #include "http/slow_readers.h"
@@ -28,6 +28,9 @@
 namespace xgen::http {
 
 class Connection;
+
+// Logs what must not end the process.
+void report_fault(std::string_view where, const char* what) noexcept;
 
 constexpr std::size_t kReadSize = 64 * 1024;  // per read, into a buffer that the thread's connections share
 
@@ -73,15 +76,13 @@ class IoThread {
   std::array<char, kReadSize>& read_buffer() { return read_buffer_; }
   std::atomic<std::size_t>& open() { return open_; }
 
-  void start() {
-    thread_ = std::thread([this] { context_.run(); });
-  }
+  void start();
   // Closes every connection and ends the thread. Later calls from exchanges have no effect.
   void stop();
   void drain();
 
   // Thread-safe: has the connection served soon.
-  void push(std::shared_ptr<Connection> connection);
+  void push(const std::shared_ptr<Connection>& connection) noexcept;
 
   void begin_wait(Connection& connection, Wait wait);
 
@@ -118,7 +119,10 @@ class IoThread {
   struct ByWait;
   struct ByThread;
 
-  void serve_inbox();
+  struct InboxList;
+  void serve_inbox() noexcept;
+  void post_turn() noexcept;
+  std::shared_ptr<Connection> take_from(InboxList& list);
   void publish_oldest(Wait wait);
   std::chrono::milliseconds length_of(Wait wait) const;
   void arm_timer(std::chrono::steady_clock::time_point at);
@@ -137,10 +141,10 @@ class IoThread {
 
   std::mutex inbox_mutex_;
   bool stopped_ = false;
-  std::vector<std::shared_ptr<Connection>> inbox_;
-  std::vector<std::shared_ptr<Connection>> serving_;
+  bool posted_ = false;  // a turn will come for what is in the inbox
 
   using Hook = boost::intrusive::list_member_hook<boost::intrusive::link_mode<boost::intrusive::auto_unlink>>;
+  using InboxHook = boost::intrusive::list_member_hook<>;
   struct Lists;
   std::unique_ptr<Lists> lists_;
   std::array<std::atomic<std::chrono::steady_clock::rep>, kWaits> oldest_;

@@ -6,13 +6,13 @@
 #include <algorithm>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <exception>
 #include <utility>
 
 #include "base/log.h"
@@ -71,7 +71,7 @@ class BeastServer final : public Server {
   std::uint16_t port() const override { return port_; }
 
   void start() override {
-    asio::co_spawn(threads_[0]->context(), accept_loop(), asio::detached);
+    accept();
     for (const auto& thread : threads_) thread->start();
   }
 
@@ -96,6 +96,15 @@ class BeastServer final : public Server {
     });
   }
 
+  // A server that does not accept any more would look alive and be dead.
+  void accept() {
+    asio::co_spawn(threads_[0]->context(), accept_loop(), [this](const std::exception_ptr& fault) {
+      if (!fault || !acceptor_.is_open()) return;
+      report_fault("the acceptor", "it begins anew");
+      accept();
+    });
+  }
+
   asio::awaitable<void> accept_loop() {
     asio::steady_timer pause(threads_[0]->context());
     while (acceptor_.is_open()) {
@@ -113,7 +122,11 @@ class BeastServer final : public Server {
         co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
         continue;
       }
-      adopt(thread, std::move(socket));
+      try {
+        adopt(thread, std::move(socket));
+      } catch (const std::exception& fault) {
+        report_fault("a new connection", fault.what());
+      }
     }
   }
 

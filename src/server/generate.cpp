@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -43,16 +44,20 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
 
   void start(std::vector<inference::GenerateRequest> requests, inference::ModelService& service);
 
-  // On the engine's thread.
-  void deliver(std::size_t prompt, Event event) {
+  // On the engine's thread, which serves other requests too: want of memory ends this call alone.
+  void deliver(std::size_t prompt, Event event) noexcept {
     const bool terminal =
         std::holds_alternative<inference::Finished>(event) || std::holds_alternative<inference::Failed>(event);
     bool wake = false;
     {
       std::lock_guard lock(mutex_);
       if (over_) return;
-      inbox_.emplace_back(prompt, std::move(event));
-      wake = terminal || encoder_.has_value() || inbox_.size() >= kGatheredEvents;
+      try {
+        inbox_.emplace_back(prompt, std::move(event));
+      } catch (const std::bad_alloc&) {
+        lost_ = true;
+      }
+      wake = terminal || lost_ || encoder_.has_value() || inbox_.size() >= kGatheredEvents;
     }
     if (wake) exchange_->wake();
   }
@@ -103,6 +108,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
 
   std::mutex mutex_;
   bool over_ = false;  // answered or closed: later events are dropped
+  bool lost_ = false;  // an event found no memory
   std::vector<std::pair<std::size_t, Event>> inbox_;
 };
 
@@ -124,11 +130,14 @@ bool Call::choice_exists(const Event& event) const {
 
 void Call::on_wake() {
   std::vector<std::pair<std::size_t, Event>> events;
+  bool lost = false;
   {
     std::lock_guard lock(mutex_);
     if (over_) return;
     events.swap(inbox_);
+    lost = lost_;
   }
+  if (lost) return fail(make_error(ErrorCode::internal, "The server has no memory left for the answer."));
   const std::size_t pending = exchange_->pending_bytes();
   const auto slow = [&] {
     return streaming_ && held_bytes_ < kMaxHeldBytes && pending + out_.size() > http::Exchange::kHighWater;

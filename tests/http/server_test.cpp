@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/log.h"
 #include "support/raw_client.h"
 
 namespace xgen::http {
@@ -22,7 +23,8 @@ using ::testing::HasSubstr;
 //   /echo    answers method, path, query and body        /silent  never answers, keeps the exchange
 //   /drop    lets go of the exchange                      /stream  three chunks
 //   /cut     begins a stream and lets go                  /flood   as much as the client takes, until it is gone
-//   /later   answers from another thread
+//   /later   answers from another thread           /throw   fails, as do the listeners of /throw-on-wake and
+//                                                           /throw-on-close, when they are told
 class ServerTest : public ::testing::Test {
  protected:
   struct Listener : ExchangeListener {
@@ -44,9 +46,29 @@ class ServerTest : public ::testing::Test {
     std::shared_ptr<Exchange> exchange;
   };
 
+  struct Thrower : Listener {
+    Thrower(ServerTest& owner, bool wake) : Listener(owner), on_wake_too(wake) {}
+    void on_wake() override {
+      if (on_wake_too) throw std::runtime_error("thrown by on_wake");
+    }
+    void on_close() override {
+      Listener::on_close();
+      throw std::runtime_error("thrown by on_close");
+    }
+    bool on_wake_too;
+  };
+
   void handle(const std::shared_ptr<Exchange>& exchange) {
     handled.fetch_add(1);
     const Request& request = exchange->request();
+    if (request.path == "/throw") throw std::runtime_error("thrown by the handler");
+    if (request.path.starts_with("/throw-on")) {
+      exchange->set_listener(std::make_shared<Thrower>(*this, request.path == "/throw-on-wake"));
+      std::lock_guard lock(mutex);
+      kept.push_back(exchange);
+      exchange->wake();
+      return;
+    }
     if (request.path == "/drop") return;
     if (request.path == "/cut") {
       exchange->begin_stream(200, "text/plain", {});
@@ -88,7 +110,8 @@ class ServerTest : public ::testing::Test {
     options.port = 0;
     auto bound = Server::bind(
         options, [this](const std::shared_ptr<Exchange>& exchange) { handle(exchange); },
-        [](const Request& request, int status, std::string_view message) {
+        [this](const Request& request, int status, std::string_view message) {
+          if (page_fails) throw std::runtime_error("thrown by the error page");
           return Response{.status = status,
                           .body = std::string(message),
                           .content_type = "text/plain",
@@ -130,6 +153,7 @@ class ServerTest : public ::testing::Test {
   }
 
   std::atomic<int> handled{0};
+  std::atomic<bool> page_fails{false};
   std::atomic<int> wakes{0};
   std::atomic<int> closes{0};
   std::atomic<std::size_t> flooded{0};
@@ -537,6 +561,101 @@ TEST_F(ServerTest, AForgottenExchangeGets500AndAForgottenStreamIsCut) {
   ASSERT_TRUE(client.get("/cut"));
   const Answer cut = client.read_answer();
   EXPECT_FALSE(cut.complete);
+}
+
+// Whatever is thrown ends one connection, and the next request is served.
+TEST_F(ServerTest, FaultsEndTheirConnectionOnly) {
+  log::set_level(log::Level::off);
+  start({.header_timeout = 100ms});
+  const auto still_serves = [&] {
+    RawClient client(server->port());
+    client.get("/echo");
+    return client.read_answer().status == 200;
+  };
+  {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.get("/throw"));
+    EXPECT_EQ(client.read_answer().status, 500);
+  }
+  {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.get("/throw-on-wake"));
+    EXPECT_TRUE(client.closed_within(2s));
+    EXPECT_TRUE(eventually([&] { return closes.load() == 1; }));
+    EXPECT_TRUE(still_serves());
+  }
+  {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.get("/throw-on-close"));
+    ASSERT_TRUE(eventually([&] { return handled.load() == 4; }));
+  }
+  EXPECT_TRUE(eventually([&] { return closes.load() == 2; }));
+  EXPECT_TRUE(still_serves());
+
+  page_fails = true;
+  for (const std::string_view bytes : {
+           "GET /throw HTTP/1.1\r\nHost: t\r\n\r\n",  // inside the read
+           "GET /drop HTTP/1.1\r\nHost: t\r\n\r\n",   // inside the exchange's destructor
+           "GET echo HTTP/1.1\r\nHost: t\r\n\r\n",    // inside the parser's fault
+           "GET /echo HT",                            // inside the timer
+       }) {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.send(bytes));
+    EXPECT_TRUE(client.closed_within(2s)) << bytes;
+    EXPECT_EQ(client.input, "");
+    EXPECT_TRUE(still_serves());
+  }
+  {
+    // On a thread that is not the server's.
+    RawClient client(server->port());
+    auto exchange = silent(client);
+    {
+      std::lock_guard lock(mutex);
+      kept.clear();
+    }
+    exchange.reset();
+    EXPECT_TRUE(client.closed_within(2s));
+  }
+  EXPECT_TRUE(still_serves());
+  // And the end of it all.
+  RawClient last(server->port());
+  ASSERT_TRUE(last.get("/throw-on-close"));
+  ASSERT_TRUE(eventually([&] {
+    std::lock_guard lock(mutex);
+    return !kept.empty();
+  }));
+  server.reset();
+  log::set_level(log::Level::info);
+}
+
+// A client that closes its side alone cannot be told from one that has gone, until something is sent to it. An answer
+// that is complete goes out; a model does not go on computing for it.
+TEST_F(ServerTest, AHalfClosedConnectionGetsWhatIsCompleteAndNoMore) {
+  start();
+  for (const bool together : {true, false}) {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.get("/echo"));
+    if (!together) {
+      ASSERT_TRUE(client.read_until("\r\n\r\n"));
+    }
+    client.shut_writing();
+    EXPECT_EQ(client.read_answer().body, "GET /echo?|");
+    EXPECT_TRUE(client.closed_within(2s));
+  }
+  {
+    // An answer that is complete, but too long for the socket at once.
+    RawClient client(server->port(), 4096);
+    const auto exchange = silent(client);
+    exchange->respond({.body = std::string(16 << 20, 'x')});
+    client.shut_writing();
+    EXPECT_EQ(client.read_answer().body.size(), 16U << 20);
+  }
+  RawClient client(server->port());
+  const auto exchange = silent(client);
+  client.shut_writing();
+  EXPECT_TRUE(client.closed_within(2s));
+  EXPECT_TRUE(eventually([&] { return closes.load() == 1; }));
+  EXPECT_TRUE(exchange->closed());
 }
 
 TEST_F(ServerTest, HeaderValuesCannotMakeHeaders) {
