@@ -15,9 +15,11 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
+#include "base/json_text.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "base/worker_pool.h"
@@ -289,18 +291,31 @@ class Signals {
   bool serving_ = false;
 };
 
+// As one word of a POSIX shell.
+std::string shell_quoted(std::string_view text) {
+  std::string out = "'";
+  for (const char c : text) {
+    if (c == '\'')
+      out += "'\\''";
+    else
+      out += c;
+  }
+  return out + "'";
+}
+
 void print_hints(const config::Config& config, int port) {
   const std::string host =
       config.server.host == "0.0.0.0" || config.server.host == "::" ? "localhost" : config.server.host;
   const std::string url =
       "http://" + (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(port);
   const std::string& name = config.models.front().name;
+  std::string body = "{\"model\":\"";
+  append_json_escaped(body, name);
+  body += "\",\"messages\":[{\"role\":\"user\",\"content\":\"How do I add a model?\"}]}";
   std::printf("xgen-model " XGEN_VERSION " serves %s%s at %s/v1\n", name.c_str(),
               name == config::kDemoName ? ", its built-in demo model," : "", url.c_str());
-  std::printf(
-      "  Try it:         curl %s/v1/chat/completions -H 'Content-Type: application/json' -d "
-      "'{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"How do I add a model?\"}]}'\n",
-      url.c_str(), name.c_str());
+  std::printf("  Try it:         curl %s/v1/chat/completions -H 'Content-Type: application/json' -d %s\n", url.c_str(),
+              shell_quoted(body).c_str());
   if (name == config::kDemoName) {
     std::printf("  Your own model: xgen-model serve /path/to/model   (a folder with safetensors, or a .gguf file)\n");
     std::printf("  Several:        list them in models.yaml, then xgen-model serve --config models.yaml\n");

@@ -20,7 +20,7 @@ Status read_body(Endpoint endpoint, std::string_view body, const ParseOptions& o
                  std::vector<std::string>& unknown) {
   draft.endpoint = endpoint;
   auto parsed = parse_json(body);
-  if (!parsed) return invalid("The body of the request is not valid JSON: " + parsed.error().message, {});
+  if (!parsed) return invalid("The body of the request: " + parsed.error().message, {});
   const json::object* object = parsed->if_object();
   if (object == nullptr) return invalid("The body of the request must be a JSON object", {});
   for (const auto& [key, value] : *object) {

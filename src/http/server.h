@@ -17,6 +17,9 @@ namespace xgen::http {
 
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
+// Of ASCII letters, as header names and their tokens are compared.
+bool equal_ignoring_case(std::string_view a, std::string_view b);
+
 struct Request {
   std::string method;  // "GET"
   std::string path;    // undecoded, without the query: "/v1/models/a%2Fb"

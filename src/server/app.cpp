@@ -133,6 +133,12 @@ std::optional<std::string> percent_decode(std::string_view text) {
   return out;
 }
 
+// The content coding of the request's body, unless it is sent as it is; empty then.
+std::string_view content_coding(const http::Request& request) {
+  const std::string_view coding = request.header("Content-Encoding");
+  return http::equal_ignoring_case(coding, "identity") ? std::string_view{} : coding;
+}
+
 // Whether the path fits; `rest` is what {id} stands for.
 bool matches(const Route& route, std::string_view path, std::string_view& rest) {
   constexpr std::string_view kId = "{id}";
@@ -185,6 +191,15 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
       if (!decoded)
         return context.fail(make_error(ErrorCode::invalid_argument, "The path holds a broken percent escape."));
       context.rest = std::move(*decoded);
+    }
+    if (const std::string_view coding = content_coding(request); !coding.empty()) {
+      const Error error = make_error(ErrorCode::invalid_argument,
+                                     "The header Content-Encoding: " + std::string(coding.substr(0, 64)) +
+                                         " is not supported; send the body without compression.",
+                                     "Content-Encoding");
+      return context.respond({.status = 415,
+                              .body = api::error_json(error, "unsupported_content_encoding"),
+                              .headers = {{"Accept-Encoding", "identity"}}});
     }
     if (route.inference && lifecycle.state() == State::refusing)
       return context.fail(make_error(ErrorCode::unavailable, "This server is shutting down."));
@@ -416,8 +431,15 @@ std::string reference_markdown() {
       "\n## Errors\n\nEvery error is `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`; `param` names the field "
       "at "
       "fault. 429 and 503 carry `Retry-After`. An error inside a stream is one `data:` chunk of this shape, then "
-      "`data: [DONE]`.\n\n" +
-      api::errors_markdown();
+      "`data: [DONE]`. Beside the table: 405 for a method that a path does not know, 415 for a body in a "
+      "Content-Encoding other than identity.\n\n" +
+      api::errors_markdown() +
+      "\n## Disconnects\n\nA client that goes away cancels its request within one step of the engine. A client that "
+      "closes its sending side after the request (`shutdown(SHUT_WR)`, as `nc -N` does) cannot be told from one that "
+      "is gone, so that it counts as gone as well, as with vLLM (uvicorn): what is answered at once, or complete by "
+      "then, "
+      "is still sent; an answer that a model is working on is cancelled. Keep the sending side open until the answer "
+      "has come.\n";
   return out;
 }
 

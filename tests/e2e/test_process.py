@@ -2,6 +2,7 @@
 import concurrent.futures
 import json
 import re
+import shlex
 import signal
 import socket
 import threading
@@ -32,6 +33,15 @@ def test_the_printed_curl_command_works(demo):
     answer = demo.post("/v1/chat/completions", body)
     assert answer.status_code == 200
     assert "models.yaml" in answer.json()["choices"][0]["message"]["content"]
+
+
+def test_the_printed_curl_command_holds_any_name():
+    name = """it's-"a"-\\name"""
+    with Process("builtin:xgen-demo", "--name", name) as server:
+        words = shlex.split(re.search(r"curl .*", server.output()).group(0))
+        body = json.loads(words[words.index("-d") + 1])
+        assert body["model"] == name
+        assert server.post("/v1/chat/completions", body).status_code == 200
 
 
 def test_demo_answers_its_own_questions_word_for_word(demo):
