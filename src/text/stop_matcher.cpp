@@ -5,8 +5,7 @@
 
 namespace xgen::text {
 
-StopMatcher::StopMatcher(std::vector<std::string> stop, bool include_stop)
-    : stop_(std::move(stop)), nodes_(1), include_stop_(include_stop) {
+StopMatcher::StopMatcher(std::vector<std::string> stop) : stop_(std::move(stop)), nodes_(1) {
   for (std::size_t i = 0; i < stop_.size(); ++i) {
     if (stop_[i].empty()) continue;
     std::int32_t node = 0;
@@ -65,7 +64,7 @@ StopMatcher::Output StopMatcher::push(std::string_view text) {
     done_ = true;
     const std::size_t end = before + i + 1;
     const std::size_t length = stop_[static_cast<std::size_t>(match)].size();
-    held_.resize(include_stop_ ? end : end - length);
+    held_.resize(end - length);
     return {std::move(held_), static_cast<std::size_t>(match)};
   }
   const auto depth = static_cast<std::size_t>(nodes_[static_cast<std::size_t>(node_)].depth);

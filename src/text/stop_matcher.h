@@ -21,8 +21,8 @@ class StopMatcher {
     std::optional<std::size_t> matched;  // index into the stop strings, when one is complete
   };
 
-  // Empty stop strings never match. include_stop: the matched string is part of the text given out.
-  explicit StopMatcher(std::vector<std::string> stop = {}, bool include_stop = false);
+  // Empty stop strings never match. The one that matches is no part of the text given out.
+  explicit StopMatcher(std::vector<std::string> stop = {});
 
   Output push(std::string_view text);
   // What was held back, once no text follows.
@@ -44,7 +44,6 @@ class StopMatcher {
   std::vector<Node> nodes_;
   std::string held_;
   std::int32_t node_ = 0;
-  bool include_stop_;
   bool done_ = false;
 };
 
