@@ -19,8 +19,8 @@ using SysError = boost::system::error_code;
 
 namespace {
 
-constexpr std::size_t kMaxPipelined = 64 * 1024;  // bytes kept of later requests while one is answered
-constexpr std::size_t kKeepCapacity = 2 * 1024;   // a larger buffer is freed when it has become empty
+constexpr std::size_t kMaxPipelined = 64 << 10;  // bytes kept of later requests while one is answered
+constexpr std::size_t kKeepCapacity = 2 << 10;   // a larger buffer is freed when it has become empty
 
 }  // namespace
 
@@ -268,6 +268,7 @@ void Connection::dispatch() {
 }
 
 // Answers a fault that no handler sees, and ends the connection: where the next request begins is not known.
+// NOLINTNEXTLINE(performance-unnecessary-value-param): the message may be the parser's, which goes before it is used.
 void Connection::answer_fault(int status, std::string message) {
   AnswerForm form{.close = true};
   if (parser_) form.http_1_1 = parser_->http_1_1();

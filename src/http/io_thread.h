@@ -32,7 +32,7 @@ class Connection;
 // Logs what must not end the process.
 void report_fault(std::string_view where, const char* what) noexcept;
 
-constexpr std::size_t kReadSize = 64 * 1024;  // per read, into a buffer that the thread's connections share
+constexpr std::size_t kReadSize = 64 << 10;  // per read, into a buffer that the thread's connections share
 
 // What every part of one server shares.
 struct ServerState {
