@@ -34,10 +34,10 @@ def fuzz(program, target, build, seconds):
 
 
 def main():
-    if not 2 <= len(sys.argv) <= 4:
+    arguments = sys.argv[1:] + ["all", "60"][len(sys.argv) - 2:]
+    if len(sys.argv) < 2 or len(arguments) != 3 or not arguments[2].isdigit():
         sys.exit(__doc__)
-    build = pathlib.Path(sys.argv[1]).resolve()
-    name, seconds = (sys.argv[2:3] or ["all"])[0], int((sys.argv[3:4] or ["60"])[0])
+    build, name, seconds = pathlib.Path(arguments[0]).resolve(), arguments[1], arguments[2]
     programs = {path.name.removeprefix("fuzz_"): path for path in sorted((build / "tests/fuzz").glob("fuzz_*"))}
     if name != "all" and name not in programs:
         sys.exit(f"fuzz: no target '{name}'; there are: {' '.join(programs)}")
