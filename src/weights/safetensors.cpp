@@ -163,7 +163,7 @@ Result<TensorStore> open_safetensors(const FileSet& files) {
   return builder.finish();
 }
 
-Result<TensorStore> parse_safetensors(Bytes file, std::string source) {
+Result<TensorStore> parse_safetensors(Bytes file, const std::string& source) {
   TensorStoreBuilder builder(source);
   Status status = read_file(std::move(file), source, true, builder);
   if (!status) return std::move(status).error();

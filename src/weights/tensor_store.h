@@ -59,6 +59,6 @@ Result<TensorStore> open_gguf(const FileSet& files);
 // One GGUF file in memory, as open_gguf reads it.
 Result<TensorStore> parse_gguf(Bytes file, std::string source);
 // One safetensors file in memory.
-Result<TensorStore> parse_safetensors(Bytes file, std::string source);
+Result<TensorStore> parse_safetensors(Bytes file, const std::string& source);
 
 }  // namespace xgen::weights
