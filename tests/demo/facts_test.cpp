@@ -61,6 +61,11 @@ TEST(DemoFacts, ParametersAndMetricsExist) {
   for (const std::string& name : mentioned("parameters")) {
     EXPECT_NE(parameters.find("`" + name + "`"), std::string::npos) << name;
   }
+  const std::string refused = parameters.substr(parameters.find("### Parameters refused by name"));
+  EXPECT_FALSE(mentioned("refused").empty());
+  for (const std::string& name : mentioned("refused")) {
+    EXPECT_NE(refused.find("`" + name + "`"), std::string::npos) << name << " is said to be refused";
+  }
   const std::string page = metrics::reference_markdown();
   for (const std::string& name : mentioned("metrics"))
     EXPECT_NE(page.find("`" + name + "`"), std::string::npos) << name;

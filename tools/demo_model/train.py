@@ -110,7 +110,8 @@ def train(args, facts, chat, config):
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    kept = [question for _, question in text.load_reworded(facts)] + [question for fact in facts for question in fact.dev]
+    kept = [question for name in text.UNSEEN for _, question in text.load_unseen(facts, name)]
+    kept += [question for fact in facts for question in fact.dev]
     sampler = text.Sampler(facts, chat, args.seed, kept)
     stream = batches(sampler, args.batch_tokens)
     dev = [(fact, question) for fact in facts for question in fact.dev]
@@ -199,17 +200,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=REPO / "models/demo")
     parser.add_argument("--questions", type=pathlib.Path, default=text.HERE / "questions.yaml")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--warmup", type=int, default=80)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--vocab", type=int, default=2560)
+    parser.add_argument("--vocab", type=int, default=3072)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", type=int, default=250)
     parser.add_argument("--margin", type=float, default=0.5, help="least logit margin of every token of an answer")
-    parser.add_argument("--polish", type=int, default=20, help="most rounds of further training on what is still wrong")
+    parser.add_argument("--polish", type=int, default=9, help="most rounds of further training on what is still wrong")
     parser.add_argument("--polish-steps", type=int, default=60)
     parser.add_argument("--hold-out", type=float, default=0.0, help="share of the wordings kept from training, to measure on")
     parser.add_argument("--init", type=pathlib.Path, help="a model.safetensors to go on from, instead of random weights")

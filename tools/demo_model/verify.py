@@ -31,10 +31,11 @@ KEY = re.compile(r"(?<![\w/])(?:server|log|memory|compute|defaults|models)\.[a-z
 def mentioned(facts, sections):
     """What the answers speak of, for the test that holds it against the tables of the program.
 
-    routes, config_keys (section.key), parameters and metrics have to exist there; words lists every word of the
-    answers about a section, so that the test can see whether a key is spoken of at all.
+    routes, config_keys (section.key), parameters and metrics have to exist there; refused are the parameters that have
+    to be refused by name there; words lists every word of the answers about a section, so that the test can see whether
+    a key is spoken of at all.
     """
-    routes, keys, parameters, metrics, words = set(), set(), set(), set(), {}
+    routes, keys, parameters, refused, metrics, words = set(), set(), set(), set(), set(), {}
     for fact in facts:
         answer, section = fact.answer, sections.get(fact.id)
         routes |= set(ROUTE.findall(answer)) | ({"/"} if "GET / " in answer or "GET /는" in answer else set())
@@ -42,6 +43,8 @@ def mentioned(facts, sections):
         metrics |= set(re.findall(r"vllm:[a-z_]+", answer))
         if section == "request":
             parameters |= set(SNAKE.findall(answer)) - NOT_PARAMETERS
+        elif section == "refused":
+            refused |= set(SNAKE.findall(answer))
         elif section:
             keys |= {f"{section}.{name}" for name in SNAKE.findall(answer)}
             words.setdefault(section, set()).update(re.findall(r"\b[a-z_]+\b", answer))
@@ -49,6 +52,7 @@ def mentioned(facts, sections):
         "routes": sorted(routes),
         "config_keys": sorted(keys),
         "parameters": sorted(parameters),
+        "refused": sorted(refused),
         "metrics": sorted(metrics),
         "words": {section: sorted(found) for section, found in sorted(words.items())},
         "must_be_covered": ["routes", "config_keys"],
@@ -80,19 +84,20 @@ def main():
     )
     assert not missing and not unexpected, (missing, unexpected)
     known = [(fact, question) for fact in facts for question in fact.questions]
-    unseen = text.load_reworded(facts)
+    unseen = {name: text.load_unseen(facts, name) for name in text.UNSEEN}
     trained = {text.key(question) for _, question in known}
-    assert not [question for _, question in unseen if text.key(question) in trained]
+    assert not [question for pairs in unseen.values() for _, question in pairs if text.key(question) in trained]
 
     results = check_answers(model, chat, known)
     print(f"own forward pass: {sum(r for r, _ in results)} of {len(known)} word for word, smallest margin {min(m for _, m in results):.3f}")
     for prompt in text.SYSTEM_PROMPTS[:2]:
         print(f"with the system prompt {prompt!r}: {share(check_answers(model, chat, known, [prompt])):.4f}")
-    reworded = check_answers(model, chat, unseen)
-    for (fact, question), (right, _) in zip(unseen, reworded):
-        if not right:
-            print(f"reworded, {fact.id}/{fact.language}: {question} -> {greedy(model, chat, [('user', question)])}")
-    print(f"reworded: {sum(r for r, _ in reworded)} of {len(unseen)}")
+    for name, pairs in unseen.items():
+        answered = check_answers(model, chat, pairs)
+        for (fact, question), (right, _) in zip(pairs, answered):
+            if not right:
+                print(f"{name}, {fact.id}/{fact.language}: {question} -> {greedy(model, chat, [('user', question)])}")
+        print(f"{name}: {sum(r for r, _ in answered)} of {len(pairs)}")
 
     theirs = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -114,9 +119,9 @@ def main():
 
     args.out.mkdir(parents=True, exist_ok=True)
     row = lambda fact, question: {"id": fact.id, "language": fact.language, "question": question, "answer": fact.answer}
-    for name, pairs in (("answers.jsonl", known), ("reworded.jsonl", unseen)):
+    for name, pairs in {"answers": known, **unseen}.items():
         rows = [json.dumps(row(*pair), ensure_ascii=False) + "\n" for pair in pairs]
-        (args.out / name).write_text("".join(rows), encoding="utf-8")
+        (args.out / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
     sections = {entry["id"]: entry["about"] for entry in yaml.safe_load((text.HERE / "questions.yaml").read_text(encoding="utf-8")) if "about" in entry}
     (args.out / "facts.json").write_text(json.dumps(mentioned(facts, sections), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if differing or not all(right for right, _ in results):
