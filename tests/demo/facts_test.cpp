@@ -39,15 +39,24 @@ TEST(DemoFacts, RoutesAreTodaysRoutes) {
   EXPECT_EQ(mentioned("routes"), routes);
 }
 
+// Keys younger than the model's last training: it says nothing of them, and so nothing wrong. The next training takes
+// them up and empties the list.
+const std::set<std::string> kNotTaughtYet{"server.max_unsent"};
+
 TEST(DemoFacts, KeysAreTodaysKeys) {
   const std::vector<std::string> names = config::key_names();
   const std::set<std::string> keys(names.begin(), names.end());
   for (const std::string& key : mentioned("config_keys")) EXPECT_TRUE(keys.contains(key)) << key;
+  for (const std::string& key : kNotTaughtYet) EXPECT_TRUE(keys.contains(key)) << key;
   // Keys whose names are everyday words are found among the words of the answers about their section.
   const auto& words = facts().at("words").as_object();
   for (const std::string& key : keys) {
     const std::string section = key.substr(0, key.find('.')), name = key.substr(key.find('.') + 1);
-    if (section == "defaults" || mentioned("config_keys").contains(key)) continue;
+    if (section == "defaults" || mentioned("config_keys").contains(key)) {
+      EXPECT_FALSE(kNotTaughtYet.contains(key)) << key << " is taught";
+      continue;
+    }
+    if (kNotTaughtYet.contains(key)) continue;
     const auto* spoken = words.if_contains(section);
     ASSERT_NE(spoken, nullptr) << key << " is spoken of nowhere";
     const auto& list = spoken->as_array();
