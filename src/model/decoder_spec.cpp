@@ -387,23 +387,26 @@ void read_gguf_ropes(Facts& facts, DecoderSpec& spec, const weights::TensorStore
                       std::to_string(spec.head_dim) + "], is " + std::to_string(*dim));
   }
   const int rotary_dim = static_cast<int>(*dim);
-  const auto type = root.get_string(facts.gguf_key("rope.scaling.type"), std::string_view("none"));
+  // A factor alone means linear scaling; the first files called it scale_linear. 0 stands for "not scaled".
+  const auto type = root.get_string(facts.gguf_key("rope.scaling.type"), std::string_view("linear"));
   if (!type) return facts.fail(type.error());
+  const double stated = real("rope.scaling.factor", -1, real("rope.scale_linear", -1, 0));
+  const double factor = stated > 0 ? stated : 1;
 
   RopeScaling scaling;
   scaling.original_context = real("rope.scaling.original_context_length", 0, spec.max_position);
   scaling.attention_factor = real("rope.scaling.attn_factor", 0, 1);
-  if (*type == "linear" || *type == "yarn") {
-    // A factor of 0 stands for "not scaled".
-    const double factor = real("rope.scaling.factor", -1, 0);
-    scaling.factor = factor > 0 ? factor : 1;
-    scaling.kind = *type == "linear" ? RopeScaling::Kind::linear : RopeScaling::Kind::yarn;
-    if (scaling.kind == RopeScaling::Kind::yarn) {
-      scaling.beta_fast = real("rope.scaling.yarn_beta_fast", 0, 32);
-      scaling.beta_slow = real("rope.scaling.yarn_beta_slow", 0, 1);
-      scaling.attention_factor *= yarn_magnitude(scaling.factor);
-      extended_context = scaling.original_context * scaling.factor;
-    }
+  if (*type == "linear") {
+    scaling.kind = RopeScaling::Kind::linear;
+    scaling.factor = factor;
+  } else if (*type == "yarn") {
+    scaling.kind = RopeScaling::Kind::yarn;
+    scaling.factor = factor;
+    scaling.beta_fast = real("rope.scaling.yarn_beta_fast", 0, 32);
+    scaling.beta_slow = real("rope.scaling.yarn_beta_slow", 0, 1);
+    // config.json's attention_factor, which takes the place of the usual magnitude.
+    scaling.attention_factor *= real("rope.scaling.yarn_attn_factor", 0, yarn_magnitude(factor));
+    extended_context = scaling.original_context * factor;
   } else if (*type != "none" && *type != "longrope") {
     return facts.fail(facts.gguf_key("rope.scaling.type") + " \"" + std::string(*type) +
                           "\" is not supported; supported are none, linear, yarn, longrope",

@@ -58,6 +58,8 @@ class Binder {
     return layer_name(layer, std::string(spec_.gguf ? slot.gguf : slot.hf) + std::string(suffix));
   }
 
+  bool has(const std::string& name) const { return store_.find(name) != nullptr; }
+
   const TensorView* find(const std::string& name) {
     const auto tensors = store_.tensors();
     const auto at = std::lower_bound(tensors.begin(), tensors.end(), name,
@@ -173,12 +175,16 @@ void bind_attention(Binder& bind, const DecoderSpec& spec, int layer, LayerWeigh
   const std::int64_t hidden = spec.hidden_size;
   const std::int64_t q_dim = std::int64_t{spec.num_heads} * spec.head_dim;
   const std::int64_t kv_dim = std::int64_t{spec.num_kv_heads} * spec.head_dim;
-  if (spec.arch->fused_qkv) {
-    const TensorView qkv = bind.matrix(bind.name(layer, kQkv, ".weight"), q_dim + 2 * kv_dim, hidden);
-    if (qkv.data) {
-      out.q.weight = row_range(qkv, 0, q_dim);
-      out.k.weight = row_range(qkv, q_dim, kv_dim);
-      out.v.weight = row_range(qkv, q_dim + kv_dim, kv_dim);
+  // llama.cpp's converter can fuse any architecture's (--fuse-qkv).
+  if (spec.arch->fused_qkv || (spec.gguf && bind.has(bind.name(layer, kQkv, ".weight")))) {
+    const Linear qkv = bind.linear(layer, kQkv, q_dim + 2 * kv_dim, hidden, spec.qkv_bias);
+    const auto part = [&](std::int64_t begin, std::int64_t rows) {
+      return Linear{row_range(qkv.weight, begin, rows), qkv.bias ? qkv.bias + begin : nullptr};
+    };
+    if (qkv.weight.data) {
+      out.q = part(0, q_dim);
+      out.k = part(q_dim, kv_dim);
+      out.v = part(q_dim + kv_dim, kv_dim);
     }
   } else {
     out.q = bind.linear(layer, kQ, q_dim, hidden, spec.qkv_bias);

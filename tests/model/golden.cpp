@@ -3,11 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <boost/crc.hpp>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <numbers>
 #include <numeric>
 #include <random>
 #include <sstream>
@@ -20,6 +20,7 @@ using test::GgufValue;
 using test::Tensor;
 
 const std::string kFolder = std::string(XGEN_SOURCE_DIR) + "/tests/golden/models/";
+const std::string kGgufFolder = std::string(XGEN_SOURCE_DIR) + "/tests/golden/gguf/";
 
 std::string read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -47,13 +48,20 @@ bool is_one_of(const std::string& text, std::initializer_list<std::string> optio
   return std::find(options.begin(), options.end(), text) != options.end();
 }
 
-// llama.cpp's name of a Hugging Face tensor (dense part).
+// llama.cpp's name of a Hugging Face tensor; of an expert's, the stack that it goes into.
 std::string gguf_name(std::string name, const std::string& arch) {
   if (name == "model.embed_tokens.weight") return "token_embd.weight";
   if (name == "model.norm.weight") return "output_norm.weight";
   if (name == "lm_head.weight") return "output.weight";
   const bool post_attention_is_mlp_norm = is_one_of(
       arch, {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "smollm3", "phi3", "granite", "glm4"});
+  if (const auto at = name.find(".experts."); at != std::string::npos) {
+    const std::string part = name.substr(name.find('.', at + 9));  // behind the expert's number
+    const std::string stack = part == ".w1.weight" || part == ".gate_proj.weight"   ? "ffn_gate_exps"
+                              : part == ".w2.weight" || part == ".down_proj.weight" ? "ffn_down_exps"
+                                                                                    : "ffn_up_exps";
+    return "blk." + name.substr(13, name.find('.', 13) - 13) + "." + stack + ".weight";
+  }
   replace(name, "model.layers.", "blk.");
   replace(name, "self_attn.qkv_proj", "attn_qkv");
   replace(name, "self_attn.q_proj", "attn_q");
@@ -90,30 +98,66 @@ std::vector<float> permuted(const std::vector<float>& rows, std::size_t heads, s
   return out;
 }
 
-std::vector<float> llama3_divisors(const object& scaling, double theta, int dim) {
-  const double factor = scaling.at("factor").to_number<double>();
-  const double low = scaling.at("low_freq_factor").to_number<double>();
-  const double high = scaling.at("high_freq_factor").to_number<double>();
-  const double context = scaling.at("original_max_position_embeddings").to_number<double>();
-  std::vector<float> divisors;
-  for (int i = 0; i < dim; i += 2) {
-    const double wavelength = 2 * std::numbers::pi * std::pow(theta, static_cast<double>(i) / dim);
-    const double smooth = std::clamp((context / wavelength - low) / (high - low), 0.0, 1.0);
-    divisors.push_back(static_cast<float>(1 / ((1 - smooth) / factor + smooth)));
-  }
-  return divisors;
+// The file's [type, value] pairs, as tools/golden/gguf_models.py writes them.
+GgufValue gguf_value(const boost::json::value& entry) {
+  const std::string_view type = entry.at(0).as_string();
+  const boost::json::value& value = entry.at(1);
+  if (type == "u32") return value.to_number<std::uint32_t>();
+  if (type == "f32") return value.to_number<float>();
+  if (type == "bool") return value.as_bool();
+  if (type == "bool[]") return boost::json::value_to<std::vector<bool>>(value);
+  EXPECT_EQ(type, "str");
+  return std::string(value.as_string());
 }
 
-}  // namespace
+// What the converter makes of a case's weights, by their GGUF names.
+std::map<std::string, Tensor> gguf_tensors(const GoldenCase& golden) {
+  const std::string model_type = golden.architecture();
+  const bool permutes = is_one_of(model_type, {"llama", "mistral", "mixtral", "smollm3", "granite"});
+  const auto heads = golden.config.at("num_attention_heads").to_number<std::size_t>();
+  const auto* kv = golden.config.if_contains("num_key_value_heads");
+  const std::size_t kv_heads = kv ? kv->to_number<std::size_t>() : heads;
+  std::vector<const Tensor*> ordered;
+  for (const Tensor& tensor : golden.tensors) ordered.push_back(&tensor);
+  // Names sort experts as text; below a stack grows in the order of their numbers.
+  std::stable_sort(ordered.begin(), ordered.end(),
+                   [](const Tensor* a, const Tensor* b) { return a->name.size() < b->name.size(); });
+  std::map<std::string, Tensor> out;
+  for (const Tensor* tensor : ordered) {
+    std::vector<float> data = values(*tensor);
+    const std::string name = gguf_name(tensor->name, model_type);
+    if (model_type.starts_with("gemma") && name.ends_with("norm.weight")) {
+      for (float& x : data) x += 1;
+    }
+    const std::size_t width = tensor->shape.rank == 2 ? static_cast<std::size_t>(tensor->shape[1]) : 1;
+    if (permutes && name.find("attn_q.") != std::string::npos) data = permuted(data, heads, width);
+    if (permutes && name.find("attn_k.") != std::string::npos) data = permuted(data, kv_heads, width);
+    Tensor made = test::f32_tensor(name, tensor->shape, data);
+    if (name.find("_exps") == std::string::npos) {
+      out[name] = std::move(made);
+      continue;
+    }
+    Tensor& stack = out.try_emplace(name, Tensor{name, made.dtype, make_shape({0, made.shape[0], made.shape[1]}), ""})
+                        .first->second;
+    stack.data += made.data;
+    ++stack.shape.dims[0];
+  }
+  return out;
+}
 
-std::vector<std::string> golden_names() {
+std::vector<std::string> json_names(const std::string& folder) {
   std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(kFolder)) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     if (entry.path().extension() == ".json") names.push_back(entry.path().stem());
   }
   std::sort(names.begin(), names.end());
   return names;
 }
+
+}  // namespace
+
+std::vector<std::string> golden_names() { return json_names(kFolder); }
+std::vector<std::string> gguf_names() { return json_names(kGgufFolder); }
 
 std::vector<float> counter_uniform(const std::string& key, std::size_t n) {
   std::uint64_t seed = 0xCBF29CE484222325;  // FNV-1a
@@ -170,132 +214,37 @@ FilePtr hf_files(const object& config, const std::vector<Tensor>& tensors) {
       "hf", {{"config.json", boost::json::serialize(config)}, {"model.safetensors", test::write_safetensors(tensors)}});
 }
 
-FilePtr gguf_files(const GoldenCase& golden) {
-  const object& config = golden.config;
-  const std::string model_type = golden.architecture();
-  const auto number = [&](const char* key, double fallback) {
-    const auto* value = config.if_contains(key);
-    return value && value->is_number() ? value->to_number<double>() : fallback;
-  };
-  const auto integer = [&](const char* key, double fallback) {
-    return static_cast<std::uint32_t>(number(key, fallback));
-  };
-  const auto real = [&](const char* key, double fallback) { return static_cast<float>(number(key, fallback)); };
-  const std::uint32_t heads = integer("num_attention_heads", 0);
-  const std::uint32_t kv_heads = integer("num_key_value_heads", heads);
-  const std::uint32_t head_dim = integer("head_dim", integer("hidden_size", 0) / heads);
-  // GGUF states no activation: each architecture has one.
-  if (config.contains("hidden_act") && config.at("hidden_act").as_string() != "silu") return nullptr;
-  const bool permutes = is_one_of(model_type, {"llama", "mistral", "mixtral", "smollm3", "granite"});
-  const std::string arch = is_one_of(model_type, {"mistral", "mixtral"}) ? "llama"
-                           : model_type == "gemma3_text"                 ? "gemma3"
-                           : model_type == "qwen3_moe"                   ? "qwen3moe"
-                                                                         : model_type;
-
-  std::vector<std::pair<std::string, GgufValue>> kv{{"general.architecture", arch}};
-  const auto add = [&](const char* suffix, GgufValue value) { kv.emplace_back(arch + "." + suffix, std::move(value)); };
-  add("block_count", integer("num_hidden_layers", 0));
-  add("context_length", integer("max_position_embeddings", 0));
-  add("embedding_length", integer("hidden_size", 0));
-  add("feed_forward_length", integer("intermediate_size", 0));
-  add("attention.head_count", heads);
-  add("attention.head_count_kv", kv_heads);
-  add("attention.layer_norm_rms_epsilon", real("rms_norm_eps", 0));
-  add("attention.key_length", head_dim);
-  add("attention.value_length", head_dim);
-  add("rope.freq_base", real("rope_theta", 0));
-  add("rope.dimension_count", static_cast<std::uint32_t>(head_dim * number("partial_rotary_factor", 1)));
-  add("vocab_size", integer("vocab_size", 0));
-  const bool slides = !config.contains("use_sliding_window") || config.at("use_sliding_window").as_bool();
-  if (slides && config.contains("sliding_window") && config.at("sliding_window").is_number()) {
-    add("attention.sliding_window", integer("sliding_window", 0));
-    std::vector<bool> pattern;
-    if (const auto* types = config.if_contains("layer_types")) {
-      for (const auto& type : types->as_array()) pattern.push_back(type.as_string() == "sliding_attention");
-    }
-    for (std::uint32_t i = 0; config.contains("max_window_layers") && i < integer("num_hidden_layers", 0); ++i) {
-      pattern.push_back(i >= integer("max_window_layers", 0));
-    }
-    if (!pattern.empty()) add("attention.sliding_window_pattern", pattern);
+GgufContents gguf_contents(const GoldenCase& golden) {
+  const object file = boost::json::parse(read_file(kGgufFolder + golden.name + ".json")).as_object();
+  GgufContents out{{}, gguf_tensors(golden)};
+  for (const char* part : {"metadata", "left_out"}) {
+    for (const auto& [key, value] : file.at(part).as_object()) out.metadata[key] = gguf_value(value);
   }
-  if (config.contains("attn_logit_softcapping")) add("attn_logit_softcapping", real("attn_logit_softcapping", 0));
-  if (config.contains("final_logit_softcapping")) add("final_logit_softcapping", real("final_logit_softcapping", 0));
-  if (config.contains("attention_multiplier")) add("attention.scale", real("attention_multiplier", 0));
-  // llama.cpp derives Gemma's scale from head_dim; the tiny model's differs and is stated.
-  if (number("query_pre_attn_scalar", head_dim) != head_dim) {
-    add("attention.scale", static_cast<float>(1 / std::sqrt(number("query_pre_attn_scalar", 0))));
-  }
-  if (config.contains("embedding_multiplier")) add("embedding_scale", real("embedding_multiplier", 0));
-  if (config.contains("residual_multiplier")) add("residual_scale", real("residual_multiplier", 0));
-  if (config.contains("logits_scaling")) add("logit_scale", real("logits_scaling", 0));
-  const std::uint32_t experts = integer("num_local_experts", number("num_experts", 0));
-  if (experts > 0) {
-    add("expert_count", experts);
-    add("expert_used_count", integer("num_experts_per_tok", 0));
-    if (config.contains("moe_intermediate_size"))
-      add("expert_feed_forward_length", integer("moe_intermediate_size", 0));
-    if (config.contains("norm_topk_prob")) add("expert_weights_norm", config.at("norm_topk_prob").as_bool());
-  }
-
-  std::vector<Tensor> tensors;
-  if (const auto* scaling = config.if_contains("rope_scaling"); scaling && scaling->is_object()) {
-    const object& s = scaling->as_object();
-    const std::string type(s.contains("rope_type") ? s.at("rope_type").as_string() : s.at("type").as_string());
-    const auto divisors = [&](const char* name, const std::vector<float>& list) {
-      tensors.push_back(test::f32_tensor(name, make_shape({static_cast<std::int64_t>(list.size())}), list));
-    };
-    if (type == "llama3") {
-      divisors("rope_freqs.weight", llama3_divisors(s, number("rope_theta", 0), static_cast<int>(head_dim)));
-    } else if (type == "longrope") {
-      const double original = number("original_max_position_embeddings", 0);
-      const double factor = number("max_position_embeddings", 0) / original;
-      add("rope.scaling.original_context_length", static_cast<std::uint32_t>(original));
-      add("rope.scaling.attn_factor", static_cast<float>(std::sqrt(1 + std::log(factor) / std::log(original))));
-      divisors("rope_factors_long.weight", boost::json::value_to<std::vector<float>>(s.at("long_factor")));
-      divisors("rope_factors_short.weight", boost::json::value_to<std::vector<float>>(s.at("short_factor")));
+  const object& tensors = file.at("tensors").as_object();
+  for (const auto& [name, facts] : tensors) {
+    EXPECT_EQ(facts.at(0).as_string(), "F32") << name;
+    Tensor& tensor = out.tensors[name];
+    if (facts.at(2).is_array()) {
+      const auto list = boost::json::value_to<std::vector<float>>(facts.at(2));
+      tensor = test::f32_tensor(name, make_shape({static_cast<std::int64_t>(list.size())}), list);
     } else {
-      if (s.contains("truncate") || s.contains("mscale")) return nullptr;  // GGUF's YaRN has no such switches
-      add("rope.scaling.type", type);
-      add("rope.scaling.factor", s.at("factor").to_number<float>());
-      if (type == "yarn") {
-        add("rope.scaling.original_context_length",
-            static_cast<std::uint32_t>(s.at("original_max_position_embeddings").as_int64()));
-      }
+      boost::crc_32_type crc;
+      crc.process_bytes(tensor.data.data(), tensor.data.size());
+      EXPECT_EQ(crc.checksum(), facts.at(2).to_number<std::uint32_t>()) << name << " is not what the converter writes";
     }
+    EXPECT_EQ(std::vector<std::int64_t>(tensor.shape.dims.begin(), tensor.shape.dims.begin() + tensor.shape.rank),
+              boost::json::value_to<std::vector<std::int64_t>>(facts.at(1)))
+        << name;
   }
-  std::map<std::string, std::vector<float>> stacks;
-  std::map<std::string, Shape> stack_shapes;
-  std::vector<const Tensor*> ordered;
-  for (const Tensor& tensor : golden.tensors) ordered.push_back(&tensor);
-  // Names sort experts as text; below a stack grows in the order of their numbers.
-  std::stable_sort(ordered.begin(), ordered.end(),
-                   [](const Tensor* a, const Tensor* b) { return a->name.size() < b->name.size(); });
-  for (const Tensor* tensor : ordered) {
-    std::vector<float> data = values(*tensor);
-    const std::string& name = tensor->name;
-    if (const auto at = name.find(".experts."); at != std::string::npos) {
-      const bool down = name.find("w2") != std::string::npos || name.find("down_proj") != std::string::npos;
-      const bool gate = name.find("w1") != std::string::npos || name.find("gate_proj") != std::string::npos;
-      const std::string layer = name.substr(13, name.find('.', 13) - 13);
-      const std::string stack = "blk." + layer +
-                                (down   ? ".ffn_down_exps"
-                                 : gate ? ".ffn_gate_exps"
-                                        : ".ffn_up_exps") +
-                                ".weight";
-      stacks[stack].insert(stacks[stack].end(), data.begin(), data.end());
-      stack_shapes[stack] = make_shape({experts, tensor->shape[0], tensor->shape[1]});
-      continue;
-    }
-    if (model_type.starts_with("gemma") && name.ends_with("norm.weight")) {
-      for (float& x : data) x += 1;
-    }
-    const std::size_t width = tensor->shape.rank == 2 ? static_cast<std::size_t>(tensor->shape[1]) : 1;
-    if (permutes && name.find("q_proj") != std::string::npos) data = permuted(data, heads, width);
-    if (permutes && name.find("k_proj") != std::string::npos) data = permuted(data, kv_heads, width);
-    tensors.push_back(test::f32_tensor(gguf_name(name, model_type), tensor->shape, data));
-  }
-  for (const auto& [name, data] : stacks) tensors.push_back(test::f32_tensor(name, stack_shapes[name], data));
-  return test::memory_files("gguf", {{"model.gguf", test::write_gguf(kv, tensors)}});
+  EXPECT_EQ(out.tensors.size(), tensors.size()) << "tensors that the converter does not write";
+  return out;
+}
+
+FilePtr gguf_files(const GgufContents& contents) {
+  std::vector<Tensor> tensors;
+  for (const auto& [name, tensor] : contents.tensors) tensors.push_back(tensor);
+  return test::memory_files(
+      "gguf", {{"model.gguf", test::write_gguf({contents.metadata.begin(), contents.metadata.end()}, tensors)}});
 }
 
 std::unique_ptr<Decoder> load_decoder(const FileSet& files, const LoadOptions& options) {

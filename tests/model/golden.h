@@ -4,6 +4,7 @@
 
 #include <boost/json.hpp>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +37,7 @@ struct GoldenCase {
 };
 
 std::vector<std::string> golden_names();
+std::vector<std::string> gguf_names();  // those of them that a GGUF file can express
 GoldenCase load_golden(const std::string& name);
 
 // Uniform F32 numbers in [-1, 1) from a counter, as tools/golden/models.py makes them.
@@ -43,8 +45,15 @@ std::vector<float> counter_uniform(const std::string& key, std::size_t n);
 
 using FilePtr = std::shared_ptr<const FileSet>;
 FilePtr hf_files(const boost::json::object& config, const std::vector<test::Tensor>& tensors);
-// The model as llama.cpp's converter would write it; null where GGUF cannot express the case.
-FilePtr gguf_files(const GoldenCase& golden);
+// The model as llama.cpp's converter writes it (tests/golden/gguf, made by tools/golden/gguf_models.py), but for the
+// tokenizer: any difference in a tensor fails the test. Added are keys that the converter leaves out and this model
+// needs.
+struct GgufContents {
+  std::map<std::string, test::GgufValue> metadata;
+  std::map<std::string, test::Tensor> tensors;
+};
+GgufContents gguf_contents(const GoldenCase& golden);
+FilePtr gguf_files(const GgufContents& contents);
 
 // Loads or fails the test.
 std::unique_ptr<Decoder> load_decoder(const FileSet& files, const LoadOptions& options = {});

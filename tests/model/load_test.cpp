@@ -408,20 +408,6 @@ TEST(Configs, JunkValuesNeverCrash) {
   EXPECT_GT(loaded, 50);  // many keys do not matter, or matter within limits
 }
 
-// A GGUF from the wild (random weights, Llama 2's whole vocabulary).
-TEST(Load, GgufFromTheWildRuns) {
-  const std::string path =
-      std::string(XGEN_SOURCE_DIR) + "/../shared/data/llama-2-tiny-random/llama-2-tiny-random.gguf";
-  if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there";
-  const auto files = open_files(path);
-  ASSERT_TRUE(files.ok()) << files.error().message;
-  const auto decoder = load_decoder(**files);
-  ASSERT_TRUE(decoder);
-  EXPECT_EQ(decoder->info().vocab_size, 32000);
-  const auto rows = Runner(*decoder).prefill({1, 15043, 3186}, {2});
-  for (const float x : rows[0]) ASSERT_TRUE(std::isfinite(x));
-}
-
 TEST(Arch, NamesAreUnique) {
   std::set<std::string_view> names;
   for (const ArchSpec& row : arch_specs()) {

@@ -52,9 +52,9 @@ def longrope(n, long_base):
 CASES = {
     "llama": (base("llama", num_hidden_layers=2), [70, 5], {}),
     "llama_mha_biases": (
-        base("llama", num_key_value_heads="drop", head_dim=24, attention_bias=True, mlp_bias=True, hidden_act="gelu",
-             num_hidden_layers=2),
+        base("llama", num_key_value_heads="drop", head_dim=24, attention_bias=True, mlp_bias=True, num_hidden_layers=2),
         [20], {}),
+    "llama_gelu": (base("llama", hidden_act="gelu", num_hidden_layers=2, hidden_size=32, intermediate_size=48), [20], {}),
     "llama3": (
         base("llama", tie_word_embeddings=True, rope_theta=500000.0, head_dim=16,
              rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -65,6 +65,11 @@ CASES = {
         base("llama", head_dim=32, rope_scaling=dict(rope_type="yarn", factor=8.0, beta_fast=16, beta_slow=2,
                                         original_max_position_embeddings=48, mscale=1.0, mscale_all_dim=0.8,
                                         truncate=False)),
+        [80], {}),
+    "llama_yarn_factor": (
+        base("llama", num_hidden_layers=2,
+             rope_scaling=dict(rope_type="yarn", factor=4.0, beta_fast=16, beta_slow=2, attention_factor=1.3,
+                               original_max_position_embeddings=48)),
         [80], {}),
     "qwen2": (
         base("qwen2", tie_word_embeddings=True, use_sliding_window=True, sliding_window=12, max_window_layers=1,
@@ -94,6 +99,13 @@ CASES = {
              query_pre_attn_scalar=24, sliding_window=12, attn_logit_softcapping=1.5, final_logit_softcapping=0.5,
              tie_word_embeddings=True, rms_norm_eps=1e-6, pad_token_id=0),
         [50, 5], {}),
+    # With the 27B model's count of layers, which is what tells its attention scale in a GGUF file.
+    "gemma2_27b": (
+        base("gemma2", num_hidden_layers=46, hidden_size=32, intermediate_size=32, num_attention_heads=2,
+             num_key_value_heads=1, head_dim=24, hidden_act="drop", hidden_activation="gelu_pytorch_tanh",
+             query_pre_attn_scalar=16, sliding_window=12, attn_logit_softcapping=50.0, final_logit_softcapping=30.0,
+             tie_word_embeddings=True, rms_norm_eps=1e-6, pad_token_id=0),
+        [30], {}),
     "gemma3": (
         base("gemma3_text", num_hidden_layers=7, head_dim=32, hidden_act="drop", intermediate_size=64,
              num_key_value_heads=1, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=32, sliding_window=12,
@@ -130,6 +142,11 @@ CASES = {
              moe_intermediate_size=24, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[1],
              rms_norm_eps=1e-6),
         [40, 5], {}),
+    "qwen3_moe_sparse": (
+        base("qwen3_moe", num_hidden_layers=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+             moe_intermediate_size=32, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[],
+             tie_word_embeddings=True),
+        [30], {}),
     "qwen3_moe_plain": (
         base("qwen3_moe", num_hidden_layers=2, head_dim=16, num_experts=6, num_experts_per_tok=2,
              moe_intermediate_size=24, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[]),
@@ -157,6 +174,8 @@ def uniform(key, n):
 def offset_and_scale(config, name, shape):
     """Distribution of one tensor: norms around their neutral value, matrices with gain about 1."""
     if "norm" in name:
+        if "post_" in name and config["num_hidden_layers"] > 40:
+            return -0.9375, 0.03125  # gemma: many blocks that each add little, lest rounding errors grow with the depth
         return (0.0 if config["model_type"].startswith("gemma") else 1.0), 0.25
     if name.endswith("bias"):
         return 0.0, 0.25
