@@ -2,7 +2,9 @@
 //
 //   http_load --port P --mode requests --connections 16 --seconds 5   one-token answers: requests/s, p50, p99
 //   http_load --port P --mode stream --connections 16 --tokens 256    SSE events/s, and their gaps
-//   http_load --port P --mode hold --connections 10000 --pid PID      streams that stay open: resident memory of PID
+//   http_load --port P --mode hold --connections 10000 --pid PID      streams that stay open: resident memory of PID,
+//   when all
+//                                                                     have begun or --seconds are over
 // Also: --model NAME (scripted), --prompt TEXT ("hold" for --mode hold), --chat.
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
@@ -216,7 +218,7 @@ int main(int argc, char** argv) {
   // The first fifth warms up and is not counted.
   const auto warm =
       begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.seconds / 5));
-  const auto end = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.seconds));
+  auto end = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.seconds));
   bool measuring = false;
   auto measured_from = begin;
   std::size_t open_streams = 0;
@@ -236,12 +238,14 @@ int main(int argc, char** argv) {
       Connection& connection = connections[events[static_cast<std::size_t>(i)].data.u64];
       const ssize_t n = ::recv(connection.fd, buffer, sizeof(buffer), 0);
       if (n <= 0) fail("the server closed a connection");
+      if (hold && connection.started) continue;  // read, and not kept
       connection.input.append(buffer, static_cast<std::size_t>(n));
       if (hold) {
         if (!connection.started && connection.input.find("\r\n\r\n") != std::string::npos) {
           check_status(connection);
           connection.started = true;
-          ++open_streams;
+          // Once all stream, a moment for the server to settle.
+          if (++open_streams == connections.size()) end = std::min(end, Clock::now() + std::chrono::milliseconds(500));
         }
       } else if (stream) {
         if (take_events(connection, totals, measuring)) {
