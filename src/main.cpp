@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -57,34 +58,37 @@ std::string ms_text(double ms) {
   return text;
 }
 
-// What the command line may set, over the file.
+// The flags that set a key of the configuration, over the file.
+struct KeyFlag {
+  const char* name;
+  const char* key;
+  bool serve_only;
+};
+constexpr KeyFlag kKeyFlags[] = {
+    {"--host", "server.host", true},
+    {"--port", "server.port", true},
+    {"--max-model-len", "defaults.max_model_len", false},
+    {"--max-num-seqs", "defaults.max_num_seqs", false},
+    {"--threads", "compute.threads", false},
+    {"--kernels", "compute.kernels", false},
+    {"--log-level", "log.level", false},
+    {"--log-format", "log.format", false},
+};
+
 struct Flags {
   std::string source;  // serve PATH
   std::string config;
-  std::optional<std::string> host;
-  std::optional<int> port;
   std::optional<std::string> name;
-  std::optional<int> max_model_len;
-  std::optional<int> max_num_seqs;
-  std::optional<int> threads;
-  std::optional<std::string> kernels;
-  std::optional<std::string> log_level;
-  std::optional<std::string> log_format;
+  std::optional<std::string> keys[std::size(kKeyFlags)];  // by place in kKeyFlags
 };
 
-void add_flags(CLI::App& command, Flags& flags) {
+void add_flags(CLI::App& command, Flags& flags, bool serve) {
   command.add_option("source", flags.source, "A model folder or a .gguf file to serve, instead of a models.yaml");
   command.add_option("--config", flags.config, "The models.yaml (default: $MODEL_CONFIG_PATH, then ./models.yaml)");
   command.add_option("--name", flags.name, "Name of the model given as PATH");
-  command.add_option("--max-model-len", flags.max_model_len, "Most tokens of prompt and answer, for every model")
-      ->check(CLI::Range(1, 100'000'000));
-  command.add_option("--max-num-seqs", flags.max_num_seqs, "Sequences computed at the same time, for every model")
-      ->check(CLI::Range(1, 65536));
-  command.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024));
-  command.add_option("--kernels", flags.kernels, "Instruction set")->check(CLI::IsMember({"auto", "scalar", "avx2"}));
-  command.add_option("--log-level", flags.log_level, "Least level that is logged")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}));
-  command.add_option("--log-format", flags.log_format, "Form of the log lines")->check(CLI::IsMember({"text", "json"}));
+  for (std::size_t i = 0; i < std::size(kKeyFlags); ++i)
+    if (serve || !kKeyFlags[i].serve_only)
+      command.add_option(kKeyFlags[i].name, flags.keys[i], config::describe_key(kKeyFlags[i].key));
 }
 
 Result<config::Config> load_config(const Flags& flags) {
@@ -102,19 +106,14 @@ Result<config::Config> load_config(const Flags& flags) {
                 : !path.empty()       ? config::load_file(path)
                                       : Result<config::Config>(config::demo_config());
   if (!config) return config;
-  if (flags.host) config->server.host = *flags.host;
-  if (flags.port) config->server.port = *flags.port;
-  if (flags.threads) config->compute.threads = *flags.threads;
-  if (flags.kernels) config->compute.kernels = *flags.kernels;
-  for (config::Model& model : config->models) {
-    if (flags.max_model_len) model.settings.max_model_len = *flags.max_model_len;
-    if (flags.max_num_seqs) model.settings.max_num_seqs = *flags.max_num_seqs;
+  for (std::size_t i = 0; i < std::size(kKeyFlags); ++i) {
+    if (!flags.keys[i]) continue;
+    if (Status status = config::set(*config, kKeyFlags[i].key, *flags.keys[i]); !status) {
+      Error error = std::move(status).error();
+      error.message = std::string(kKeyFlags[i].name) + ": " + error.message;
+      return error;
+    }
   }
-  static constexpr std::string_view kLevels[] = {"debug", "info", "warn", "error", "off"};
-  if (flags.log_level)
-    config->log.level =
-        static_cast<log::Level>(std::find(std::begin(kLevels), std::end(kLevels), *flags.log_level) - kLevels);
-  if (flags.log_format) config->log.format = *flags.log_format == "json" ? log::Format::json : log::Format::text;
   return config;
 }
 
@@ -458,12 +457,10 @@ int main_with(int argc, char** argv) {
   Flags flags;
   CLI::App* serve_command =
       command.add_subcommand("serve", "Serve models (with neither PATH nor configuration: the built-in demo)");
-  add_flags(*serve_command, flags);
-  serve_command->add_option("--host", flags.host, "Address to listen on");
-  serve_command->add_option("--port", flags.port, "TCP port; 0 takes a free one")->check(CLI::Range(0, 65535));
+  add_flags(*serve_command, flags, true);
   CLI::App* check_command =
       command.add_subcommand("check", "Check the configuration and print the memory plan, without serving");
-  add_flags(*check_command, flags);
+  add_flags(*check_command, flags, false);
   CLI::App* docs_command = command.add_subcommand("docs", "Print a reference page as Markdown");
   std::string topic;
   docs_command->add_option("page", topic, "Which page")->required()->check(CLI::IsMember({"configuration", "api"}));

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 #include "base/bytes.h"
@@ -342,6 +343,39 @@ const std::map<std::string_view, std::string_view>& unsupported_keys() {
   return keys;
 }
 
+// Calls use(keys, section) for the section of that name; false if there is none.
+template <class Use>
+bool with_section(Config& config, std::string_view name, Use use) {
+  if (name == "server")
+    use(server_keys(), config.server);
+  else if (name == "log")
+    use(log_keys(), config.log);
+  else if (name == "memory")
+    use(memory_keys(), config.memory);
+  else if (name == "compute")
+    use(compute_keys(), config.compute);
+  else if (name == "defaults")
+    use(settings_keys(), config.defaults);
+  else
+    return false;
+  return true;
+}
+
+// Calls use(key, section) for the key of a path such as "server.port"; false if there is none.
+template <class Use>
+bool with_key(Config& config, std::string_view path, Use use) {
+  const std::size_t dot = path.find('.');
+  bool found = false;
+  with_section(config, path.substr(0, dot), [&](const auto& keys, auto& section) {
+    for (const auto& key : keys) {
+      if (dot == std::string_view::npos || key.name != path.substr(dot + 1)) continue;
+      use(key, section);
+      found = true;
+    }
+  });
+  return found;
+}
+
 class Reader {
  public:
   explicit Reader(std::string file) : file_(std::move(file)) {}
@@ -454,20 +488,11 @@ class Reader {
     YAML::Node models;
     bool has_models = false;
     each_entry(root, "", [&](const std::string& name, const YAML::Node& at, const YAML::Node& value) {
-      if (name == "server") {
-        read_section(server_keys(), config_.server, name, value);
-      } else if (name == "log") {
-        read_section(log_keys(), config_.log, name, value);
-      } else if (name == "memory") {
-        read_section(memory_keys(), config_.memory, name, value);
-      } else if (name == "compute") {
-        read_section(compute_keys(), config_.compute, name, value);
-      } else if (name == "defaults") {
-        read_section(settings_keys(), config_.defaults, name, value);
-      } else if (name == "models") {
+      if (name == "models") {
         models.reset(value);
         has_models = true;
-      } else {
+      } else if (!with_section(config_, name,
+                               [&](const auto& keys, auto& section) { read_section(keys, section, name, value); })) {
         fault(at.Mark(), name, "unknown key; expected one of: server, log, memory, compute, defaults, models");
       }
     });
@@ -620,6 +645,28 @@ Result<Config> load_file(const std::string& path) {
   auto bytes = map_file(path);
   if (!bytes) return std::move(bytes).error();
   return load_text(bytes->text(), path);
+}
+
+Status set(Config& config, std::string_view key, const std::string& value) {
+  Fault fault;
+  const bool known = with_key(config, key, [&](const auto& found, auto& section) {
+    const YAML::Node node(value);
+    fault = found.read(section, node);
+    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(section)>, ModelSettings>)
+      for (Model& model : config.models)
+        if (!fault) fault = found.read(model.settings, node);
+  });
+  if (!known) fault = "unknown key";
+  if (fault) return make_error(ErrorCode::invalid_argument, *fault, std::string(key));
+  return {};
+}
+
+std::string describe_key(std::string_view key) {
+  std::string out;
+  Config defaults;
+  with_key(defaults, key,
+           [&](const auto& found, const auto&) { out.append(found.help).append(" (").append(found.type).append(")"); });
+  return out;
 }
 
 std::vector<std::string> key_names() {

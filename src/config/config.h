@@ -101,6 +101,12 @@ Result<Config> load_file(const std::string& path);
 // The same for text; `file` is used for messages and relative sources.
 Result<Config> load_text(std::string_view text, const std::string& file);
 
+// Sets one key ("server.port") of a section or of `defaults` as a file would; the latter for every model, over its own.
+// Errors: invalid_argument, what was expected, as the fault of a file would say it.
+Status set(Config& config, std::string_view key, const std::string& value);
+// What the reference says of such a key: its meaning and the values it takes. Empty if there is no such key.
+std::string describe_key(std::string_view key);
+
 // Every key path ("server.port", "models[].name"), for docs and tests.
 std::vector<std::string> key_names();
 // The reference as Markdown.

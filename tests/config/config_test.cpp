@@ -26,6 +26,28 @@ TEST(Config, EmptyFileServesTheDemo) {
   EXPECT_EQ(config->server.port, 8000);
 }
 
+TEST(Config, SetsSingleKeysAsAFileWould) {
+  auto config = load_text("models: [{name: a, source: 'builtin:xgen-demo', max_num_seqs: 8}]", "models.yaml");
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_TRUE(set(*config, "server.port", "9000").ok());
+  EXPECT_TRUE(set(*config, "log.level", "warn").ok());
+  EXPECT_TRUE(set(*config, "compute.threads", "auto").ok());
+  EXPECT_TRUE(set(*config, "defaults.max_num_seqs", "3").ok());
+  EXPECT_EQ(config->server.port, 9000);
+  EXPECT_EQ(config->log.level, log::Level::warn);
+  EXPECT_EQ(config->compute.threads, 0);
+  EXPECT_EQ(config->defaults.max_num_seqs, 3);
+  EXPECT_EQ(config->models.at(0).settings.max_num_seqs, 3);
+  const Status wrong = set(*config, "server.port", "70000");
+  ASSERT_FALSE(wrong.ok());
+  EXPECT_EQ(wrong.error().message, "expected an integer from 0 to 65535, got '70000'");
+  EXPECT_EQ(config->server.port, 9000);
+  for (const char* key : {"server", "server.prot", "nothing.port", "models.name", ""})
+    EXPECT_FALSE(set(*config, key, "1").ok()) << key;
+  EXPECT_EQ(describe_key("server.port"), "TCP port; 0 takes any free one. (an integer from 0 to 65535)");
+  EXPECT_EQ(describe_key("server.prot"), "");
+}
+
 TEST(Config, ReadsEverySection) {
   auto config = load_text(R"(
 server: {host: 127.0.0.1, port: 9000, threads: 2, max_body: 1MiB, drain_delay: 250ms, unknown_fields: warn}

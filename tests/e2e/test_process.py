@@ -118,6 +118,19 @@ def test_a_missing_file_ends_with_code_2():
         assert result.returncode == 2 and "/nonexistent" in result.stderr, result
 
 
+@pytest.mark.parametrize("flag, value, want", [
+    ("--port", "70000", "an integer from 0 to 65535"),
+    ("--log-level", "loud", "debug | info | warn | error | off"),
+    ("--max-num-seqs", "0", "an integer from 1"),
+    ("--threads", "many", "auto, or an integer"),
+])
+def test_a_bad_flag_ends_with_code_2_and_says_what_it_takes(flag, value, want):
+    result = run("serve", flag, value)
+    assert result.returncode == 2 and flag in result.stderr and want in result.stderr and value in result.stderr, result
+    page = run("serve", "--help").stdout
+    assert flag in page and want in " ".join(page.split())
+
+
 def test_model_config_path_and_aliases(tmp_path):
     path = write(tmp_path, "models:\n  - {name: one, aliases: [uno], source: 'builtin:xgen-demo', max_model_len: 256}\n  - {name: two, source: 'builtin:xgen-demo'}\n")
     # A Kubernetes Service of our name injects such variables; they are not settings of ours.
