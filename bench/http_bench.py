@@ -21,7 +21,7 @@ import time
 import urllib.request
 
 STREAMS = 10000
-KV_MIB = 256
+KV_MIB = 512
 
 
 def wait_ready(port, child):
@@ -100,7 +100,7 @@ def main():
             subprocess.run(load + run, check=True)
     if args.model:
         hold_in_program(args.build, args.model, "64 computed at a time, the rest wait", "max_num_seqs: 64", 8)
-        hold_in_program(args.build, args.model, "all computed at once", f"max_num_seqs: {STREAMS}, max_num_batched_tokens: {STREAMS}", 30)
+        hold_in_program(args.build, args.model, "all computed at once", f"max_num_seqs: {STREAMS}, max_num_batched_tokens: 16384", 30)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 usage: bench/tokenizer_bench.py BUILD_FOLDER [PATH…]
 
 PATH is a folder with tokenizer files, one of these files, or a .gguf; by default the demo model's, and those under ../shared/data where
-there are any. The text is this repository's: documentation and sources (English), and the demo model's questions and answers (a
-third of them Korean), in pieces of about 4 KB. The library reads tokenizer.json alone; where it makes another number of tokens, that is said.
+there are any. The text is this repository's: documentation and sources (English), and the demo model's questions and answers (half
+of them Korean), in pieces of about 4 KB. The library reads tokenizer.json alone; where it makes another number of tokens, that is said.
 """
 import os
 import pathlib
