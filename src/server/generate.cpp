@@ -21,8 +21,8 @@ constexpr std::size_t kGatheredEvents = 256;
 // So much is held back for a client that reads too slowly, to become few events. What comes after goes to the exchange,
 // which has limits of its own, and where it counts in the total of all slow clients.
 constexpr std::size_t kMaxHeldBytes = std::size_t{256} << 10;
-// Of an answer that is not streamed, and of one event's part in a stream. A short request can ask for much: every
-// choice repeats an echoed prompt with its log-probabilities.
+// Of an answer that is not streamed, of one event's part in a stream, and of the events that wait for the server
+// thread. A short request can ask for much: every choice repeats an echoed prompt with its log-probabilities.
 constexpr std::size_t kMaxAnswerBytes = http::Exchange::kMaxBacklog;
 
 // Events arrive on the engine's thread, which only puts them into `inbox_` and asks for a wake-up; one wake-up takes
@@ -51,9 +51,11 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
     bool wake = false;
     {
       std::lock_guard lock(mutex_);
-      if (over_) return;
+      if (over_ || lost_) return;
+      inbox_bytes_ += api::encoded_size(event, 1);
+      lost_ = inbox_bytes_ > kMaxAnswerBytes;
       try {
-        inbox_.emplace_back(prompt, std::move(event));
+        if (!lost_) inbox_.emplace_back(prompt, std::move(event));
       } catch (const std::bad_alloc&) {
         lost_ = true;
       }
@@ -84,6 +86,10 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
     bool ended = false;
   };
 
+  static Error too_long() {
+    return make_error(ErrorCode::invalid_argument, "The answer is longer than " + format_bytes(kMaxAnswerBytes) +
+                                                       ": ask for fewer choices, tokens or log-probabilities.");
+  }
   bool choice_exists(const Event& event) const;
   void take(std::size_t prompt, const Event& event);
   void flush_held();
@@ -107,8 +113,9 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   bool streaming_ = false;
 
   std::mutex mutex_;
-  bool over_ = false;  // answered or closed: later events are dropped
-  bool lost_ = false;  // an event found no memory
+  bool over_ = false;            // answered or closed: later events are dropped
+  bool lost_ = false;            // an event found no room, and what comes after it is of no use
+  std::size_t inbox_bytes_ = 0;  // about, of what the events become
   std::vector<std::pair<std::size_t, Event>> inbox_;
 };
 
@@ -135,9 +142,12 @@ void Call::on_wake() {
     std::lock_guard lock(mutex_);
     if (over_) return;
     events.swap(inbox_);
+    inbox_bytes_ = 0;
     lost = lost_;
   }
-  if (lost) return fail(make_error(ErrorCode::internal, "The server has no memory left for the answer."));
+  // Events for more than an answer may have; a stream's could have been sent by a server with more time.
+  if (lost && builder_) return fail(too_long());
+  if (lost) return fail(make_error(ErrorCode::internal, "The answer came faster than the server could take it."));
   const std::size_t pending = exchange_->pending_bytes();
   const auto slow = [&] {
     return streaming_ && held_bytes_ < kMaxHeldBytes && pending + out_.size() > http::Exchange::kHighWater;
@@ -161,8 +171,7 @@ void Call::on_wake() {
     const std::size_t size = api::encoded_size(event, n_);
     answer_bytes_ = builder_ ? answer_bytes_ + size : size;
     if (answer_bytes_ > kMaxAnswerBytes) {
-      fail(make_error(ErrorCode::invalid_argument, "The answer is longer than " + format_bytes(kMaxAnswerBytes) +
-                                                       ": ask for fewer choices, tokens or log-probabilities."));
+      fail(too_long());
       return;
     }
     take(prompt, event);

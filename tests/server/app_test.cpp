@@ -58,6 +58,14 @@ TEST_F(ControllerTest, AStreamThatIsNotReadIsHeldBackAndThenCancelled) {
   EXPECT_TRUE(eventually([&] { return service->cancelled.load() == 1; }, 20s));
 }
 
+TEST_F(ControllerTest, AnEngineThatOutpacesTheServerCostsBoundedMemory) {
+  start();
+  const Answer answer = post("/v1/completions", completion("burst", R"(,"stream":true)"));
+  EXPECT_EQ(answer.status, 500);
+  EXPECT_THAT(answer.body, HasSubstr("faster than the server"));
+  EXPECT_EQ(post("/v1/completions", completion("say x")).status, 200);
+}
+
 // A slow client gets every byte, in fewer events.
 TEST_F(ControllerTest, ASlowReaderLosesNothing) {
   start();

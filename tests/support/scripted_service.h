@@ -6,6 +6,7 @@
 //   flood        a kilobyte per token, up to max_tokens
 //   error CODE   fails at once with that ErrorCode (as a number), before it starts
 //   break        fails after the first token
+//   burst        100 megabytes before anybody can send one
 //   drop         is forgotten without a terminal event, as a faulty engine might
 //   else         "tok " up to max_tokens (default 16)
 #pragma once
@@ -54,6 +55,13 @@ class ScriptedService final : public ModelService {
       Error error = make_error(static_cast<ErrorCode>(std::stoi(text.substr(6))), "scripted failure", "prompt");
       error.retry_after_s = 7;
       sink->on_event(Failed{error});
+      return nullptr;
+    }
+    if (text == "burst") {
+      sink->on_event(Started{});
+      for (int i = 0; i < 100; ++i) sink->on_event(Delta{0, 1, std::string(1 << 20, 'x'), {}});
+      sink->on_event(ChoiceFinished{});
+      sink->on_event(Finished{});
       return nullptr;
     }
     auto job = std::make_shared<Job>();
