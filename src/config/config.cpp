@@ -209,12 +209,14 @@ const std::vector<Key<Server>>& server_keys() {
       integer("threads", &Server::threads, 1, 64, "Threads that serve HTTP connections."),
       integer("max_connections", &Server::max_connections, 1, 1'000'000,
               "Open connections. For one more the one that has been idle longest is closed; if none is idle, it is "
-              "answered "
-              "503. Lowered at the start where the limit of open files is too low."),
+              "answered 503, or closed without a word when there are many of them. Lowered at the start where the "
+              "limit of open files is too low."),
       size("max_body", &Server::max_body, 1024, "Largest request body; larger ones are answered 413."),
       size("max_headers", &Server::max_headers, 1024, "Largest request head; larger ones are answered 431."),
       size("max_unsent", &Server::max_unsent, 1 << 20,
-           "Answers that wait for slow clients, all together; beyond it the largest is cut off."),
+           "Answers that wait for slow clients, all together; beyond it the largest is cut off. Up to 64KiB of each "
+           "stream "
+           "that waits for its client do not count."),
       duration("header_timeout", &Server::header_timeout, kShortest, "Time for a request's head to arrive, else 408."),
       duration("body_timeout", &Server::body_timeout, kShortest, "Time for a request's body to arrive, else 408."),
       duration("write_timeout", &Server::write_timeout, kShortest,

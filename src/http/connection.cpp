@@ -257,7 +257,8 @@ void Connection::dispatch() {
   }
   parser_.reset();
   running_ = true;
-  wait(Wait::none);
+  // Bytes that wait for a slow client (a 100 Continue behind an earlier answer) keep their time-out.
+  if (!write_blocked_) wait(Wait::none);
   exchange->begin(id);
   try {
     shared.handler(exchange);
@@ -366,8 +367,12 @@ void Connection::flush() {
     pending_.fetch_sub(n);
   }
   // Everything is sent.
-  if (wait_ == Wait::write)
-    wait(parser_ ? (parser_->state() == RequestParser::State::head ? Wait::head : Wait::body) : Wait::none);
+  if (wait_ == Wait::write) {
+    if (parser_)
+      wait(parser_->state() == RequestParser::State::head ? Wait::head : Wait::body);
+    else
+      wait(running_ && !reading_ ? Wait::gone_check : Wait::none);  // without reading nothing else notices its end
+  }
   if (output_.capacity() > kKeepCapacity) std::string().swap(output_);
   if (last_answer_) {
     linger();
@@ -561,6 +566,7 @@ void Connection::append(std::uint64_t id, Add add) {
     const std::size_t before = box_.bytes.size();
     try {
       if (!add()) return;
+      if (box_.behind) given_up = count_unsent();
     } catch (const std::exception& fault) {
       report_fault("an answer", fault.what());
       box_.bytes.resize(before);
@@ -570,7 +576,6 @@ void Connection::append(std::uint64_t id, Add add) {
     const std::size_t pending = pending_.fetch_add(added) + added;
     if (!box_.finished && pending > Exchange::kHighWater) backlog_.store(true);
     if (!box_.finished && pending > Exchange::kMaxBacklog) box_.cut = true;
-    if (box_.behind) given_up = count_unsent();
   }
   if (given_up) given_up->give_up();
   schedule();
@@ -653,7 +658,7 @@ std::shared_ptr<Connection> Connection::count_unsent() {
 }
 
 // From any thread: ends an answer that its client does not read fast enough.
-void Connection::give_up() {
+void Connection::give_up() noexcept {
   {
     std::lock_guard lock(mutex_);
     if (!box_.behind) return;  // it has caught up by now
@@ -661,9 +666,12 @@ void Connection::give_up() {
     box_.behind = false;
     std::string().swap(box_.bytes);
   }
-  log::warn("http", "answers that wait for slow clients have reached max_unsent: the largest is cut off",
-            {{"max_unsent_bytes", std::to_string(thread_->shared().options.max_unsent_bytes)}});
   schedule();
+  try {
+    log::warn("http", "answers that wait for slow clients have reached max_unsent: the largest is cut off",
+              {{"max_unsent_bytes", std::to_string(thread_->shared().options.max_unsent_bytes)}});
+  } catch (const std::exception&) {  // for want of memory; it is cut off all the same
+  }
 }
 
 void Connection::set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener) {

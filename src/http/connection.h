@@ -76,7 +76,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void set_closed();
   bool count_body(std::size_t bytes);
   std::shared_ptr<Connection> count_unsent();
-  void give_up();
+  void give_up() noexcept;
   void wait(Wait kind) { thread_->begin_wait(*this, kind); }
   void schedule();
   // Under the outbox's mutex: whether exchange `id` may still add to its answer.

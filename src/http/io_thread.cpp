@@ -192,10 +192,12 @@ void IoThread::publish_oldest(Wait wait) {
 }
 
 void IoThread::close_oldest(Wait wait) {
-  asio::post(context_, [this, wait] {
+  // Whoever has begun to wait after this moment may be the very newcomer that room is made for.
+  asio::post(context_, [this, wait, now = Clock::now()] {
     Turn turn(*this);
     int looked_at = 0;
     for (Connection& connection : lists_->waiting[static_cast<std::size_t>(wait)]) {
+      if (connection.wait_began_ >= now) return;
       // A request that lies unread in its socket is about to be served.
       if (wait == Wait::idle && connection.has_input() && ++looked_at < kMaxLookedAt) continue;
       const auto keep = connection.shared_from_this();

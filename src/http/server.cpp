@@ -28,7 +28,8 @@ using Clock = std::chrono::steady_clock;
 using SysError = boost::system::error_code;
 using std::chrono::milliseconds;
 
-// Connections beyond max_connections that are told so before they are closed; more are closed without a word.
+// Connections beyond max_connections that are told so before they are closed; more are closed without a word. As many
+// again may come in a burst, before those that make room for them are closed.
 constexpr std::size_t kMaxRefusals = 256;
 // Open files that are not connections: model files while they are mapped, the log, event queues, the listener.
 constexpr std::size_t kOtherFiles = 64;
@@ -138,8 +139,15 @@ class BeastServer final : public Server {
     if (error) return;
     const std::size_t open = shared_->open.load();
     const std::size_t limit = shared_->options.max_connections;
-    if (open >= limit + std::min(kMaxRefusals, limit / 2)) return;
-    const bool refuse = open >= limit && !make_room();
+    const std::size_t margin = std::max<std::size_t>(1, std::min(kMaxRefusals, limit / 2));
+    const bool room = open < limit || make_room();
+    // The threads close what make_room() chose a moment later: a burst may let in more than it closes. That goes now.
+    if (open > limit) make_room();
+    if (open >= limit + (room ? 2 * margin : margin)) {
+      close_oldest(Wait::linger);  // those that were refused must not keep out who comes later
+      return;
+    }
+    const bool refuse = !room;
     auto connection = std::make_shared<Connection>(thread, std::move(socket));
     asio::post(thread->context(), [connection = std::move(connection), thread = thread.get(), refuse] {
       IoThread::Turn turn(*thread);
@@ -153,17 +161,21 @@ class BeastServer final : public Server {
   // A newcomer may be about to ask for something; a connection that waits for its client's next request, or for its
   // first one, has least to lose. False if every connection is in the middle of something.
   bool make_room() {
-    for (const Wait wait : {Wait::idle, Wait::first_head}) {
-      const auto oldest = std::min_element(threads_.begin(), threads_.end(), [&](const auto& a, const auto& b) {
-        return a->oldest(wait) < b->oldest(wait);
-      });
-      if ((*oldest)->oldest(wait) == Clock::time_point::max()) continue;
-      (*oldest)->close_oldest(wait);
+    if (close_oldest(Wait::idle) || close_oldest(Wait::first_head)) {
       warn_of_full_house("the connections that are idle longest are closed");
       return true;
     }
     warn_of_full_house("new ones are refused");
     return false;
+  }
+
+  bool close_oldest(Wait wait) {
+    const auto oldest = std::min_element(threads_.begin(), threads_.end(), [&](const auto& a, const auto& b) {
+      return a->oldest(wait) < b->oldest(wait);
+    });
+    if ((*oldest)->oldest(wait) == Clock::time_point::max()) return false;
+    (*oldest)->close_oldest(wait);
+    return true;
   }
 
   void warn_of_full_house(const std::string& consequence) {
@@ -191,7 +203,7 @@ void fit_into_open_files(ServerOptions& options) {
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0) limit.rlim_cur = before;
   }
   const auto files = static_cast<std::size_t>(limit.rlim_cur);
-  const std::size_t fitting = std::max<std::size_t>(1, files - std::min(kMaxRefusals + kOtherFiles, files / 2));
+  const std::size_t fitting = std::max<std::size_t>(1, files - std::min(2 * kMaxRefusals + kOtherFiles, files / 2));
   if (options.max_connections <= fitting) return;
   log::warn("http", "max_connections is lowered to what the limit of open files allows",
             {{"max_connections", std::to_string(options.max_connections)},

@@ -84,7 +84,7 @@ struct ServerOptions {
   std::uint16_t port = 8000;  // 0 = any free port, see port()
   int threads = 1;
   // For one more the connection that has been idle longest is closed, else one whose first head is still arriving; if
-  // none is, the newcomer is answered 503 and closed.
+  // none is, the newcomer is answered 503 and closed (without an answer, where there are many such).
   std::size_t max_connections = 16384;
   std::size_t max_header_bytes = 32 << 10;  // 431
   std::size_t max_body_bytes = 16 << 20;    // 413, before the body is read where Content-Length says so

@@ -20,10 +20,25 @@ using inference::Event;
 constexpr std::size_t kGatheredEvents = 256;
 // So much is held back for a client that reads too slowly, to become few events. What comes after goes to the exchange,
 // which has limits of its own, and where it counts in the total of all slow clients.
-constexpr std::size_t kMaxHeldBytes = std::size_t{256} << 10;
+constexpr std::size_t kMaxHeldBytes = std::size_t{64} << 10;
 // Of an answer that is not streamed, of one event's part in a stream, and of the events that wait for the server
 // thread. A short request can ask for much: every choice repeats an echoed prompt with its log-probabilities.
 constexpr std::size_t kMaxAnswerBytes = http::Exchange::kMaxBacklog;
+
+std::size_t memory_of(const std::vector<inference::TokenLogprob>& logprobs) {
+  std::size_t bytes = logprobs.size() * sizeof(inference::TokenLogprob);
+  for (const inference::TokenLogprob& each : logprobs) bytes += each.top.size() * sizeof(inference::TopLogprob);
+  return bytes;
+}
+// About what an event takes while it waits.
+std::size_t memory_of(const Event& event) {
+  std::size_t bytes = sizeof(std::pair<std::size_t, Event>);
+  if (const auto* delta = std::get_if<inference::Delta>(&event))
+    bytes += delta->text.size() + memory_of(delta->logprobs);
+  if (const auto* started = std::get_if<inference::Started>(&event))
+    bytes += started->prompt_text.size() + memory_of(started->prompt_logprobs);
+  return bytes;
+}
 
 // Events arrive on the engine's thread, which only puts them into `inbox_` and asks for a wake-up; one wake-up takes
 // all that have come by then. Everything else happens on the exchange's server thread.
@@ -52,12 +67,12 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
     {
       std::lock_guard lock(mutex_);
       if (over_ || lost_) return;
-      inbox_bytes_ += api::encoded_size(event, 1);
+      inbox_bytes_ += memory_of(event);
       lost_ = inbox_bytes_ > kMaxAnswerBytes;
       try {
         if (!lost_) inbox_.emplace_back(prompt, std::move(event));
       } catch (const std::bad_alloc&) {
-        lost_ = true;
+        lost_ = no_memory_ = true;
       }
       wake = terminal || lost_ || encoder_.has_value() || inbox_.size() >= kGatheredEvents;
     }
@@ -115,7 +130,8 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::mutex mutex_;
   bool over_ = false;            // answered or closed: later events are dropped
   bool lost_ = false;            // an event found no room, and what comes after it is of no use
-  std::size_t inbox_bytes_ = 0;  // about, of what the events become
+  bool no_memory_ = false;       // and that was why
+  std::size_t inbox_bytes_ = 0;  // about, that the events take
   std::vector<std::pair<std::size_t, Event>> inbox_;
 };
 
@@ -138,13 +154,16 @@ bool Call::choice_exists(const Event& event) const {
 void Call::on_wake() {
   std::vector<std::pair<std::size_t, Event>> events;
   bool lost = false;
+  bool no_memory = false;
   {
     std::lock_guard lock(mutex_);
     if (over_) return;
     events.swap(inbox_);
     inbox_bytes_ = 0;
     lost = lost_;
+    no_memory = no_memory_;
   }
+  if (no_memory) return fail(make_error(ErrorCode::internal, "There was no memory for the answer."));
   // Events for more than an answer may have; a stream's could have been sent by a server with more time.
   if (lost && builder_) return fail(too_long());
   if (lost) return fail(make_error(ErrorCode::internal, "The answer came faster than the server could take it."));
@@ -163,7 +182,7 @@ void Call::on_wake() {
     const auto* delta = std::get_if<inference::Delta>(&event);
     if (delta != nullptr && slow()) {
       held_.resize(prompts_);
-      held_bytes_ += 1 + delta->text.size() + 256 * delta->logprobs.size();
+      held_bytes_ += memory_of(event);
       held_[prompt].push_back(std::move(event));
       continue;
     }

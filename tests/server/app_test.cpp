@@ -60,9 +60,11 @@ TEST_F(ControllerTest, AStreamThatIsNotReadIsHeldBackAndThenCancelled) {
 
 TEST_F(ControllerTest, AnEngineThatOutpacesTheServerCostsBoundedMemory) {
   start();
-  const Answer answer = post("/v1/completions", completion("burst", R"(,"stream":true)"));
-  EXPECT_EQ(answer.status, 500);
-  EXPECT_THAT(answer.body, HasSubstr("faster than the server"));
+  for (const char* kind : {"burst", "drizzle"}) {
+    const Answer answer = post("/v1/completions", completion(kind, R"(,"stream":true)"));
+    EXPECT_EQ(answer.status, 500) << kind;
+    EXPECT_THAT(answer.body, HasSubstr("faster than the server"));
+  }
   EXPECT_EQ(post("/v1/completions", completion("say x")).status, 200);
 }
 

@@ -7,6 +7,7 @@
 //   error CODE   fails at once with that ErrorCode (as a number), before it starts
 //   break        fails after the first token
 //   burst        100 megabytes before anybody can send one
+//   drizzle      the same of memory, a byte at a time
 //   drop         is forgotten without a terminal event, as a faulty engine might
 //   else         "tok " up to max_tokens (default 16)
 #pragma once
@@ -60,6 +61,13 @@ class ScriptedService final : public ModelService {
     if (text == "burst") {
       sink->on_event(Started{});
       for (int i = 0; i < 100; ++i) sink->on_event(Delta{0, 1, std::string(1 << 20, 'x'), {}});
+      sink->on_event(ChoiceFinished{});
+      sink->on_event(Finished{});
+      return nullptr;
+    }
+    if (text == "drizzle") {
+      sink->on_event(Started{});
+      for (int i = 0; i < 1'000'000; ++i) sink->on_event(Delta{0, 1, "x", {}});
       sink->on_event(ChoiceFinished{});
       sink->on_event(Finished{});
       return nullptr;

@@ -26,7 +26,10 @@ XGEN_INLINE void quantise_block(const float* x, std::int16_t* q, float* d) {
   }
   const float most = hmax(size);
   const float nan = hsum(poison);
-  const V inverse = set1(most >= 1e-30f && nan == 0 ? 32767.0f / most : 0.0f);
+  const V inverse = set1(most >= 1e-30f ? 32767.0f / most : 0.0f);
+  if (nan != 0) {  // no integers to be had
+    for (V& each : v) each = zero();
+  }
   for (int j = 0; j < 4; j += 2) store_int16(q + j * kLanes, mul(v[j], inverse), mul(v[j + 1], inverse));
   *d = most * (1.0f / 32767.0f) + nan;
 }
@@ -136,8 +139,8 @@ template <int R>
   }
 }
 
-// Many rows: a block of rows is quantised once, each sixteen weight rows are widened and interleaved in L1 and meet all
-// of them.
+// Many rows: a block of rows is quantised once for a tile's outputs, each sixteen weight rows are widened and
+// interleaved in L1 and meet all of them.
 template <class F>
 void integer_wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
   constexpr i64 kRows = 6;
