@@ -53,6 +53,14 @@ Result<LocalPlan> plan_local_service(const LocalServiceOptions& options) {
   return plan_for(**decoder, options);
 }
 
+Status check_text(const LocalServiceOptions& options) {
+  const Result<std::shared_ptr<const text::Tokenizer>> tokenizer = load_tokenizer(*options.files);
+  if (!tokenizer.ok()) return tokenizer.error();
+  const Result<ChatRenderer> renderer = make_chat_renderer(*tokenizer, options.files->describe());
+  if (!renderer.ok()) return renderer.error();
+  return {};
+}
+
 Result<LoadedService> load_local_service(LocalServiceOptions options) {
   const auto report = [&options](double progress) {
     if (options.progress) options.progress(progress);

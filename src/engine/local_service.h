@@ -51,6 +51,9 @@ struct LocalPlan {
 // What load_local_service would take, without its KV cache and workspace. Same errors.
 Result<LocalPlan> plan_local_service(const LocalServiceOptions& options);
 
+// Whether the model's tokenizer and chat template can be read. Errors name the file and the reason.
+Status check_text(const LocalServiceOptions& options);
+
 struct LoadedService {
   std::shared_ptr<inference::ModelService> service;
   LocalPlan plan;
