@@ -67,12 +67,14 @@ EngineLoop::EngineLoop(EngineLoopOptions options, const SchedulerOptions& schedu
 }
 
 EngineLoop::~EngineLoop() {
-  {
-    std::unique_lock lock(inbox_->mutex);
-    inbox_->stopping = true;
-    inbox_->notify(lock);
-  }
+  stop();
   thread_.join();
+}
+
+void EngineLoop::stop() {
+  std::unique_lock lock(inbox_->mutex);
+  inbox_->stopping = true;
+  inbox_->notify(lock);
 }
 
 std::unique_ptr<inference::RequestHandle> EngineLoop::make_handle(std::shared_ptr<Ticket> ticket) const {

@@ -67,6 +67,8 @@ class EngineLoop {
              std::shared_ptr<const text::Tokenizer> tokenizer);
   // Requests that are still there fail as unavailable.
   ~EngineLoop();
+  // As the destructor does to requests, without waiting for it. Thread-safe.
+  void stop();
   EngineLoop(const EngineLoop&) = delete;
   EngineLoop& operator=(const EngineLoop&) = delete;
 

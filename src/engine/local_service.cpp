@@ -189,6 +189,7 @@ class LocalService final : public inference::ModelService {
   }
   inference::Health health() const override { return loop_.health(); }
   inference::ServiceStats stats() const override { return loop_.stats(); }
+  void close() override { loop_.stop(); }
 
  private:
   static void refuse(Ticket& ticket, inference::EventSink& sink, Error error) {
