@@ -67,6 +67,9 @@ struct ModelSettings {
   std::optional<std::uint64_t> kv_cache;  // bytes; unset: planned
   std::string kv_cache_dtype = "auto";    // auto | f32 | f16 | bf16
   bool prefix_caching = true;
+  bool on_demand = false;       // load: startup | on_demand
+  milliseconds idle_unload{0};  // 0: never
+  bool pin = false;
 };
 
 struct Model {
@@ -106,6 +109,10 @@ Result<Config> load_text(std::string_view text, const std::string& file);
 Status set(Config& config, std::string_view key, const std::string& value);
 // What the reference says of such a key: its meaning and the values it takes. Empty if there is no such key.
 std::string describe_key(std::string_view key);
+
+// Everything of a model that its loading depends on, its files' size and time included: a reload replaces a model when
+// this changes.
+std::string fingerprint(const Model& model);
 
 // Every key path ("server.port", "models[].name"), for docs and tests.
 std::vector<std::string> key_names();

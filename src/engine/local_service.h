@@ -38,27 +38,32 @@ struct LocalServiceOptions {
   std::string kv_dtype = "auto";                // auto | f32 | f16 | bf16; see MemoryOptions
   int block_size = 16;                          // tokens; 16 or 32
   bool enable_prefix_caching = true;
-  std::uint64_t memory_budget = 0;  // bytes for weights, KV cache and workspace; 0: no limit
-
-  std::function<void(double)> progress;  // 0–1, called while loading, from the calling thread
 };
 
-struct LocalPlan {
-  model::ModelInfo info;
-  MemoryPlan memory;
+// A model whose files are open and whose needs are known, with nothing of it allocated: its weights stay in the files.
+// Thread-compatible.
+class LocalModel {
+ public:
+  // Errors name the file and the reason, or the setting at fault.
+  static Result<std::unique_ptr<LocalModel>> open(LocalServiceOptions options);
+  ~LocalModel();
+
+  const model::ModelInfo& info() const;
+  // What it takes within `budget` bytes (0: no limit); with `least`, to serve no more than one sequence at a time.
+  // Errors: unavailable with the numbers where the budget does not suffice; invalid_argument naming a setting.
+  Result<MemoryPlan> plan(std::uint64_t budget, bool least = false) const;
+  // Reads the tokenizer, allocates what is planned, starts the engine thread. One service at a time: the one before
+  // must be gone. `progress`: 0-1, called from this thread.
+  Result<std::shared_ptr<inference::ModelService>> load(const MemoryPlan& plan,
+                                                        const std::function<void(double)>& progress = {});
+
+ private:
+  explicit LocalModel(LocalServiceOptions options) : options_(std::move(options)) {}
+
+  LocalServiceOptions options_;
+  std::shared_ptr<model::Decoder> decoder_;
+  std::shared_ptr<const text::Tokenizer> tokenizer_;  // once it was needed
 };
-
-// What load_local_service would take, without its KV cache and workspace. Same errors.
-Result<LocalPlan> plan_local_service(const LocalServiceOptions& options);
-
-struct LoadedService {
-  std::shared_ptr<inference::ModelService> service;
-  LocalPlan plan;
-};
-
-// Loads weights and tokenizer, reserves the planned memory, starts the engine thread. Errors name file and reason, or
-// the setting at fault; unavailable with the numbers where the memory does not suffice.
-Result<LoadedService> load_local_service(LocalServiceOptions options);
 
 // Messages to the text of a prompt. Errors: invalid_argument with what the template says of them.
 using ChatRenderer =

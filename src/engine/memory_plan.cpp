@@ -10,6 +10,8 @@ namespace {
 
 // Of the planned KV cache: this many tokens for each sequence that may run at once.
 constexpr std::int64_t kTokensPerSequence = 1024;
+// The context that a model should have at least, where nothing is said of it.
+constexpr int kModerateContext = 4096;
 // For models that do not say how long a context they were made for.
 constexpr int kDefaultContext = 4096;
 // Logits of scored prompt rows, per step.
@@ -69,7 +71,7 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
     return static_cast<std::uint64_t>((tokens + plan.block_size - 1) / plan.block_size);
   };
 
-  const int wanted_len = options.max_model_len.value_or(model_len);
+  const int wanted_len = options.max_model_len.value_or(options.least ? std::min(model_len, kModerateContext) : model_len);
   std::uint64_t blocks = 0;
   if (options.kv_cache_bytes) {
     if (*options.kv_cache_bytes > left) {
@@ -79,8 +81,9 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
     }
     blocks = *options.kv_cache_bytes / block_bytes;
   } else {
-    const std::int64_t tokens = std::max<std::int64_t>(
-        wanted_len, std::int64_t{options.max_num_seqs} * std::min<std::int64_t>(wanted_len, kTokensPerSequence));
+    const std::int64_t sequences = options.least ? 1 : options.max_num_seqs;
+    const std::int64_t tokens =
+        std::max<std::int64_t>(wanted_len, sequences * std::min<std::int64_t>(wanted_len, kTokensPerSequence));
     blocks = std::min(blocks_for(tokens), left / block_bytes);
   }
   blocks =

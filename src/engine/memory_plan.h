@@ -20,6 +20,7 @@ struct MemoryOptions {
   std::optional<DType> kv_dtype;                // f32, f16 or bf16; unset: f32 for F32 weights, otherwise f16 (three
                                                 // more bits of precision than bf16 at the same size)
   int block_size = 16;                          // 16 or 32 tokens
+  bool least = false;                           // no more KV cache than one sequence needs, of moderate length at least
   std::uint64_t budget = 0;                     // bytes for everything below; 0: no limit
 };
 

@@ -111,6 +111,8 @@ class Decoder {
   virtual std::uint64_t workspace_bytes(int max_rows, int max_logit_rows, int threads) const = 0;
   // Allocates it; must be called before forward().
   virtual Status reserve(int max_rows, int max_logit_rows, int threads) = 0;
+  // Frees it.
+  virtual void release() = 0;
 
   // Runs the batch, writes K/V of every row into `cache`, and returns logits [logit_rows, vocab_size] in the
   // workspace, valid until the next call. The bits of a row's logits depend on its sequence's tokens alone: not on

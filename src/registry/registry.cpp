@@ -112,6 +112,24 @@ std::string_view state_name(ModelState state) {
   return "unknown";
 }
 
+std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLoader::Need>& needs) {
+  std::vector<std::uint64_t> shares;
+  std::vector<std::size_t> hungry;  // by what they want beyond their least
+  for (const ModelLoader::Need& need : needs) {
+    hungry.push_back(shares.size());
+    shares.push_back(need.least);
+    budget -= std::min(budget, need.least);
+  }
+  const auto wish = [&](std::size_t i) { return std::max(needs[i].wanted, needs[i].least) - needs[i].least; };
+  std::sort(hungry.begin(), hungry.end(), [&](std::size_t a, std::size_t b) { return wish(a) < wish(b); });
+  for (std::size_t i = 0; i < hungry.size(); ++i) {
+    const std::uint64_t part = std::min(wish(hungry[i]), budget / (hungry.size() - i));
+    shares[hungry[i]] += part;
+    budget -= part;
+  }
+  return shares;
+}
+
 // The thread `decide_` runs every change of state, one after the other, and never waits; `load_` runs one load at a
 // time. `mutex_` guards what other threads read; slots have their own locks, taken after it. A service that leaves its
 // slot is destroyed by `decide_` when its last request's handle has gone, and what it had reserved is free then.
@@ -267,7 +285,8 @@ ModelEntry Registry::Impl::describe(const Model& model) {
   entry.name = model.definition.name;
   entry.aliases = model.definition.aliases;
   entry.state = model.state;
-  entry.progress = model.state == ModelState::ready ? 1 : model.progress->load();
+  if (model.state == ModelState::loading) entry.progress = model.progress->load();
+  if (model.state == ModelState::ready) entry.progress = 1;
   entry.detail = model.detail;
   entry.created = model.created;
   entry.on_demand = model.definition.on_demand;
@@ -797,7 +816,8 @@ void Registry::Impl::service_gone(const ModelPtr& model, const std::shared_ptr<M
 
 void Registry::Impl::load_now(const ModelPtr& model, Done done) {
   model->load_waiters.push_back(std::move(done));
-  if (model->slot->service() != nullptr && !model->queued) return answer(model->load_waiters, {});
+  if (model->queued) return;
+  if (model->slot->service() != nullptr) return answer(model->load_waiters, {});
   {
     std::unique_lock lock(mutex_);
     model->waits = true;

@@ -39,6 +39,10 @@ class ModelLoader {
   virtual void release() {}
 };
 
+// What each of several models may take so that all fit into `budget`: its least, and what it wants of the rest, shared
+// equally where there is too little. Precondition: together the least fit.
+std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLoader::Need>& needs);
+
 struct ModelDefinition {
   std::string name;
   std::vector<std::string> aliases;

@@ -149,18 +149,6 @@ bool matches(const Route& route, std::string_view path, std::string_view& rest) 
   return true;
 }
 
-std::string_view state_name(registry::ModelState state) {
-  switch (state) {
-    case registry::ModelState::loading:
-      return "loading";
-    case registry::ModelState::ready:
-      return "ready";
-    case registry::ModelState::failed:
-      return "failed";
-  }
-  return "";
-}
-
 http::Response status_json(int status, std::string_view word) {
   return {.status = status, .body = "{\"status\":\"" + std::string(word) + "\"}"};
 }
@@ -279,8 +267,7 @@ void App::Impl::detokenize(Context context) {
 void App::Impl::models(Context context) {
   std::vector<api::ModelCard> cards;
   for (const auto& entry : registry.list()) {
-    if (!entry.service) continue;
-    const int length = entry.service->capabilities().max_model_len;
+    const int length = entry.service ? entry.service->capabilities().max_model_len : 0;
     cards.push_back({entry.name, entry.name, entry.created, length});
     for (const std::string& alias : entry.aliases) cards.push_back({alias, entry.name, entry.created, length});
   }
@@ -295,15 +282,23 @@ void App::Impl::model(Context context) {
 }
 
 std::string App::Impl::models_state_json(std::string_view status) const {
+  const std::vector<registry::ModelEntry> entries = registry.list();
+  double progress = 0;
+  int at_start = 0;
+  for (const auto& entry : entries) {
+    if (entry.on_demand) continue;
+    progress += entry.progress;
+    ++at_start;
+  }
   std::string out = "{\"status\":\"" + std::string(status) + "\",\"progress\":";
-  api::append_json_float(out, static_cast<float>(lifecycle.progress()));
+  api::append_json_float(out, at_start == 0 ? 1 : static_cast<float>(progress / at_start));
   out += ",\"models\":[";
   bool first = true;
-  for (const auto& entry : registry.list()) {
+  for (const auto& entry : entries) {
     if (!std::exchange(first, false)) out += ',';
     out += "{\"name\":";
     api::append_json_string(out, entry.name);
-    out += ",\"state\":\"" + std::string(state_name(entry.state)) + "\",\"progress\":";
+    out += ",\"state\":\"" + std::string(registry::state_name(entry.state)) + "\",\"progress\":";
     api::append_json_float(out, static_cast<float>(entry.progress));
     if (!entry.detail.empty()) {
       out += ",\"detail\":";
@@ -319,8 +314,8 @@ void App::Impl::health(Context context) {
   const State state = lifecycle.state();
   if (state == State::starting) return context.respond({.status = 503, .body = models_state_json("starting")});
   for (const auto& entry : registry.list()) {
-    const bool well = entry.state == registry::ModelState::loading ||
-                      (entry.service && entry.service->health().state == inference::Health::State::ready);
+    const bool well = entry.state != registry::ModelState::failed &&
+                      (!entry.service || entry.service->health().state == inference::Health::State::ready);
     if (!well) return context.respond({.status = 503, .body = models_state_json("degraded")});
   }
   if (state == State::refusing) return context.respond(status_json(503, "ending"));

@@ -230,6 +230,15 @@ class RegistryTest : public testing::Test {
   std::unique_ptr<Registry> registry_;
 };
 
+TEST(Share, EverybodyGetsTheLeastAndAnEqualPartOfTheRest) {
+  using V = std::vector<std::uint64_t>;
+  EXPECT_EQ(share(100, {}), V{});
+  EXPECT_EQ(share(100, {{10, 50}}), V{50});
+  EXPECT_EQ(share(100, {{10, 500}}), V{100});
+  EXPECT_EQ(share(100, {{10, 20}, {10, 500}, {20, 500}}), (V{20, 35, 45}));
+  EXPECT_EQ(share(100, {{60, 60}, {40, 90}}), (V{60, 40}));
+}
+
 TEST_F(RegistryTest, LoadsAtStartAndFindsByNameAndAlias) {
   auto a = model("a", 10);
   a.aliases = {"x", "y"};
