@@ -664,9 +664,8 @@ bool Registry::Impl::evict_one() {
 
 void Registry::Impl::begin_load(std::uint64_t bytes) {
   current_->begun = true;
-  loads_.push([this, bytes, definition = current_->definition, asleep = std::move(current_->model->asleep),
-               progress = current_->model->progress] {
-    Account account = asleep;
+  loads_.push([this, bytes, definition = current_->definition, account = std::move(current_->model->asleep),
+               progress = current_->model->progress]() mutable {
     Result<Service> outcome = Service();
     if (account != nullptr) {
       if (Status grown = budget_->grow(*account, bytes, options_.reclaim_timeout); !grown)
@@ -677,7 +676,10 @@ void Registry::Impl::begin_load(std::uint64_t bytes) {
       outcome = std::move(reserved).error();
     }
     if (outcome) outcome = definition.loader->load(account, [&progress](double share) { progress->store(share); });
-    decisions_.push([this, outcome, account] { end_load(outcome, account); });
+    // Everything goes along: a reference that stayed here would keep the memory reserved.
+    decisions_.push([this, outcome = std::move(outcome), account = std::move(account)]() mutable {
+      end_load(std::move(outcome), std::move(account));
+    });
   });
 }
 

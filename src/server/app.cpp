@@ -267,6 +267,10 @@ void App::Impl::detokenize(Context context) {
 void App::Impl::models(Context context) {
   std::vector<api::ModelCard> cards;
   for (const auto& entry : registry.list()) {
+    // What a request could not have, now or by waiting for it, is not offered.
+    const bool offered = entry.service || (entry.state != registry::ModelState::failed &&
+                                           (entry.on_demand || entry.state != registry::ModelState::loading));
+    if (!offered) continue;
     const int length = entry.service ? entry.service->capabilities().max_model_len : 0;
     cards.push_back({entry.name, entry.name, entry.created, length});
     for (const std::string& alias : entry.aliases) cards.push_back({alias, entry.name, entry.created, length});
