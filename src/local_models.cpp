@@ -117,6 +117,11 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
     auto loader = std::make_shared<LocalModelLoader>(model, machine);
     const auto need = loader->need();
     if (!need) return need.error();
+    if (need->least > budget) {
+      // The plan within the budget says which of its parts is too large.
+      const auto refused = (*loader->opened())->plan(budget, true);
+      if (!refused) return at(model, refused.error());
+    }
     if (!model.settings.on_demand) {
       at_start.push_back(*need);
       least += need->least;
