@@ -155,6 +155,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     std::shared_lock lock(mutex_);
     return counts_;
   }
+  const MemoryBudget& budget() const { return *budget_; }
 
  private:
   // What a model becomes when its service has gone.
@@ -887,5 +888,6 @@ Result<Service> Registry::find(std::string_view name) const { return impl_->find
 Result<ModelEntry> Registry::entry(std::string_view name) const { return impl_->entry(name); }
 std::vector<ModelEntry> Registry::list() const { return impl_->list(); }
 Registry::Counts Registry::counts() const { return impl_->counts(); }
+const MemoryBudget& Registry::budget() const { return impl_->budget(); }
 
 }  // namespace xgen::registry

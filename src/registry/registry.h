@@ -123,6 +123,7 @@ class Registry {
     std::uint64_t unloads = 0;
   };
   Counts counts() const;
+  const MemoryBudget& budget() const;
 
  private:
   class Impl;

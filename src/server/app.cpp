@@ -11,6 +11,7 @@
 #include "api/requests.h"
 #include "base/log.h"
 #include "metrics/metrics.h"
+#include "server/admin.h"
 #include "server/generate.h"
 #include "server/request_info.h"
 
@@ -58,6 +59,12 @@ struct App::Impl {
   void version(Context context);
   void metrics_page(Context context);
   void index(Context context);
+  void admin_models(Context context);
+  void admin_load(Context context) { change_model(std::move(context), &registry::Registry::load); }
+  void admin_unload(Context context) { change_model(std::move(context), &registry::Registry::unload); }
+  void admin_sleep(Context context) { change_model(std::move(context), &registry::Registry::sleep); }
+  void admin_reload(Context context);
+  void change_model(Context context, void (registry::Registry::*change)(std::string_view, registry::Registry::Done));
 
   Result<std::shared_ptr<inference::ModelService>> find_model(std::string_view name) const;
   void log_unknown(const Context& context, const std::vector<std::string>& fields) const;
@@ -103,6 +110,17 @@ constexpr Route kRoutes[] = {
      "200 once started; until then 503 with the progress of loading."},
     {"GET", "/version", &App::Impl::version, false, Log::normal, "{version}"},
     {"GET", "/metrics", &App::Impl::metrics_page, false, Log::quiet, "Metrics in Prometheus' text format."},
+    {"GET", "/admin/models", &App::Impl::admin_models, false, Log::normal,
+     "Operators: every model with its state and memory, and the memory budget."},
+    {"POST", "/admin/load", &App::Impl::admin_load, false, Log::normal,
+     "Operators: load {model}; answers when it is ready."},
+    {"POST", "/admin/unload", &App::Impl::admin_unload, false, Log::normal,
+     "Operators: unload {model}; running requests finish first."},
+    {"POST", "/admin/sleep", &App::Impl::admin_sleep, false, Log::normal,
+     "Operators: free the KV cache and workspace of {model} and keep its weights; the next request wakes it."},
+    {"POST", "/admin/wake", &App::Impl::admin_load, false, Log::normal, "Operators: the same as load."},
+    {"POST", "/admin/reload", &App::Impl::admin_reload, false, Log::normal,
+     "Operators: read the configuration again and apply it; a bad one changes nothing."},
     {"GET", "/", &App::Impl::index, false, Log::normal, "This list, as text."},
 };
 
@@ -378,6 +396,38 @@ void App::Impl::index(Context context) {
     text += line + std::string(route.doc) + "\n";
   }
   context.respond({.body = std::move(text), .content_type = "text/plain; charset=utf-8"});
+}
+
+void App::Impl::admin_models(Context context) {
+  if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
+  context.respond({.body = admin_models_json(registry)});
+}
+
+void App::Impl::change_model(Context context,
+                             void (registry::Registry::*change)(std::string_view, registry::Registry::Done)) {
+  if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
+  const auto name = parse_model_name(context.exchange->request().body);
+  if (!name) return context.fail(name.error());
+  auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
+  (registry.*change)(*name, [this, shared, name = *name](const Status& status) {
+    if (!status) return shared->fail(status.error());
+    const auto entry = registry.entry(name);
+    if (!entry) return shared->fail(entry.error());
+    shared->respond({.body = admin_model_json(*entry)});
+  });
+}
+
+void App::Impl::admin_reload(Context context) {
+  if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
+  if (!options.reload)
+    return context.fail(make_error(ErrorCode::invalid_argument, "This server was started without a configuration file."));
+  auto shared = std::make_shared<Context>(std::move(context));
+  options.reload([shared](Result<std::string> result) {
+    if (!result) return shared->fail(result.error());
+    std::string body = "{\"status\":";
+    api::append_json_string(body, *result);
+    shared->respond({.body = body + "}"});
+  });
 }
 
 App::App(AppOptions options, registry::Registry& registry, Lifecycle& lifecycle)
