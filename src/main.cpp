@@ -31,6 +31,7 @@
 #include "local_models.h"
 #include "metrics/metrics.h"
 #include "registry/registry.h"
+#include "reload.h"
 #include "server/app.h"
 #include "server/lifecycle.h"
 
@@ -138,7 +139,8 @@ int check(const Flags& flags) {
   return 0;
 }
 
-// Takes SIGTERM and SIGINT on a thread of its own. The first begins the shutdown; the second ends the process at once.
+// Takes SIGTERM, SIGINT and SIGHUP on a thread of its own. The first of the former begins the shutdown, the second ends
+// the process at once; SIGHUP reloads the configuration.
 class Signals {
  public:
   // Must be made before any other thread, so that all inherit the mask.
@@ -146,6 +148,7 @@ class Signals {
     sigemptyset(&set_);
     sigaddset(&set_, SIGTERM);
     sigaddset(&set_, SIGINT);
+    sigaddset(&set_, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set_, nullptr);
     std::signal(SIGPIPE, SIG_IGN);
     std::thread([this] { run(); }).detach();
@@ -156,6 +159,11 @@ class Signals {
     std::unique_lock lock(mutex_);
     arrived_.wait(lock, [&] { return signal_ != 0; });
     return signal_;
+  }
+  // What SIGHUP does; nothing while it is empty.
+  void on_hangup(std::function<void()> action) {
+    std::lock_guard lock(mutex_);
+    hangup_ = std::move(action);
   }
   // Before models serve there is nothing to drain: a signal then ends the process.
   void serving() {
@@ -169,6 +177,10 @@ class Signals {
       int number = 0;
       if (sigwait(&set_, &number) != 0) continue;
       std::lock_guard lock(mutex_);
+      if (number == SIGHUP) {
+        if (hangup_) hangup_();
+        continue;
+      }
       if (signal_ != 0) {
         log::warn("server", "second signal: ending at once", {{"signal", strsignal(number)}});
         _exit(128 + number);
@@ -185,6 +197,7 @@ class Signals {
   sigset_t set_{};
   std::mutex mutex_;
   std::condition_variable arrived_;
+  std::function<void()> hangup_;
   int signal_ = 0;
   bool serving_ = false;
 };
@@ -281,6 +294,34 @@ Status load_at_start(registry::Registry& registry, const config::Config& config)
   return {};
 }
 
+// The sections that only a new process takes up, where they differ: "server, memory".
+std::string needs_restart(const config::Config& before, const config::Config& now) {
+  std::string sections;
+  const auto compare = [&](const char* name, bool same) {
+    if (!same) sections += (sections.empty() ? "" : ", ") + std::string(name);
+  };
+  compare("server", before.server == now.server);
+  compare("memory", before.memory == now.memory);
+  compare("compute", before.compute == now.compute);
+  return sections;
+}
+
+// Reads the file again and applies what a running process can take up: the models and the log's level and form.
+Result<std::string> reload(const Flags& flags, const config::Config& started_with, const Machine& machine,
+                           registry::Registry& registry) {
+  auto config = load_config(flags);
+  if (!config) return std::move(config).error();
+  auto planned = plan_models(*config, machine, registry.budget().total());
+  if (!planned) return std::move(planned).error();
+  if (Status status = registry.apply(std::move(planned->definitions)); !status) return std::move(status).error();
+  log::set_level(config->log.level);
+  log::set_format(config->log.format);
+  const std::string sections = needs_restart(started_with, *config);
+  std::string text = "models and log are applied";
+  if (!sections.empty()) text += "; changes of these sections need a restart: " + sections;
+  return text;
+}
+
 int serve(const Flags& flags) {
   const Clock::time_point start = Clock::now();
   // Never destroyed: its thread runs until the process ends.
@@ -310,6 +351,11 @@ int serve(const Flags& flags) {
     const http::Server* server = http_server.load();
     return server == nullptr ? std::size_t{0} : server->open_connections();
   };
+  std::optional<Reloader> reloader;
+  if (!config->file.empty()) {
+    app_options.reload = [&](Reloader::Done done) { reloader->request(std::move(done)); };
+    reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry); });
+  }
   server::App app(std::move(app_options), registry, lifecycle);
   auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());
   if (!http) return complain(kFailed, http.error().message);
@@ -323,6 +369,7 @@ int serve(const Flags& flags) {
   if (Status status = load_at_start(registry, *config); !status) return complain(kFailed, status.error().message);
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();
+  if (reloader) signals.on_hangup([&] { reloader->request({}); });
   log::info("server", "ready",
             {{"ms", ms_text(ms_since(start))},
              {"plan_ms", ms_text(plan_ms)},
@@ -333,6 +380,7 @@ int serve(const Flags& flags) {
              {"kernels", std::string(machine->kernels->name)}});
 
   const int signal = signals.wait();
+  signals.on_hangup({});
   drain(signal, config->server, lifecycle, **http, registry);
   return 0;
 }

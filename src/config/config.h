@@ -33,6 +33,7 @@ struct Server {
   milliseconds drain_delay{5'000};
   milliseconds drain_timeout{30'000};
   std::string unknown_fields = "reject";  // reject | warn
+  bool operator==(const Server&) const = default;
 };
 
 struct Log {
@@ -47,15 +48,18 @@ struct MemoryLimit {
   std::uint64_t of(std::uint64_t total) const {
     return bytes != 0 ? bytes : static_cast<std::uint64_t>(share * static_cast<double>(total));
   }
+  bool operator==(const MemoryLimit&) const = default;
 };
 
 struct Memory {
   MemoryLimit host{0.8, 0};
+  bool operator==(const Memory&) const = default;
 };
 
 struct Compute {
   int threads = 0;               // 0: one per usable CPU
   std::string kernels = "auto";  // auto, or the name of an instruction set
+  bool operator==(const Compute&) const = default;
 };
 
 // What a model may set for itself; `defaults` sets it for all.
