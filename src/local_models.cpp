@@ -85,9 +85,9 @@ Result<std::shared_ptr<inference::ModelService>> LocalModelLoader::load(std::sha
   const auto start = std::chrono::steady_clock::now();
   const auto model = opened();
   if (!model) return model.error();
-  const auto memory = (*model)->plan(account->reserved());
+  const auto memory = (*model)->plan(account->reserved(), false, borrowable_);
   if (!memory) return at(model_, memory.error());
-  auto service = (*model)->load(*memory, progress);
+  auto service = (*model)->load(*memory, progress, std::move(account));
   if (!service) return at(model_, std::move(service).error());
   const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   char load_ms[32];
@@ -114,7 +114,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   std::uint64_t pinned = 0;
   std::string list;
   for (const config::Model& model : config.models) {
-    auto loader = std::make_shared<LocalModelLoader>(model, machine);
+    auto loader = std::make_shared<LocalModelLoader>(model, machine, budget);
     const auto need = loader->need();
     if (!need) return need.error();
     if (need->least > budget) {

@@ -24,7 +24,9 @@ struct Machine {
 
 class LocalModelLoader final : public registry::ModelLoader {
  public:
-  LocalModelLoader(config::Model model, Machine machine) : model_(std::move(model)), machine_(std::move(machine)) {}
+  // `borrowable`: what the KV cache could borrow at the very most.
+  LocalModelLoader(config::Model model, Machine machine, std::uint64_t borrowable)
+      : model_(std::move(model)), machine_(std::move(machine)), borrowable_(borrowable) {}
 
   Result<Need> need() override;
   Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
@@ -41,6 +43,7 @@ class LocalModelLoader final : public registry::ModelLoader {
  private:
   const config::Model model_;
   const Machine machine_;
+  const std::uint64_t borrowable_;
   std::uint64_t limit_ = UINT64_MAX;
   std::unique_ptr<engine::LocalModel> opened_;
 };

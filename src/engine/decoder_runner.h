@@ -20,6 +20,7 @@ class DecoderRunner final : public ModelRunner {
   ~DecoderRunner() override;
 
   void run(const StepPlan& plan, StepResult& result) override;
+  void discard(std::span<const BlockId> blocks) override { cache_->discard(blocks); }
 
  private:
   // One row of logits and what is wanted of it: the next token of an item, or the score of one of its prompt's tokens.

@@ -37,7 +37,7 @@ LocalModel::~LocalModel() = default;
 
 const model::ModelInfo& LocalModel::info() const { return decoder_->info(); }
 
-Result<MemoryPlan> LocalModel::plan(std::uint64_t budget, bool least) const {
+Result<MemoryPlan> LocalModel::plan(std::uint64_t budget, bool least, std::uint64_t borrowable) const {
   MemoryOptions memory;
   memory.max_model_len = options_.max_model_len;
   memory.max_num_seqs = options_.max_num_seqs;
@@ -49,6 +49,7 @@ Result<MemoryPlan> LocalModel::plan(std::uint64_t budget, bool least) const {
   memory.block_size = options_.block_size;
   memory.budget = budget;
   memory.least = least;
+  memory.borrowable = borrowable;
   const int threads = options_.pool->size();
   return plan_memory(
       decoder_->info(),
@@ -57,7 +58,8 @@ Result<MemoryPlan> LocalModel::plan(std::uint64_t budget, bool least) const {
 }
 
 Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPlan& memory,
-                                                                  const std::function<void(double)>& progress) {
+                                                                  const std::function<void(double)>& progress,
+                                                                  std::shared_ptr<MemoryBudget::Account> account) {
   const auto report = [&progress](double share) {
     if (progress) progress(share);
   };
@@ -68,7 +70,8 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   const int threads = options_.pool->size();
   Status reserved = decoder_->reserve(memory.max_num_batched_tokens, memory.max_num_seqs + memory.max_score_rows, threads);
   Result<std::unique_ptr<model::KvCache>> cache =
-      model::KvCache::create(decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks);
+      model::KvCache::create(decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks,
+                             memory.kv_most_blocks - memory.kv_blocks);
   report(0.3);
   if (reading.valid()) {
     Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.get();
@@ -88,7 +91,10 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   parts.defaults = decoder_->generation_defaults();
   parts.vocab_size = decoder_->info().vocab_size;
   parts.max_waiting = options_.max_waiting;
-  parts.scheduler.num_blocks = memory.kv_blocks;
+  parts.scheduler.num_blocks = memory.kv_most_blocks;
+  parts.scheduler.own_blocks = memory.kv_blocks;
+  if (memory.kv_most_blocks > memory.kv_blocks) parts.account = std::move(account);
+  parts.block_bytes = model::KvCache::bytes_per_block(decoder_->info(), memory.kv_dtype, memory.block_size);
   parts.scheduler.block_size = memory.block_size;
   parts.scheduler.max_model_len = memory.max_model_len;
   parts.scheduler.max_num_seqs = memory.max_num_seqs;

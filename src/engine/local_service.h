@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/file_set.h"
+#include "base/memory_budget.h"
 #include "base/result.h"
 #include "base/worker_pool.h"
 #include "engine/memory_plan.h"
@@ -51,11 +52,13 @@ class LocalModel {
   const model::ModelInfo& info() const;
   // What it takes within `budget` bytes (0: no limit); with `least`, to serve no more than one sequence at a time.
   // Errors: unavailable with the numbers where the budget does not suffice; invalid_argument naming a setting.
-  Result<MemoryPlan> plan(std::uint64_t budget, bool least = false) const;
+  // `borrowable`: bytes that might be lent for more KV cache while it serves.
+  Result<MemoryPlan> plan(std::uint64_t budget, bool least = false, std::uint64_t borrowable = 0) const;
   // Reads the tokenizer, allocates what is planned, starts the engine thread. One service at a time: the one before
-  // must be gone. `progress`: 0-1, called from this thread.
+  // must be gone. `progress`: 0-1, called from this thread. `account` lends the KV cache more than is planned.
   Result<std::shared_ptr<inference::ModelService>> load(const MemoryPlan& plan,
-                                                        const std::function<void(double)>& progress = {});
+                                                        const std::function<void(double)>& progress = {},
+                                                        std::shared_ptr<MemoryBudget::Account> account = {});
 
  private:
   explicit LocalModel(LocalServiceOptions options) : options_(std::move(options)) {}
@@ -78,6 +81,8 @@ struct LocalServiceParts {
   int vocab_size = 0;  // token ids that the model knows
   SchedulerOptions scheduler;
   int max_waiting = 1024;
+  std::shared_ptr<MemoryBudget::Account> account;  // lends memory for blocks beyond scheduler.own_blocks; null: nobody
+  std::uint64_t block_bytes = 0;
   std::unique_ptr<ModelRunner> runner;
 };
 std::shared_ptr<inference::ModelService> make_local_service(LocalServiceParts parts);

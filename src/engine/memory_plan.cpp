@@ -101,9 +101,25 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
     return make_error(ErrorCode::unavailable,
                       "The model does not fit: " + need + " besides " + fixed_text + ", but " + budget_text + ".");
   }
+  // More than this many times the planned blocks are of little use, and their tables would not be small any more.
+  constexpr std::uint64_t kMostGrowth = 4;
+  const std::uint64_t table_bytes = kTableBytesPerBlock + sizeof(std::int32_t) * static_cast<std::uint64_t>(plan.block_size);
+  std::uint64_t more = 0;
+  if (!options.kv_cache_bytes) {
+    more = std::min(options.borrowable / block_bytes, (kMostGrowth - 1) * blocks);
+    // The tables of blocks that may come later take the place of some that are there.
+    const std::uint64_t given_up = (more * table_bytes + block_bytes - 1) / block_bytes;
+    if (blocks >= least + given_up) {
+      blocks -= given_up;
+    } else {
+      more = 0;
+    }
+  }
   plan.kv_blocks = static_cast<int>(blocks);
+  plan.kv_most_blocks = static_cast<int>(
+      std::min<std::uint64_t>(blocks + more, static_cast<std::uint64_t>(std::numeric_limits<int>::max() / plan.block_size)));
   plan.kv_tokens = static_cast<std::int64_t>(blocks) * plan.block_size;
-  plan.kv_bytes = blocks * block_bytes;
+  plan.kv_bytes = blocks * block_bytes + more * table_bytes;
   plan.max_model_len = static_cast<int>(std::min<std::int64_t>(wanted_len, plan.kv_tokens));
   plan.total = fixed + plan.kv_bytes;
   return plan;

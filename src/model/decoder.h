@@ -51,13 +51,17 @@ class KvCache {
  public:
   static std::uint64_t bytes_per_block(const ModelInfo& info, DType dtype, int block_size);
   // dtype: f32, f16 or bf16. Error unavailable with the numbers if the memory cannot be had.
-  static Result<std::unique_ptr<KvCache>> create(const ModelInfo& info, DType dtype, int block_size, int num_blocks);
+  // `more_blocks` follow, whose memory is not reserved: whoever writes them has seen to it.
+  static Result<std::unique_ptr<KvCache>> create(const ModelInfo& info, DType dtype, int block_size, int num_blocks,
+                                                 int more_blocks = 0);
   ~KvCache();
 
   DType dtype() const { return dtype_; }
   int block_size() const { return block_size_; }
   int num_blocks() const { return num_blocks_; }
   // [num_blocks, num_kv_heads, block_size, head_dim] of `dtype`.
+  // Gives the memory of blocks back to the system, as far as whole pages go; they read as zeros then.
+  void discard(std::span<const std::int32_t> blocks);
   std::byte* keys(int layer) const;
   std::byte* values(int layer) const;
 

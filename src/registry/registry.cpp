@@ -795,6 +795,7 @@ void Registry::Impl::service_gone(const ModelPtr& model, const std::shared_ptr<M
   if (std::exchange(model->evicted, false)) --evicting_;
   const bool sleeps = model->after == After::sleeping && model->state == ModelState::draining && !model->removed;
   if (sleeps) {
+    account->give_back(account->borrowed());
     account->shrink(std::min(account->reserved(), loader->kept_asleep()));
     model->asleep = std::move(account);
     set_state(*model, ModelState::sleeping);

@@ -201,11 +201,12 @@ void expect_same_alone_and_in_mixes(const std::shared_ptr<const FileSet>& files,
   struct Mix {
     int threads, batched_tokens, seqs, kv_tokens, block_size;
     bool caching;
+    bool borrows = false;  // little memory of its own; somebody else wants what it borrows now and then
   };
   std::uint64_t preemptions = 0;
   std::uint64_t hits = 0;
   for (const Mix& mix : {Mix{1, 512, 64, 8192, 16, true}, Mix{2, 24, 8, 272, 16, true}, Mix{3, 7, 5, 192, 32, true},
-                         Mix{2, 64, 16, 224, 16, false}}) {
+                         Mix{2, 64, 16, 224, 16, false}, Mix{2, 48, 12, 240, 16, true, true}}) {
     SCOPED_TRACE(std::to_string(mix.threads) + " threads, " + std::to_string(mix.batched_tokens) + " rows a step, " +
                  std::to_string(mix.kv_tokens) + " tokens of KV");
     LocalServiceOptions options;
@@ -221,7 +222,26 @@ void expect_same_alone_and_in_mixes(const std::shared_ptr<const FileSet>& files,
     ASSERT_TRUE(memory.ok()) << memory.error().message;
     options.kv_cache_bytes = memory->kv_bytes / static_cast<std::uint64_t>(memory->kv_blocks) *
                              static_cast<std::uint64_t>((mix.kv_tokens + mix.block_size - 1) / mix.block_size);
-    const auto service = load(std::move(options));
+    auto budget = std::make_shared<MemoryBudget>(std::uint64_t{1} << 40);
+    std::shared_ptr<inference::ModelService> service;
+    if (mix.borrows) {
+      const std::uint64_t kv = *std::exchange(options.kv_cache_bytes, std::nullopt);
+      const auto model = LocalModel::open(std::move(options));
+      ASSERT_TRUE(model.ok());
+      const auto whole = (*model)->plan(0);
+      ASSERT_TRUE(whole.ok());
+      const std::uint64_t total = whole->weights + whole->workspace + kv + (std::uint64_t{1} << 16);
+      budget = std::make_shared<MemoryBudget>(total + (std::uint64_t{1} << 20));
+      auto account = *budget->reserve("test", total, std::chrono::milliseconds(0));
+      const auto tight = (*model)->plan(total, false, std::uint64_t{1} << 20);
+      ASSERT_TRUE(tight.ok()) << tight.error().message;
+      EXPECT_GT(tight->kv_most_blocks, tight->kv_blocks);
+      auto loaded = (*model)->load(*tight, {}, std::move(account));
+      ASSERT_TRUE(loaded.ok());
+      service = *loaded;
+    } else {
+      service = load(std::move(options));
+    }
     ASSERT_TRUE(service);
     std::vector<std::shared_ptr<Recorder>> sinks;
     std::vector<std::unique_ptr<inference::RequestHandle>> handles;
@@ -233,6 +253,10 @@ void expect_same_alone_and_in_mixes(const std::shared_ptr<const FileSet>& files,
         noise.push_back(service->generate_async(requests[random() % requests.size()], std::make_shared<Recorder>()));
       }
       if (random() % 8 == 0 && i > 12) sinks[i - 12]->inner.wait();
+      if (mix.borrows && random() % 8 == 0) {
+        const auto other = budget->reserve("other", std::uint64_t{1} << (12 + random() % 8), std::chrono::seconds(10));
+        EXPECT_TRUE(other.ok()) << other.error().message;
+      }
       if (random() % 4 == 0) noise.clear();
     }
     noise.clear();
