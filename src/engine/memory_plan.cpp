@@ -74,12 +74,12 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
   const int wanted_len = options.max_model_len.value_or(options.least ? std::min(model_len, kModerateContext) : model_len);
   std::uint64_t blocks = 0;
   if (options.kv_cache_bytes) {
-    if (*options.kv_cache_bytes > left) {
+    blocks = *options.kv_cache_bytes / block_bytes;
+    if (blocks * block_bytes > left) {
       return make_error(ErrorCode::unavailable, "The model does not fit: " + fixed_text + " and kv_cache " +
                                                     format_bytes(*options.kv_cache_bytes) + ", but " + budget_text +
                                                     ".");
     }
-    blocks = *options.kv_cache_bytes / block_bytes;
   } else {
     const std::int64_t sequences = options.least ? 1 : options.max_num_seqs;
     const std::int64_t tokens =
