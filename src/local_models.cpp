@@ -41,19 +41,19 @@ Error at(const config::Model& model, Error error) {
 
 std::string plan_text(const config::Model& model, const model::ModelInfo& info, const engine::MemoryPlan& memory) {
   char text[1024];
-  std::snprintf(
-      text, sizeof(text),
-      "%s (%s, %s, %d layers, vocabulary %d%s%s)\n"
-      "  weights    %12s\n"
-      "  KV cache   %12s   %lld tokens in %d blocks of %d, %s\n"
-      "  workspace  %12s\n"
-      "  total      %12s   max_model_len %d, max_num_seqs %d, max_num_batched_tokens %d\n",
-      model.name.c_str(), info.architecture.c_str(), info.weight_format.c_str(), info.num_layers, info.vocab_size,
-      model.settings.on_demand ? ", on demand" : "", model.settings.pin ? ", pinned" : "",
-      format_bytes(memory.weights).c_str(), format_bytes(memory.kv_bytes).c_str(),
-      static_cast<long long>(memory.kv_tokens), memory.kv_blocks, memory.block_size,
-      std::string(dtype_info(memory.kv_dtype).name).c_str(), format_bytes(memory.workspace).c_str(),
-      format_bytes(memory.total).c_str(), memory.max_model_len, memory.max_num_seqs, memory.max_num_batched_tokens);
+  std::snprintf(text, sizeof(text),
+                "%s (%s, %s, %d layers, vocabulary %d%s%s)\n"
+                "  weights    %12s\n"
+                "  KV cache   %12s   %lld tokens in %d blocks of %d, %s\n"
+                "  workspace  %12s\n"
+                "  total      %12s   max_model_len %d, max_num_seqs %d, max_num_batched_tokens %d\n",
+                model.name.c_str(), info.architecture.c_str(), info.weight_format.c_str(), info.num_layers,
+                info.vocab_size, model.settings.on_demand ? ", on demand" : "", model.settings.pin ? ", pinned" : "",
+                format_bytes(memory.weights).c_str(), format_bytes(memory.kv_bytes).c_str(),
+                static_cast<long long>(memory.kv_tokens), memory.kv_blocks, memory.block_size,
+                std::string(dtype_info(memory.kv_dtype).name).c_str(), format_bytes(memory.workspace).c_str(),
+                format_bytes(memory.total).c_str(), memory.max_model_len, memory.max_num_seqs,
+                memory.max_num_batched_tokens);
   return text;
 }
 
@@ -131,10 +131,11 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
     loaders.push_back(std::move(loader));
   }
   if (least > budget) {
-    return make_error(ErrorCode::unavailable, where + "memory.host: the models that are loaded at start need at least " +
-                                                  format_bytes(least) + " (" + list + "), but the memory budget is " +
-                                                  format_bytes(budget) + ". Load some of them on demand (load: "
-                                                  "on_demand), or give them less (max_model_len, max_num_seqs).");
+    return make_error(ErrorCode::unavailable,
+                      where + "memory.host: the models that are loaded at start need at least " + format_bytes(least) +
+                          " (" + list + "), but the memory budget is " + format_bytes(budget) +
+                          ". Load some of them on demand (load: "
+                          "on_demand), or give them less (max_model_len, max_num_seqs).");
   }
   const std::vector<std::uint64_t> shares = registry::share(budget, at_start);
 

@@ -98,7 +98,8 @@ void Reloader::reload_now(std::vector<Done> waiting) {
   if (outcome) {
     log::info("config", "reloaded", {{"file", file_}, {"changes", *outcome}});
   } else {
-    log::error("config", "not reloaded; everything stays as it was", {{"file", file_}, {"reason", outcome.error().message}});
+    log::error("config", "not reloaded; everything stays as it was",
+               {{"file", file_}, {"reason", outcome.error().message}});
   }
   for (const Done& done : waiting) done(outcome);
 }

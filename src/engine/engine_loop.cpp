@@ -198,7 +198,8 @@ bool EngineLoop::receive() {
 }
 
 int EngineLoop::borrow(int blocks) {
-  while (blocks > 0 && !options_.account->borrow(static_cast<std::uint64_t>(blocks) * options_.block_bytes)) blocks /= 2;
+  while (blocks > 0 && !options_.account->borrow(static_cast<std::uint64_t>(blocks) * options_.block_bytes))
+    blocks /= 2;
   return blocks;
 }
 

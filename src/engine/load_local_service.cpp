@@ -66,12 +66,13 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   report(0);
   // The vocabulary takes longer to read than all the rest.
   std::future<Result<std::shared_ptr<const text::Tokenizer>>> reading;
-  if (tokenizer_ == nullptr) reading = std::async(std::launch::async, [this] { return load_tokenizer(*options_.files); });
+  if (tokenizer_ == nullptr)
+    reading = std::async(std::launch::async, [this] { return load_tokenizer(*options_.files); });
   const int threads = options_.pool->size();
-  Status reserved = decoder_->reserve(memory.max_num_batched_tokens, memory.max_num_seqs + memory.max_score_rows, threads);
-  Result<std::unique_ptr<model::KvCache>> cache =
-      model::KvCache::create(decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks,
-                             memory.kv_most_blocks - memory.kv_blocks);
+  Status reserved =
+      decoder_->reserve(memory.max_num_batched_tokens, memory.max_num_seqs + memory.max_score_rows, threads);
+  Result<std::unique_ptr<model::KvCache>> cache = model::KvCache::create(
+      decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks, memory.kv_most_blocks - memory.kv_blocks);
   report(0.3);
   if (reading.valid()) {
     Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.get();

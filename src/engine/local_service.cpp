@@ -115,7 +115,8 @@ class LocalService final : public inference::ModelService {
                          parts.scheduler.block_size)),
         max_bytes_(std::max(kLeastMaxBytes, static_cast<std::size_t>(max_model_len_) * kMaxBytesPerToken)),
         random_base_(random_base()),
-        loop_({name_, parts.max_waiting, std::move(parts.account), parts.block_bytes}, parts.scheduler, std::move(parts.runner), tokenizer_),
+        loop_({name_, parts.max_waiting, std::move(parts.account), parts.block_bytes}, parts.scheduler,
+              std::move(parts.runner), tokenizer_),
         prep_(kMaxQueuedPrompts) {
     // A chat model's tokenizer may name the end of a turn where config.json still has the base model's end of text.
     const std::optional<TokenId> eos = tokenizer_->eos_id();

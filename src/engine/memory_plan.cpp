@@ -71,7 +71,8 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
     return static_cast<std::uint64_t>((tokens + plan.block_size - 1) / plan.block_size);
   };
 
-  const int wanted_len = options.max_model_len.value_or(options.least ? std::min(model_len, kModerateContext) : model_len);
+  const int wanted_len =
+      options.max_model_len.value_or(options.least ? std::min(model_len, kModerateContext) : model_len);
   std::uint64_t blocks = 0;
   if (options.kv_cache_bytes) {
     blocks = *options.kv_cache_bytes / block_bytes;
@@ -103,7 +104,8 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
   }
   // More than this many times the planned blocks are of little use, and their tables would not be small any more.
   constexpr std::uint64_t kMostGrowth = 4;
-  const std::uint64_t table_bytes = kTableBytesPerBlock + sizeof(std::int32_t) * static_cast<std::uint64_t>(plan.block_size);
+  const std::uint64_t table_bytes =
+      kTableBytesPerBlock + sizeof(std::int32_t) * static_cast<std::uint64_t>(plan.block_size);
   std::uint64_t more = 0;
   if (!options.kv_cache_bytes) {
     more = std::min(options.borrowable / block_bytes, (kMostGrowth - 1) * blocks);
@@ -116,8 +118,8 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
     }
   }
   plan.kv_blocks = static_cast<int>(blocks);
-  plan.kv_most_blocks = static_cast<int>(
-      std::min<std::uint64_t>(blocks + more, static_cast<std::uint64_t>(std::numeric_limits<int>::max() / plan.block_size)));
+  plan.kv_most_blocks = static_cast<int>(std::min<std::uint64_t>(
+      blocks + more, static_cast<std::uint64_t>(std::numeric_limits<int>::max() / plan.block_size)));
   plan.kv_tokens = static_cast<std::int64_t>(blocks) * plan.block_size;
   plan.kv_bytes = blocks * block_bytes + more * table_bytes;
   plan.max_model_len = static_cast<int>(std::min<std::int64_t>(wanted_len, plan.kv_tokens));

@@ -34,7 +34,7 @@ struct MemoryPlan {
   DType kv_dtype = DType::f16;
   int block_size = 0;  // tokens
   int kv_blocks = 0;
-  int kv_most_blocks = 0;  // with what can be borrowed: their tables are in kv_bytes, their memory is not
+  int kv_most_blocks = 0;      // with what can be borrowed: their tables are in kv_bytes, their memory is not
   std::int64_t kv_tokens = 0;  // at least max_model_len: one sequence always fits
   int max_model_len = 0;
   int max_num_seqs = 0;

@@ -158,7 +158,8 @@ void Scheduler::borrow(int blocks) {
 
 void Scheduler::give_back(int blocks, bool must, std::vector<BlockId>& gone) {
   const int present = pool_.num_blocks() - pool_.absent();
-  const std::size_t wanted = gone.size() + static_cast<std::size_t>(std::clamp(blocks, 0, present - options_.own_blocks));
+  const std::size_t wanted =
+      gone.size() + static_cast<std::size_t>(std::clamp(blocks, 0, present - options_.own_blocks));
   const auto missing = [&] { return static_cast<int>(wanted - gone.size()); };
   pool_.shrink(missing(), gone);
   while (must && missing() > 0 && !running_.empty()) {

@@ -47,13 +47,14 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const ModelInfo& info, DType dt
 
   const std::uint64_t block_bytes = bytes_per_block(info, dtype, block_size);
   std::uint64_t bytes = 0;
-  const bool overflow = __builtin_mul_overflow(block_bytes, static_cast<std::uint64_t>(num_blocks) + static_cast<std::uint64_t>(more_blocks), &bytes) ||
-                        bytes > static_cast<std::uint64_t>(PTRDIFF_MAX);
+  const bool overflow =
+      __builtin_mul_overflow(
+          block_bytes, static_cast<std::uint64_t>(num_blocks) + static_cast<std::uint64_t>(more_blocks), &bytes) ||
+      bytes > static_cast<std::uint64_t>(PTRDIFF_MAX);
   // Not MAP_NORESERVE, but for blocks that are borrowed one by one: where the kernel accounts for memory strictly, the
   // whole cache is charged for now or refused now.
   const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (more_blocks > 0 ? MAP_NORESERVE : 0);
-  void* base =
-      overflow ? MAP_FAILED : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  void* base = overflow ? MAP_FAILED : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (base == MAP_FAILED) {
     return make_error(ErrorCode::unavailable, "KV cache: cannot reserve " + std::to_string(num_blocks) + " blocks of " +
                                                   format_bytes(block_bytes));
@@ -66,8 +67,8 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const ModelInfo& info, DType dt
   cache->bytes_ = bytes;
   cache->plane_bytes_ = bytes / (2 * static_cast<std::size_t>(info.num_layers));
   // A hint; may be refused. Not for blocks that come and go: a huge page holds many of them.
-  const std::size_t own_bytes = cache->plane_bytes_ / static_cast<std::size_t>(cache->num_blocks_) *
-                                static_cast<std::size_t>(num_blocks);
+  const std::size_t own_bytes =
+      cache->plane_bytes_ / static_cast<std::size_t>(cache->num_blocks_) * static_cast<std::size_t>(num_blocks);
   for (int layer = 0; own_bytes >= kHugePagePlane && layer < info.num_layers; ++layer) {
     for (std::byte* plane : {cache->keys(layer), cache->values(layer)}) advise(plane, own_bytes, MADV_HUGEPAGE);
   }

@@ -72,10 +72,10 @@ class Inbox {
 };
 
 Error loading_error(const std::string& name, double progress) {
-  Error error = make_error(ErrorCode::unavailable,
-                           "The model '" + name + "' is still loading (" +
-                               std::to_string(static_cast<int>(progress * 100)) + "%).",
-                           "model");
+  Error error = make_error(
+      ErrorCode::unavailable,
+      "The model '" + name + "' is still loading (" + std::to_string(static_cast<int>(progress * 100)) + "%).",
+      "model");
   error.retry_after_s = 1;
   return error;
 }
@@ -135,8 +135,7 @@ std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLo
 // slot is destroyed by `decide_` when its last request's handle has gone, and what it had reserved is free then.
 class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
  public:
-  Impl(std::shared_ptr<MemoryBudget> budget, RegistryOptions options)
-      : budget_(std::move(budget)), options_(options) {}
+  Impl(std::shared_ptr<MemoryBudget> budget, RegistryOptions options) : budget_(std::move(budget)), options_(options) {}
 
   void start() {
     load_ = std::thread([this] { run_loads(); });
@@ -168,7 +167,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     ModelState state = ModelState::unloaded;
     std::string detail;
     std::int64_t created = 0;
-    bool waits = false;      // requests wait while it is absent
+    bool waits = false;  // requests wait while it is absent
     std::shared_ptr<std::atomic<double>> progress = std::make_shared<std::atomic<double>>(0);
     std::weak_ptr<MemoryBudget::Account> account;  // of what serves or sleeps
 
@@ -515,7 +514,8 @@ void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) 
     return;
   }
   const bool on_demand = definition.on_demand;
-  const bool absent = model->slot->service() == nullptr && model->leaving == 0 && !(current_ && current_->model == model);
+  const bool absent =
+      model->slot->service() == nullptr && model->leaving == 0 && !(current_ && current_->model == model);
   if (absent) {
     if (model->asleep) model->definition.loader->release();
     model->asleep.reset();
@@ -614,11 +614,11 @@ void Registry::Impl::advance() {
   std::string list;
   for (const MemoryBudget::Use& use : budget_->uses())
     if (use.reserved > 0) list += (list.empty() ? "" : ", ") + ("'" + use.owner + "' " + format_bytes(use.reserved));
-  Error error = make_error(ErrorCode::unavailable,
-                           "The model '" + current_->definition.name + "' needs " +
-                               format_bytes(current_->need->least) + ", but of the memory budget of " +
-                               format_bytes(budget_->total()) + " only " + format_bytes(room + held) + " is free" +
-                               (list.empty() ? "" : " (in use: " + list + ")") + ".");
+  Error error =
+      make_error(ErrorCode::unavailable, "The model '" + current_->definition.name + "' needs " +
+                                             format_bytes(current_->need->least) + ", but of the memory budget of " +
+                                             format_bytes(budget_->total()) + " only " + format_bytes(room + held) +
+                                             " is free" + (list.empty() ? "" : " (in use: " + list + ")") + ".");
   error.retry_after_s = current_->need->least <= budget_->total() ? 5 : 0;  // 0: never
   fail_load(error);
 }
@@ -631,12 +631,10 @@ bool Registry::Impl::evict_one() {
                       (model->asleep != nullptr || (model->state == ModelState::ready && !model->slot->in_use()));
     if (goes) candidates.push_back(model);
   }
-  std::sort(candidates.begin(), candidates.end(), [](const ModelPtr& a, const ModelPtr& b) {
-    return a->slot->last_used() < b->slot->last_used();
-  });
+  std::sort(candidates.begin(), candidates.end(),
+            [](const ModelPtr& a, const ModelPtr& b) { return a->slot->last_used() < b->slot->last_used(); });
   for (const ModelPtr& model : candidates) {
-    log::info("registry", "evicting a model",
-              {{"model", model->definition.name}, {"for", current_->definition.name}});
+    log::info("registry", "evicting a model", {{"model", model->definition.name}, {"for", current_->definition.name}});
     if (model->asleep) {
       model->asleep.reset();
       model->definition.loader->release();
@@ -838,8 +836,8 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
     std::unique_lock lock(mutex_);
     model->waits = model->definition.on_demand;
   }
-  Service service = model->definition.on_demand ? model->slot->hold()
-                                                : model->slot->refuse(unloaded_error(model->definition.name));
+  Service service =
+      model->definition.on_demand ? model->slot->hold() : model->slot->refuse(unloaded_error(model->definition.name));
   if (service != nullptr) return leave(model, std::move(service), After::unloaded);
   if (model->leaving > 0) {
     model->after = After::unloaded;
@@ -857,8 +855,8 @@ void Registry::Impl::sleep_now(const ModelPtr& model, Done done) {
   if (model->definition.loader->kept_asleep() == 0)
     return done(make_error(ErrorCode::unsupported, "The model '" + name + "' cannot sleep: its engine keeps nothing."));
   if (model->state != ModelState::ready || model->queued)
-    return done(make_error(ErrorCode::unavailable, "The model '" + name + "' is " +
-                                                       std::string(state_name(model->state)) + ", not ready."));
+    return done(make_error(ErrorCode::unavailable,
+                           "The model '" + name + "' is " + std::string(state_name(model->state)) + ", not ready."));
   {
     std::unique_lock lock(mutex_);
     model->waits = true;

@@ -67,14 +67,14 @@ struct ModelEntry {
   std::string name;
   std::vector<std::string> aliases;
   ModelState state = ModelState::unloaded;
-  double progress = 0;     // 0-1 while loading
-  std::string detail;      // why it failed, or why its reload did
+  double progress = 0;       // 0-1 while loading
+  std::string detail;        // why it failed, or why its reload did
   std::int64_t created = 0;  // Unix seconds of its definition
   bool on_demand = false;
   bool pin = false;
   bool in_use = false;
-  std::uint64_t reserved = 0;  // bytes
-  std::uint64_t borrowed = 0;  // bytes
+  std::uint64_t reserved = 0;                        // bytes
+  std::uint64_t borrowed = 0;                        // bytes
   std::shared_ptr<inference::ModelService> service;  // what is loaded; null if nothing is
 };
 

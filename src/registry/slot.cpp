@@ -204,15 +204,12 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
   return std::make_unique<WaitingHandle>(std::move(state));
 }
 
-void Slot::tokenize_async(inference::TokenizeRequest request,
-                          std::function<void(Result<inference::Tokenized>)> done) {
+void Slot::tokenize_async(inference::TokenizeRequest request, std::function<void(Result<inference::Tokenized>)> done) {
   with_service({}, [request = std::move(request), done = std::move(done)](Result<Use> outcome) mutable {
     if (!outcome) return done(std::move(outcome).error());
     inference::ModelService& service = *outcome->service;
-    service.tokenize_async(std::move(request),
-                           [kept = *std::move(outcome), done = std::move(done)](Result<inference::Tokenized> result) {
-                             done(std::move(result));
-                           });
+    service.tokenize_async(std::move(request), [kept = *std::move(outcome), done = std::move(done)](
+                                                   Result<inference::Tokenized> result) { done(std::move(result)); });
   });
 }
 
@@ -220,9 +217,8 @@ void Slot::detokenize_async(std::vector<inference::TokenId> ids, std::function<v
   with_service({}, [ids = std::move(ids), done = std::move(done)](Result<Use> outcome) mutable {
     if (!outcome) return done(std::move(outcome).error());
     inference::ModelService& service = *outcome->service;
-    service.detokenize_async(
-        std::move(ids),
-        [kept = *std::move(outcome), done = std::move(done)](Result<std::string> result) { done(std::move(result)); });
+    service.detokenize_async(std::move(ids), [kept = *std::move(outcome), done = std::move(done)](
+                                                 Result<std::string> result) { done(std::move(result)); });
   });
 }
 

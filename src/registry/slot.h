@@ -39,7 +39,7 @@ class Slot final : public inference::ModelService {
   std::optional<Clock::time_point> next_deadline() const;
   std::size_t waiting() const;
   Clock::time_point last_used() const;  // begin or end of a request
-  bool in_use() const;  // by a request, here or in the service
+  bool in_use() const;                  // by a request, here or in the service
   std::shared_ptr<inference::ModelService> service() const;
 
   std::unique_ptr<inference::RequestHandle> generate_async(inference::GenerateRequest request,

@@ -55,11 +55,13 @@ Result<std::string> parse_model_name(std::string_view body) {
     return error;
   }
   const auto* object = value->if_object();
-  if (object == nullptr) return make_error(ErrorCode::invalid_argument, "The body must be an object: {\"model\": NAME}.");
+  if (object == nullptr)
+    return make_error(ErrorCode::invalid_argument, "The body must be an object: {\"model\": NAME}.");
   std::string name;
   for (const auto& [key, each] : *object) {
     if (key != "model") {
-      return make_error(ErrorCode::invalid_argument, "Unknown field '" + std::string(key).substr(0, 100) + "'; only 'model' is known.",
+      return make_error(ErrorCode::invalid_argument,
+                        "Unknown field '" + std::string(key).substr(0, 100) + "'; only 'model' is known.",
                         std::string(key).substr(0, 100));
     }
     if (const auto* text = each.if_string()) name = *text;

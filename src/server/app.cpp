@@ -420,7 +420,8 @@ void App::Impl::change_model(Context context,
 void App::Impl::admin_reload(Context context) {
   if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
   if (!options.reload)
-    return context.fail(make_error(ErrorCode::invalid_argument, "This server was started without a configuration file."));
+    return context.fail(
+        make_error(ErrorCode::invalid_argument, "This server was started without a configuration file."));
   auto shared = std::make_shared<Context>(std::move(context));
   options.reload([shared](Result<std::string> result) {
     if (!result) return shared->fail(result.error());

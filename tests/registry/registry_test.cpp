@@ -102,9 +102,15 @@ class FakeLoader final : public ModelLoader {
   std::uint64_t kept_asleep() const override { return asleep_; }
   void release() override { ++releases_; }
 
-  void hold() { set([this] { held_ = true; }); }
-  void let_go() { set([this] { held_ = false; }); }
-  void fail_with(std::string fault) { set([&] { fault_ = std::move(fault); }); }
+  void hold() {
+    set([this] { held_ = true; });
+  }
+  void let_go() {
+    set([this] { held_ = false; });
+  }
+  void fail_with(std::string fault) {
+    set([&] { fault_ = std::move(fault); });
+  }
   void keep_asleep(std::uint64_t bytes) { asleep_ = bytes; }
   int loads() const { return loads_; }
   int releases() const { return releases_; }
@@ -192,9 +198,7 @@ class RegistryTest : public testing::Test {
     definition.loader = std::make_shared<FakeLoader>(mib * kMiB, mib * kMiB);
     return definition;
   }
-  static FakeLoader& loader(const ModelDefinition& definition) {
-    return static_cast<FakeLoader&>(*definition.loader);
-  }
+  static FakeLoader& loader(const ModelDefinition& definition) { return static_cast<FakeLoader&>(*definition.loader); }
   void make(std::vector<ModelDefinition> definitions, RegistryOptions options = {}) {
     registry_ = std::make_unique<Registry>(budget_, options);
     ASSERT_TRUE(registry_->apply(std::move(definitions)).ok());
