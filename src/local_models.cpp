@@ -173,4 +173,14 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   return planned;
 }
 
+Status check_text(const PlannedModels& planned) {
+  for (const registry::ModelDefinition& each : planned.definitions) {
+    auto& loader = static_cast<LocalModelLoader&>(*each.loader);
+    const auto model = loader.opened();
+    if (!model) return model.error();
+    if (Status status = (*model)->check_text(); !status) return at(loader.model(), std::move(status).error());
+  }
+  return {};
+}
+
 }  // namespace xgen

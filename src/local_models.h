@@ -56,5 +56,7 @@ struct PlannedModels {
 // loaded on demand must fit into it alone, beside what is pinned. Errors name the file's line and the model, with the
 // numbers.
 Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget);
+// Reads every model's tokenizer and chat template, as loading does. Errors as above.
+Status check_text(const PlannedModels& planned);
 
 }  // namespace xgen

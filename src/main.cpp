@@ -77,8 +77,8 @@ constexpr KeyFlag kKeyFlags[] = {
 };
 
 struct Flags {
-  std::string source;  // serve PATH
-  std::string config;
+  std::optional<std::string> source;  // serve PATH
+  std::optional<std::string> config;
   std::optional<std::string> name;
   std::optional<std::string> keys[std::size(kKeyFlags)];  // by place in kKeyFlags
 };
@@ -93,19 +93,24 @@ void add_flags(CLI::App& command, Flags& flags, bool serve) {
 }
 
 Result<config::Config> load_config(const Flags& flags) {
-  std::string path = flags.config;
-  if (!flags.source.empty() && !path.empty())
-    return make_error(ErrorCode::invalid_argument, "give either PATH or --config, not both");
-  if (flags.source.empty() && flags.name) return make_error(ErrorCode::invalid_argument, "--name needs a model PATH");
-  if (path.empty() && flags.source.empty()) {
+  const auto misused = [](const char* message) { return make_error(ErrorCode::invalid_argument, message); };
+  if (flags.source && flags.config) return misused("give either PATH or --config, not both");
+  if (!flags.source && flags.name) return misused("--name needs a model PATH");
+  // An unset variable of a script must not end up as the demo model.
+  if (flags.source && flags.source->empty()) return misused("PATH is empty");
+  if (flags.config && flags.config->empty()) return misused("--config: the path is empty");
+  std::string path = flags.config.value_or("");
+  if (path.empty() && !flags.source) {
     const char* variable = std::getenv("MODEL_CONFIG_PATH");
     if (variable != nullptr) path = variable;
+    // A file that cannot be reached, or a link to nowhere, is there all the same: reading it gives the error.
     std::error_code error;
-    if (path.empty() && std::filesystem::exists("models.yaml", error)) path = "models.yaml";
+    const auto kind = std::filesystem::symlink_status("models.yaml", error).type();
+    if (path.empty() && kind != std::filesystem::file_type::not_found) path = "models.yaml";
   }
-  auto config = !flags.source.empty() ? config::single_model_config(flags.source, flags.name)
-                : !path.empty()       ? config::load_file(path)
-                                      : Result<config::Config>(config::demo_config());
+  auto config = flags.source    ? config::single_model_config(*flags.source, flags.name)
+                : !path.empty() ? config::load_file(path)
+                                : Result<config::Config>(config::demo_config());
   if (!config) return config;
   for (std::size_t i = 0; i < std::size(kKeyFlags); ++i) {
     if (!flags.keys[i]) continue;
@@ -135,12 +140,13 @@ int check(const Flags& flags) {
   if (!machine) return complain(kMisused, machine.error().message);
   const auto planned = plan_models(*config, *machine, config->memory.host.of(available_host_memory()));
   if (!planned) return complain(kMisused, planned.error().message);
+  if (Status status = check_text(*planned); !status) return complain(kMisused, status.error().message);
   std::printf("%s: valid\n%s", config->file.empty() ? "configuration" : config->file.c_str(), planned->text.c_str());
   return 0;
 }
 
 // Takes SIGTERM, SIGINT and SIGHUP on a thread of its own. The first of the former begins the shutdown, the second ends
-// the process at once; SIGHUP reloads the configuration.
+// the process at once; SIGHUP reloads the configuration, and is like SIGTERM where there is none to reload.
 class Signals {
  public:
   // Must be made before any other thread, so that all inherit the mask.
@@ -160,7 +166,7 @@ class Signals {
     arrived_.wait(lock, [&] { return signal_ != 0; });
     return signal_;
   }
-  // What SIGHUP does; nothing while it is empty.
+  // What SIGHUP does.
   void on_hangup(std::function<void()> action) {
     std::lock_guard lock(mutex_);
     hangup_ = std::move(action);
@@ -177,8 +183,8 @@ class Signals {
       int number = 0;
       if (sigwait(&set_, &number) != 0) continue;
       std::lock_guard lock(mutex_);
-      if (number == SIGHUP) {
-        if (hangup_) hangup_();
+      if (number == SIGHUP && hangup_) {
+        hangup_();
         continue;
       }
       if (signal_ != 0) {
@@ -214,20 +220,27 @@ std::string shell_quoted(std::string_view text) {
   return out + "'";
 }
 
-void print_hints(const config::Config& config, int port) {
-  const std::string host =
-      config.server.host == "0.0.0.0" || config.server.host == "::" ? "localhost" : config.server.host;
+void print_hints(const registry::Registry& registry, const std::string& listens_on, int port) {
+  const std::string host = listens_on == "0.0.0.0" || listens_on == "::" ? "localhost" : listens_on;
   const std::string url =
       "http://" + (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(port);
-  const std::string& name = config.models.front().name;
+  std::string names;
+  const std::vector<registry::ModelEntry> models = registry.list();
+  for (const registry::ModelEntry& each : models) names += (names.empty() ? "" : ", ") + each.name;
+  // One that is loaded says whether it can chat.
+  const auto loaded =
+      std::find_if(models.begin(), models.end(), [](const auto& each) { return each.service != nullptr; });
+  const registry::ModelEntry& shown = loaded == models.end() ? models.front() : *loaded;
+  const bool chat = shown.service == nullptr || shown.service->capabilities().chat;
   std::string body = "{\"model\":\"";
-  append_json_escaped(body, name);
-  body += "\",\"messages\":[{\"role\":\"user\",\"content\":\"How do I add a model?\"}]}";
-  std::printf("xgen-model " XGEN_VERSION " serves %s%s at %s/v1\n", name.c_str(),
-              name == config::kDemoName ? ", its built-in demo model," : "", url.c_str());
-  std::printf("  Try it:         curl %s/v1/chat/completions -H 'Content-Type: application/json' -d %s\n", url.c_str(),
-              shell_quoted(body).c_str());
-  if (name == config::kDemoName) {
+  append_json_escaped(body, shown.name);
+  body += chat ? "\",\"messages\":[{\"role\":\"user\",\"content\":\"How do I add a model?\"}]}"
+               : "\",\"prompt\":\"Once upon a time\",\"max_tokens\":64}";
+  std::printf("xgen-model " XGEN_VERSION " serves %s%s at %s/v1\n", names.c_str(),
+              names == config::kDemoName ? ", its built-in demo model," : "", url.c_str());
+  std::printf("  Try it:         curl %s/v1/%s -H 'Content-Type: application/json' -d %s\n", url.c_str(),
+              chat ? "chat/completions" : "completions", shell_quoted(body).c_str());
+  if (names == config::kDemoName) {
     std::printf("  Your own model: xgen-model serve /path/to/model   (a folder with safetensors, or a .gguf file)\n");
     std::printf("  Several:        list them in models.yaml, then xgen-model serve --config models.yaml\n");
   }
@@ -355,6 +368,7 @@ int serve(const Flags& flags) {
   if (!config->file.empty()) {
     app_options.reload = [&](Reloader::Done done) { reloader->request(std::move(done)); };
     reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry); });
+    signals.on_hangup([&] { reloader->request({}); });
   }
   server::App app(std::move(app_options), registry, lifecycle);
   auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());
@@ -362,14 +376,12 @@ int serve(const Flags& flags) {
   http_server.store(http->get());
   (*http)->start();
   const double bind_ms = ms_since(start) - plan_ms;
-  print_hints(*config, (*http)->port());
-
   if (Status status = registry.apply(std::move(planned->definitions)); !status)
     return complain(kMisused, status.error().message);
   if (Status status = load_at_start(registry, *config); !status) return complain(kFailed, status.error().message);
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();
-  if (reloader) signals.on_hangup([&] { reloader->request({}); });
+  print_hints(registry, config->server.host, (*http)->port());
   log::info("server", "ready",
             {{"ms", ms_text(ms_since(start))},
              {"plan_ms", ms_text(plan_ms)},

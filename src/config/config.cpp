@@ -394,7 +394,15 @@ class Reader {
     if (!is_valid_utf8(yaml)) return make_error(ErrorCode::invalid_argument, file_ + ": not valid UTF-8");
     YAML::Node root;
     try {
-      root = YAML::Load(std::string(yaml));
+      if (yaml.find('\0') != std::string_view::npos) {
+        return make_error(ErrorCode::invalid_argument, file_ + ": holds a NUL byte; it is no text file");
+      }
+      const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(yaml));
+      if (documents.size() > 1) {
+        return make_error(ErrorCode::invalid_argument, file_ + ": holds " + std::to_string(documents.size()) +
+                                                           " documents; expected one (nothing after a line ---)");
+      }
+      if (!documents.empty()) root = documents.front();
       read_root(root);
     } catch (const YAML::Exception& error) {
       fault(error.mark, "", error.msg);

@@ -57,6 +57,14 @@ Result<MemoryPlan> LocalModel::plan(std::uint64_t budget, bool least, std::uint6
       memory);
 }
 
+Status LocalModel::check_text() const {
+  const Result<std::shared_ptr<const text::Tokenizer>> tokenizer = load_tokenizer(*options_.files);
+  if (!tokenizer.ok()) return tokenizer.error();
+  const Result<ChatRenderer> renderer = make_chat_renderer(*tokenizer, options_.files->describe());
+  if (!renderer.ok()) return renderer.error();
+  return {};
+}
+
 Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPlan& memory,
                                                                   const std::function<void(double)>& progress,
                                                                   std::shared_ptr<MemoryBudget::Account> account) {

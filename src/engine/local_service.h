@@ -54,6 +54,8 @@ class LocalModel {
   // Errors: unavailable with the numbers where the budget does not suffice; invalid_argument naming a setting.
   // `borrowable`: bytes that might be lent for more KV cache while it serves.
   Result<MemoryPlan> plan(std::uint64_t budget, bool least = false, std::uint64_t borrowable = 0) const;
+  // Whether its tokenizer and chat template can be read. Errors name the file and the reason.
+  Status check_text() const;
   // Reads the tokenizer, allocates what is planned, starts the engine thread. One service at a time: the one before
   // must be gone. `progress`: 0-1, called from this thread. `account` lends the KV cache more than is planned.
   Result<std::shared_ptr<inference::ModelService>> load(const MemoryPlan& plan,

@@ -508,6 +508,8 @@ void Connection::end_wait(Wait passed) {
       answer_fault(408, "The body of the request did not arrive in time.");
       break;
     case Wait::write:
+      log::info("http", "a client took no bytes for write_timeout and is disconnected",
+                {{"remote", remote_}, {"unsent_bytes", std::to_string(pending())}});
       gone();
       break;
     case Wait::gone_check: {

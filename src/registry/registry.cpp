@@ -763,14 +763,16 @@ struct Registry::Impl::Guard {
   Service service;
 
   void operator()(inference::ModelService*) {
-    const auto owner = impl.lock();
-    if (owner == nullptr) return;
-    owner->decisions_.push([impl = owner.get(), guard = *this]() mutable {
-      guard.service.reset();
-      impl->service_gone(guard.model, guard.loader, std::move(guard.account));
-    });
+    if (const auto owner = impl.lock()) {
+      owner->decisions_.push([impl = owner.get(), guard = *this]() mutable {
+        guard.service.reset();
+        impl->service_gone(guard.model, guard.loader, std::move(guard.account));
+      });
+    }
+    // Whoever still looks for the service through a weak reference keeps this object, and must not keep these.
     service.reset();
     account.reset();
+    model.reset();
   }
 };
 

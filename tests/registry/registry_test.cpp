@@ -637,6 +637,8 @@ TEST_F(RegistryTest, AnyInterleavingKeepsTheBudgetAndEndsEveryRequestOnce) {
     }
     asked.clear();
     EXPECT_EQ(reserved(), 0u) << "seed " << seed;
+    for (const auto& use : budget_->uses()) ADD_FAILURE() << use.owner << " still has " << use.reserved;
+    if (HasFailure()) return;
   }
 }
 
