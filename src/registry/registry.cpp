@@ -1,5 +1,7 @@
 #include "registry/registry.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -412,7 +414,9 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
 }
 
 void Registry::Impl::stop() {
+  // First the loads: one that ended later would put its service into a slot that nobody empties any more.
   loads_.close();
+  load_.join();
   auto ended = std::make_shared<std::promise<void>>();
   decisions_.push([this, ended] {
     load_queue_.clear();
@@ -425,7 +429,6 @@ void Registry::Impl::stop() {
     ended->set_value();
   });
   ended->get_future().wait();
-  load_.join();
   decisions_.close();
   decide_.join();
 }
@@ -802,6 +805,7 @@ void Registry::Impl::service_gone(const ModelPtr& model, const std::shared_ptr<M
   } else {
     account.reset();
     loader->release();
+    ::malloc_trim(0);  // what the threads' heaps keep would add up over many loads
     if (model->state == ModelState::draining && model->leaving == 0) {
       set_state(*model, model->queued ? ModelState::loading : ModelState::unloaded);
     }

@@ -97,15 +97,15 @@ def test_operators_load_unload_and_send_to_sleep(tmp_path):
         assert httpx.get(server.url + "/admin/models", headers={"Origin": "http://example.com"}).status_code == 403
 
 
-def test_fifty_loads_leave_nothing_behind(tmp_path):
+def test_fifty_loads_more_leave_nothing_behind(tmp_path):
     with Process("--config", write(tmp_path, [demo("a"), demo("b", load="on_demand")])) as server:
         resident = lambda: int(next(line.split()[1] for line in open(f"/proc/{server.child.pid}/status") if line.startswith("VmRSS"))) * 1024
         planned = 0
-        for i in range(50):
+        for i in range(70):  # heaps and file pages settle in the first few
             assert say(server, "b").status_code == 200
             planned = states(server)["b"]["reserved_bytes"]
             assert server.post("/admin/unload", {"model": "b"}).status_code == 200
-            if i == 4:
+            if i == 20:
                 base = resident()
         assert resident() - base <= max(planned // 100, 1 << 20)
 
