@@ -133,6 +133,7 @@ TEST(Config, EveryBadValueIsRefused) {
       {"{a: *nothing}", "models.yaml:1"},
       {"server: \xff", "UTF-8"},
       {"- 1", "expected a mapping"},
+      {"server: {port: 1}\n---\nserver: {port: 2}", "2 documents"},
       {"? [a, b]\n: 1", "expected a key"},
   };
   for (const auto& [text, want] : cases) EXPECT_THAT(error_of(text), HasSubstr(want)) << text;

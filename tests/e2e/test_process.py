@@ -257,3 +257,35 @@ def test_the_reference_pages_are_current():
     for topic in ("configuration", "api"):
         page = (ROOT / f"docs/{topic}.md").read_text()
         assert run("docs", topic).stdout == page, f"run: build/release/xgen-model docs {topic} > docs/{topic}.md"
+
+
+def test_a_mistake_does_not_end_in_the_demo_model(tmp_path, monkeypatch):
+    assert run("serve", "").returncode == 2
+    assert run("check", "--config", "").returncode == 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.yaml").symlink_to("nowhere")
+    result = run("check")
+    assert result.returncode == 2 and "models.yaml" in result.stderr
+    (tmp_path / "models.yaml").unlink()
+    (tmp_path / "models.yaml").write_bytes(b"\0\0\0")
+    result = run("check")
+    assert result.returncode == 2 and "NUL" in result.stderr
+
+
+def test_check_reads_tokenizers_and_plans_for_the_threads_of_serving(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in (ROOT / "models/demo").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    assert run("check", folder).returncode == 0
+    (folder / "tokenizer.json").write_text("{")
+    result = run("check", folder)
+    assert result.returncode == 2 and "tokenizer.json" in result.stderr
+    plans = [re.search(r"workspace +(\S+ \S+)", run("check", "--threads", n).stdout).group(1) for n in (1, 16)]
+    assert plans[0] != plans[1]
+
+
+def test_the_printed_command_fits_the_models(tmp_path):
+    (tmp_path / "models.yaml").write_text("models: [{name: a, source: builtin:xgen-demo}, {name: b, source: builtin:xgen-demo}]")
+    with Process("--config", tmp_path / "models.yaml") as server:
+        assert "serves a, b at" in server.output()
