@@ -766,11 +766,13 @@ struct Registry::Impl::Guard {
   Service service;
 
   void operator()(inference::ModelService*) {
+    // Everything moves along: what stayed here would keep the memory reserved a moment longer.
     if (const auto owner = impl.lock()) {
-      owner->decisions_.push([impl = owner.get(), guard = *this]() mutable {
+      owner->decisions_.push([impl = owner.get(), guard = std::move(*this)]() mutable {
         guard.service.reset();
         impl->service_gone(guard.model, guard.loader, std::move(guard.account));
       });
+      return;
     }
     // Whoever still looks for the service through a weak reference keeps this object, and must not keep these.
     service.reset();
