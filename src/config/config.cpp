@@ -215,8 +215,7 @@ const std::vector<Key<Server>>& server_keys() {
       size("max_headers", &Server::max_headers, 1024, "Largest request head; larger ones are answered 431."),
       size("max_unsent", &Server::max_unsent, 1 << 20,
            "Answers that wait for slow clients, all together; beyond it the largest is cut off. Up to 64KiB of each "
-           "stream "
-           "that waits for its client do not count."),
+           "stream that waits for its client do not count."),
       duration("header_timeout", &Server::header_timeout, kShortest, "Time for a request's head to arrive, else 408."),
       duration("body_timeout", &Server::body_timeout, kShortest, "Time for a request's body to arrive, else 408."),
       duration("write_timeout", &Server::write_timeout, kShortest,

@@ -58,8 +58,6 @@ Result<const KernelTable*> select_kernels(std::string_view forced) {
   return make_error(ErrorCode::invalid_argument, std::move(message));
 }
 
-bool quantises_activations(DType type) { return type == DType::q8_0 || type == DType::q4_0 || type == DType::q5_0; }
-
 bool is_weight_dtype(DType type) {
   return type == DType::f32 || type == DType::f16 || type == DType::bf16 || is_quantised(type);
 }

@@ -148,7 +148,9 @@ Result<const KernelTable*> select_kernels(std::string_view forced = {});
 
 // Do the products with weights of this dtype round the activations to 16-bit integers, with a scale for each 32?
 // (Relative error about 1e-5 of the largest of the 32.)
-bool quantises_activations(DType type);
+constexpr bool quantises_activations(DType type) {
+  return type == DType::q8_0 || type == DType::q4_0 || type == DType::q5_0;
+}
 constexpr std::int64_t quantised_bytes(std::int64_t m, std::int64_t k) { return m * (k * 2 + k / 32 * 4); }
 
 // May this dtype be a matmul weight / embedding table?

@@ -437,8 +437,8 @@ std::string reference_markdown() {
       "\n## Disconnects\n\nA client that goes away cancels its request within one step of the engine. A client that "
       "closes its sending side after the request (`shutdown(SHUT_WR)`, as `nc -N` does) cannot be told from one that "
       "is gone, so that it counts as gone as well, as with vLLM (uvicorn): what is answered at once, or complete by "
-      "then, "
-      "is still sent; an answer that a model is working on is cancelled. Keep the sending side open until the answer "
+      "then, is still sent; an answer that a model is working on is cancelled. Keep the sending side open until the "
+      "answer "
       "has come.\n";
   return out;
 }

@@ -109,9 +109,18 @@ XGEN_INLINE void scaled_halves(B16 lo, B16 hi, V d0, V d1, V (&out)[4]) {
 
 // Blocks of d and 32 integers: F::integers() gives the elements [0, 16) and [16, 32) as signed bytes. Their products
 // are computed with integers (integer_products.h), by what quantises_activations() says.
-template <int Bytes>
+template <class F, int Bytes>
 struct IntegerFormat : BlockFormat<Bytes, 1> {
   static constexpr bool integer = true;
+  struct Unit {
+    const Byte* p;
+    template <int>
+    XGEN_INLINE void part(V (&out)[4]) const {
+      B16 q[2];
+      F::integers(p, q);
+      scaled(q[0], q[1], byte_scale_at(p), out);
+    }
+  };
 };
 
 // Bits [2 j, 2 j + 2) of every byte, and the lower (0) or upper (1) nibble of every byte.
@@ -119,14 +128,14 @@ XGEN_INLINE B16 two_bits(B16 q, int j) { return low_bits<3>(shift_right_lanes(q,
 XGEN_INLINE B16 nibble(B16 q, int half) { return low_bits<15>(shift_right_lanes(q, 4 * half)); }
 
 template <>
-struct Format<DType::q8_0> : IntegerFormat<34> {  // d, qs[32]
+struct Format<DType::q8_0> : IntegerFormat<Format<DType::q8_0>, 34> {  // d, qs[32]
   XGEN_INLINE static void integers(const Byte* p, B16 (&out)[2]) {
     out[0] = load16(p + 2);
     out[1] = load16(p + 18);
   }
 };
 template <>
-struct Format<DType::q4_0> : IntegerFormat<18> {  // d, qs[16]
+struct Format<DType::q4_0> : IntegerFormat<Format<DType::q4_0>, 18> {  // d, qs[16]
   XGEN_INLINE static void integers(const Byte* p, B16 (&out)[2]) {
     const B16 q = load16(p + 2);
     out[0] = subtract(nibble(q, 0), 8);
@@ -149,7 +158,7 @@ XGEN_INLINE B16 five_bits(B16 q, int half, std::uint32_t high) {
   return combine(nibble(q, half), spread_bits<16>(high >> (16 * half) & 0xffff));
 }
 template <>
-struct Format<DType::q5_0> : IntegerFormat<22> {  // d, qh, qs[16]
+struct Format<DType::q5_0> : IntegerFormat<Format<DType::q5_0>, 22> {  // d, qh, qs[16]
   XGEN_INLINE static void integers(const Byte* p, B16 (&out)[2]) {
     const auto high = read<std::uint32_t>(p + 2);
     const B16 q = load16(p + 6);
@@ -295,6 +304,15 @@ struct Format<DType::q6_k> : BlockFormat<210, 8> {  // ql[128], qh[64], scales[1
   };
 };
 
+// ops.cpp splits the work by the same list.
+template <DType... T>
+constexpr bool same_integer_formats() {
+  return ((Format<T>::integer == quantises_activations(T)) && ...);
+}
+static_assert(
+    same_integer_formats<DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1,
+                         DType::q8_0, DType::q2_k, DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k>());
+
 // Calls fn.operator()<0>() … fn.operator()<N - 1>().
 template <class Fn, int... S>
 XGEN_INLINE void unrolled(Fn&& fn, std::integer_sequence<int, S...>) {
@@ -311,20 +329,12 @@ XGEN_INLINE void decode(const Byte* p, i64 count, Fn&& fn) {
   constexpr i64 kElements = 32 * F::kParts;
   i64 at = 0;
   for (; at + kElements <= count; at += kElements, p += F::kBytes) {
-    if constexpr (F::integer) {
-      B16 q[2];
+    const typename F::Unit unit{p};
+    unroll<F::kParts>([&]<int S>() {
       V v[4];
-      F::integers(p, q);
-      scaled(q[0], q[1], byte_scale_at(p), v);
-      for (int j = 0; j < 4; ++j) fn(at + j * kLanes, v[j], i64{kLanes});
-    } else {
-      const typename F::Unit unit{p};
-      unroll<F::kParts>([&]<int S>() {
-        V v[4];
-        unit.template part<S>(v);
-        for (int j = 0; j < 4; ++j) fn(at + S * 32 + j * kLanes, v[j], i64{kLanes});
-      });
-    }
+      unit.template part<S>(v);
+      for (int j = 0; j < 4; ++j) fn(at + S * 32 + j * kLanes, v[j], i64{kLanes});
+    });
   }
   if (F::plain && at < count) {
     V v[4];
@@ -600,23 +610,30 @@ void wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte*
 namespace xgen::kernels::cpu {
 namespace {
 
+// Calls fn.operator()<rows>() for one row, and for up to four if `Several`; false for others.
+template <bool Several, class Fn>
+XGEN_INLINE bool for_few_rows(i64 rows, Fn&& fn) {
+  if (rows == 1) return fn.template operator()<1>(), true;
+  if constexpr (Several) {
+    if (rows == 2) return fn.template operator()<2>(), true;
+    if (rows == 3) return fn.template operator()<3>(), true;
+    if (rows == 4) return fn.template operator()<4>(), true;
+  }
+  return false;
+}
+
 void matmul(const Matmul& op, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
   const Rows w = rows_of(op.weight);
   with_format(op.weight.dtype, [&]<class F>(F) {
     const i64 rows = m1 - m0;
     if constexpr (F::integer) {
-      if (op.quantised != nullptr && rows == 1) return integer_skinny<F, 1>(op, w, m0, n0, n1);
-      if (op.quantised != nullptr && rows == 2) return integer_skinny<F, 2>(op, w, m0, n0, n1);
-      if (op.quantised != nullptr && rows == 3) return integer_skinny<F, 3>(op, w, m0, n0, n1);
-      if (op.quantised != nullptr && rows == 4) return integer_skinny<F, 4>(op, w, m0, n0, n1);
+      const auto few = [&]<int M>() { integer_skinny<F, M>(op, w, m0, n0, n1); };
+      if (op.quantised != nullptr && for_few_rows<true>(rows, few)) return;
       integer_wide<F>(op, w, m0, m1, n0, n1, scratch);
     } else {
-      if (rows == 1) return skinny<F, 1>(op, w, m0, n0, n1);
-      if constexpr (F::kParts == 1) {  // a large unit for several rows would be much code for little gain
-        if (rows == 2) return skinny<F, 2>(op, w, m0, n0, n1);
-        if (rows == 3) return skinny<F, 3>(op, w, m0, n0, n1);
-        if (rows == 4) return skinny<F, 4>(op, w, m0, n0, n1);
-      }
+      const auto few = [&]<int M>() { skinny<F, M>(op, w, m0, n0, n1); };
+      // A large unit for several rows would be much code for little gain.
+      if (for_few_rows<F::kParts == 1>(rows, few)) return;
       wide<F>(op, w, m0, m1, n0, n1, scratch);
     }
   });

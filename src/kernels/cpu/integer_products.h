@@ -174,8 +174,7 @@ void integer_wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n
           };
           i64 r = 0;
           for (; r + kRows <= rows; r += kRows) meet(GroupSize<kRows>{}, r);
-          for (; r + 3 <= rows; r += 3) meet(GroupSize<3>{}, r);
-          for (; r < rows; ++r) meet(GroupSize<1>{}, r);
+          for_groups(rows - r, [&]<int R>(GroupSize<R> size, i64 i) { meet(size, r + i); });
         }
       }
       for (i64 n = nc; n < n_end; n += kPanel) {
