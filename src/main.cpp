@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <future>
 #include <iterator>
 #include <mutex>
 #include <optional>
@@ -25,12 +26,12 @@
 #include "base/units.h"
 #include "base/worker_pool.h"
 #include "config/config.h"
-#include "demo_model.h"
-#include "engine/local_service.h"
 #include "http/server.h"
 #include "kernels/kernel_table.h"
+#include "local_models.h"
 #include "metrics/metrics.h"
 #include "registry/registry.h"
+#include "reload.h"
 #include "server/app.h"
 #include "server/lifecycle.h"
 
@@ -122,134 +123,30 @@ Result<config::Config> load_config(const Flags& flags) {
   return config;
 }
 
-// One model on its way from the configuration to the registry.
-struct PlannedModel {
-  const config::Model* model = nullptr;
-  engine::LocalServiceOptions options;
-  engine::LocalPlan plan;
-};
-
-Result<const kernels::KernelTable*> choose_kernels(const std::string& name) {
-  return kernels::select_kernels(name == "auto" ? std::string_view{} : std::string_view(name));
-}
-
-Result<engine::LocalServiceOptions> service_options(const config::Model& model) {
-  engine::LocalServiceOptions options;
-  options.name = model.name;
-  if (model.source == config::kDemoSource) {
-    options.files = demo_model_files();
-  } else {
-    auto files = open_files(model.source);
-    if (!files) return std::move(files).error();
-    options.files = *std::move(files);
+Result<Machine> make_machine(const config::Compute& compute) {
+  auto table = kernels::select_kernels(compute.kernels == "auto" ? std::string_view{} : compute.kernels);
+  if (!table) {
+    Error error = std::move(table).error();
+    error.message = "compute.kernels: " + error.message;
+    return error;
   }
-  const config::ModelSettings& settings = model.settings;
-  options.max_model_len = settings.max_model_len;
-  options.max_num_seqs = settings.max_num_seqs;
-  options.max_num_batched_tokens = settings.max_num_batched_tokens;
-  options.max_waiting = static_cast<int>(settings.max_waiting);
-  options.kv_cache_bytes = settings.kv_cache;
-  options.kv_dtype = settings.kv_cache_dtype;
-  options.enable_prefix_caching = settings.prefix_caching;
-  return options;
-}
-
-// Plans every model's memory within the one budget, before anything is loaded or bound. What is left after weights,
-// workspaces and the KV caches that were given in bytes is shared equally by the models that left theirs open.
-Result<std::vector<PlannedModel>> plan_models(const config::Config& config, const std::shared_ptr<WorkerPool>& pool,
-                                              const kernels::KernelTable* table) {
-  const std::uint64_t budget = config.memory.host.of(available_host_memory());
-  std::vector<PlannedModel> planned;
-  const auto plan = [&](PlannedModel& each, std::uint64_t share) -> Status {
-    each.options.memory_budget = share;
-    auto result = engine::plan_local_service(each.options);
-    if (!result) {
-      Error error = std::move(result).error();
-      error.message = each.model->where + ": model '" + each.model->name + "': " + error.message;
-      return error;
-    }
-    each.plan = *std::move(result);
-    return {};
-  };
-  for (const config::Model& model : config.models) {
-    auto options = service_options(model);
-    if (!options)
-      return make_error(options.error().code, model.where + ": model '" + model.name + "': " + options.error().message);
-    PlannedModel each{&model, *std::move(options), {}};
-    each.options.pool = pool;
-    each.options.kernels = table;
-    // A single model is planned against the budget at once; several first without, to learn what they need.
-    if (Status status = plan(each, config.models.size() == 1 ? budget : 0); !status) return std::move(status).error();
-    planned.push_back(std::move(each));
-  }
-  if (planned.size() == 1) return planned;
-
-  std::uint64_t fixed = 0, wanted = 0;
-  std::size_t open = 0;
-  std::string list;
-  for (const PlannedModel& each : planned) {
-    const engine::MemoryPlan& memory = each.plan.memory;
-    const bool given = each.options.kv_cache_bytes.has_value();
-    fixed += memory.weights + memory.workspace + (given ? memory.kv_bytes : 0);
-    open += given ? 0 : 1;
-    wanted += memory.total;
-    list += "\n  " + each.model->name + ": " + engine::describe(memory);
-  }
-  if (wanted <= budget) return planned;
-  if (fixed >= budget) {
-    return make_error(ErrorCode::unavailable, (config.file.empty() ? std::string() : config.file + ": ") +
-                                                  "memory.host: the models need " + format_bytes(fixed) +
-                                                  " even without KV caches of open size, but the budget is " +
-                                                  format_bytes(budget) + ":" + list);
-  }
-  for (PlannedModel& each : planned) {
-    if (each.options.kv_cache_bytes) continue;
-    const engine::MemoryPlan& memory = each.plan.memory;
-    if (Status status = plan(each, memory.weights + memory.workspace + (budget - fixed) / open); !status)
-      return std::move(status).error();
-  }
-  return planned;
-}
-
-void print_plan(const std::vector<PlannedModel>& planned, std::uint64_t budget) {
-  std::uint64_t total = 0;
-  for (const PlannedModel& each : planned) {
-    const engine::MemoryPlan& memory = each.plan.memory;
-    const model::ModelInfo& info = each.plan.info;
-    std::printf("%s (%s, %s, %d layers, vocabulary %d)\n", each.model->name.c_str(), info.architecture.c_str(),
-                info.weight_format.c_str(), info.num_layers, info.vocab_size);
-    std::printf("  weights    %12s\n", format_bytes(memory.weights).c_str());
-    std::printf("  KV cache   %12s   %lld tokens in %d blocks of %d, %s\n", format_bytes(memory.kv_bytes).c_str(),
-                static_cast<long long>(memory.kv_tokens), memory.kv_blocks, memory.block_size,
-                std::string(dtype_info(memory.kv_dtype).name).c_str());
-    std::printf("  workspace  %12s\n", format_bytes(memory.workspace).c_str());
-    std::printf("  total      %12s   max_model_len %d, max_num_seqs %d, max_num_batched_tokens %d\n",
-                format_bytes(memory.total).c_str(), memory.max_model_len, memory.max_num_seqs,
-                memory.max_num_batched_tokens);
-    total += memory.total;
-  }
-  std::printf("all models   %12s   of a budget of %s\n", format_bytes(total).c_str(), format_bytes(budget).c_str());
+  return Machine{std::make_shared<WorkerPool>(compute.threads != 0 ? compute.threads : available_cpus()), *table};
 }
 
 int check(const Flags& flags) {
   auto config = load_config(flags);
   if (!config) return complain(kMisused, config.error().message);
-  auto table = choose_kernels(config->compute.kernels);
-  if (!table) return complain(kMisused, "compute.kernels: " + table.error().message);
-  // As many threads as serving takes: each needs workspace.
-  auto pool = std::make_shared<WorkerPool>(config->compute.threads != 0 ? config->compute.threads : available_cpus());
-  auto planned = plan_models(*config, pool, *table);
+  const auto machine = make_machine(config->compute);
+  if (!machine) return complain(kMisused, machine.error().message);
+  const auto planned = plan_models(*config, *machine, config->memory.host.of(available_host_memory()));
   if (!planned) return complain(kMisused, planned.error().message);
-  for (const PlannedModel& each : *planned) {
-    if (Status status = engine::check_text(each.options); !status)
-      return complain(kMisused, each.model->where + ": model '" + each.model->name + "': " + status.error().message);
-  }
-  std::printf("%s: valid\n", config->file.empty() ? "configuration" : config->file.c_str());
-  print_plan(*planned, config->memory.host.of(available_host_memory()));
+  if (Status status = check_text(*planned); !status) return complain(kMisused, status.error().message);
+  std::printf("%s: valid\n%s", config->file.empty() ? "configuration" : config->file.c_str(), planned->text.c_str());
   return 0;
 }
 
-// Takes SIGTERM and SIGINT on a thread of its own. The first begins the shutdown; the second ends the process at once.
+// Takes SIGTERM, SIGINT and SIGHUP on a thread of its own. The first of the former begins the shutdown, the second ends
+// the process at once; SIGHUP reloads the configuration, and is like SIGTERM where there is none to reload.
 class Signals {
  public:
   // Must be made before any other thread, so that all inherit the mask.
@@ -257,6 +154,7 @@ class Signals {
     sigemptyset(&set_);
     sigaddset(&set_, SIGTERM);
     sigaddset(&set_, SIGINT);
+    sigaddset(&set_, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set_, nullptr);
     std::signal(SIGPIPE, SIG_IGN);
     std::thread([this] { run(); }).detach();
@@ -267,6 +165,11 @@ class Signals {
     std::unique_lock lock(mutex_);
     arrived_.wait(lock, [&] { return signal_ != 0; });
     return signal_;
+  }
+  // What SIGHUP does.
+  void on_hangup(std::function<void()> action) {
+    std::lock_guard lock(mutex_);
+    hangup_ = std::move(action);
   }
   // Before models serve there is nothing to drain: a signal then ends the process.
   void serving() {
@@ -280,6 +183,10 @@ class Signals {
       int number = 0;
       if (sigwait(&set_, &number) != 0) continue;
       std::lock_guard lock(mutex_);
+      if (number == SIGHUP && hangup_) {
+        hangup_();
+        continue;
+      }
       if (signal_ != 0) {
         log::warn("server", "second signal: ending at once", {{"signal", strsignal(number)}});
         _exit(128 + number);
@@ -296,6 +203,7 @@ class Signals {
   sigset_t set_{};
   std::mutex mutex_;
   std::condition_variable arrived_;
+  std::function<void()> hangup_;
   int signal_ = 0;
   bool serving_ = false;
 };
@@ -358,8 +266,9 @@ http::ServerOptions http_options(const config::Server& server) {
 std::uint64_t requests_in_flight(const registry::Registry& registry) {
   std::uint64_t sum = 0;
   for (const registry::ModelEntry& entry : registry.list()) {
-    if (!entry.service) continue;
-    const inference::ServiceStats stats = entry.service->stats();
+    const auto model = registry.find(entry.name);
+    if (!model) continue;
+    const inference::ServiceStats stats = (*model)->stats();
     sum += stats.requests_running + stats.requests_waiting;
   }
   return sum;
@@ -384,6 +293,48 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
             {{"requests", std::to_string(requests_in_flight(registry))}});
 }
 
+// Waits for the models that are to be there from the start; the first error among them.
+Status load_at_start(registry::Registry& registry, const config::Config& config) {
+  std::vector<std::future<Status>> loads;
+  for (const config::Model& model : config.models) {
+    if (model.settings.on_demand) continue;
+    auto done = std::make_shared<std::promise<Status>>();
+    loads.push_back(done->get_future());
+    registry.load(model.name, [done](Status status) { done->set_value(std::move(status)); });
+  }
+  for (auto& load : loads)
+    if (Status status = load.get(); !status) return status;
+  return {};
+}
+
+// The sections that only a new process takes up, where they differ: "server, memory".
+std::string needs_restart(const config::Config& before, const config::Config& now) {
+  std::string sections;
+  const auto compare = [&](const char* name, bool same) {
+    if (!same) sections += (sections.empty() ? "" : ", ") + std::string(name);
+  };
+  compare("server", before.server == now.server);
+  compare("memory", before.memory == now.memory);
+  compare("compute", before.compute == now.compute);
+  return sections;
+}
+
+// Reads the file again and applies what a running process can take up: the models and the log's level and form.
+Result<std::string> reload(const Flags& flags, const config::Config& started_with, const Machine& machine,
+                           registry::Registry& registry) {
+  auto config = load_config(flags);
+  if (!config) return std::move(config).error();
+  auto planned = plan_models(*config, machine, registry.budget().total());
+  if (!planned) return std::move(planned).error();
+  if (Status status = registry.apply(std::move(planned->definitions)); !status) return std::move(status).error();
+  log::set_level(config->log.level);
+  log::set_format(config->log.format);
+  const std::string sections = needs_restart(started_with, *config);
+  std::string text = "models and log are applied";
+  if (!sections.empty()) text += "; changes of these sections need a restart: " + sections;
+  return text;
+}
+
 int serve(const Flags& flags) {
   const Clock::time_point start = Clock::now();
   // Never destroyed: its thread runs until the process ends.
@@ -393,19 +344,16 @@ int serve(const Flags& flags) {
   if (!config) return complain(kMisused, config.error().message);
   log::set_level(config->log.level);
   log::set_format(config->log.format);
-  auto table = choose_kernels(config->compute.kernels);
-  if (!table) return complain(kMisused, "compute.kernels: " + table.error().message);
-  const int threads = config->compute.threads != 0 ? config->compute.threads : available_cpus();
-  auto pool = std::make_shared<WorkerPool>(threads);
-  auto planned = plan_models(*config, pool, *table);
+  const auto machine = make_machine(config->compute);
+  if (!machine) return complain(kMisused, machine.error().message);
+  auto budget = std::make_shared<MemoryBudget>(config->memory.host.of(available_host_memory()));
+  auto planned = plan_models(*config, *machine, budget->total());
   if (!planned) return complain(kMisused, planned.error().message);
   const double plan_ms = ms_since(start);
 
-  registry::Registry registry;
-  for (const PlannedModel& each : *planned) {
-    if (Status status = registry.add(each.model->name, each.model->aliases); !status)
-      return complain(kMisused, status.error().message);
-  }
+  registry::RegistryOptions registry_options;
+  registry_options.drain_timeout = config->server.drain_timeout;
+  registry::Registry registry(budget, registry_options);
   server::Lifecycle lifecycle;
   std::atomic<http::Server*> http_server{nullptr};
   server::AppOptions app_options;
@@ -416,31 +364,21 @@ int serve(const Flags& flags) {
     const http::Server* server = http_server.load();
     return server == nullptr ? std::size_t{0} : server->open_connections();
   };
+  std::optional<Reloader> reloader;
+  if (!config->file.empty()) {
+    app_options.reload = [&](Reloader::Done done) { reloader->request(std::move(done)); };
+    reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry); });
+    signals.on_hangup([&] { reloader->request({}); });
+  }
   server::App app(std::move(app_options), registry, lifecycle);
   auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());
   if (!http) return complain(kFailed, http.error().message);
   http_server.store(http->get());
   (*http)->start();
   const double bind_ms = ms_since(start) - plan_ms;
-  for (std::size_t i = 0; i < planned->size(); ++i) {
-    PlannedModel& each = (*planned)[i];
-    const Clock::time_point load_start = Clock::now();
-    const std::string name = each.model->name;
-    each.options.progress = [&, i](double share) {
-      registry.set_progress(name, share);
-      lifecycle.set_progress((static_cast<double>(i) + share) / static_cast<double>(planned->size()));
-    };
-    auto loaded = engine::load_local_service(std::move(each.options));
-    if (!loaded) return complain(kFailed, each.model->where + ": model '" + name + "': " + loaded.error().message);
-    log::info("loader", "model ready",
-              {{"model", name},
-               {"architecture", loaded->plan.info.architecture},
-               {"format", loaded->plan.info.weight_format},
-               {"memory", engine::describe(loaded->plan.memory)},
-               {"max_model_len", std::to_string(loaded->plan.memory.max_model_len)},
-               {"load_ms", ms_text(ms_since(load_start))}});
-    registry.set_ready(name, std::move(loaded->service));
-  }
+  if (Status status = registry.apply(std::move(planned->definitions)); !status)
+    return complain(kMisused, status.error().message);
+  if (Status status = load_at_start(registry, *config); !status) return complain(kFailed, status.error().message);
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();
   print_hints(registry, config->server.host, (*http)->port());
@@ -450,10 +388,11 @@ int serve(const Flags& flags) {
              {"bind_ms", ms_text(bind_ms)},
              {"load_ms", ms_text(ms_since(start) - plan_ms - bind_ms)},
              {"port", std::to_string((*http)->port())},
-             {"threads", std::to_string(threads)},
-             {"kernels", std::string((*table)->name)}});
+             {"threads", std::to_string(machine->pool->size())},
+             {"kernels", std::string(machine->kernels->name)}});
 
   const int signal = signals.wait();
+  signals.on_hangup({});
   drain(signal, config->server, lifecycle, **http, registry);
   return 0;
 }

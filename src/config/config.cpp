@@ -299,7 +299,13 @@ const std::vector<Key<ModelSettings>>& settings_keys() {
       choice<S>("device", {"auto", "cpu"}, nullptr, nullptr, "Where it is computed."),
       choice<S>("quantization", {"none"}, nullptr, nullptr,
                 "Conversion of the weights while loading; GGUF files keep their own format."),
-      choice<S>("load", {"startup"}, nullptr, nullptr, "When it is loaded."),
+      choice<S>(
+          "load", {"startup", "on_demand"}, [](S& s, std::size_t i) { s.on_demand = i == 1; },
+          [](const S& s) { return std::size_t{s.on_demand}; },
+          "When it is loaded: before the server is ready, or by the first request for it, which waits."),
+      duration("idle_unload", &S::idle_unload, milliseconds(0),
+               "It is unloaded when no request has used it for so long, and loaded again by the next; 0 keeps it."),
+      boolean("pin", &S::pin, "Never unload it to make room for another model."),
   };
   return keys;
 }
@@ -336,8 +342,6 @@ const std::map<std::string_view, std::string_view>& unsupported_keys() {
   static const std::map<std::string_view, std::string_view> keys = {
       {"server.api_keys_file", "API keys are not supported yet: put the server behind a gateway that checks them"},
       {"memory.gpu", "this version has no GPU support"},
-      {"models[].idle_unload", "models are not unloaded in this version"},
-      {"models[].pin", "models are not unloaded in this version, so none needs to be pinned"},
       {"models[].urls", "other engines are not supported in this version"},
       {"models[].model", "other engines are not supported in this version; the model's files are named by 'source'"},
   };
@@ -608,6 +612,30 @@ void append_names(std::vector<std::string>& out, const std::string& path, const 
 }
 
 }  // namespace
+
+std::string fingerprint(const Model& model) {
+  std::string out = model.source;
+  for (const Key<ModelSettings>& key : settings_keys()) {
+    if (key.name == "load" || key.name == "idle_unload" || key.name == "pin") continue;
+    out.append("\n").append(key.name).append("=").append(key.show(model.settings));
+  }
+  const auto add_file = [&out](const fs::path& path) {
+    std::error_code error;
+    const auto size = fs::file_size(path, error);
+    const auto time = fs::last_write_time(path, error).time_since_epoch().count();
+    out += "\n" + path.string() + " " + std::to_string(size) + " " + std::to_string(time);
+  };
+  std::error_code error;
+  if (fs::is_directory(model.source, error)) {
+    std::vector<fs::path> files;
+    for (const auto& entry : fs::directory_iterator(model.source, error)) files.push_back(entry.path());
+    std::sort(files.begin(), files.end());
+    for (const fs::path& file : files) add_file(file);
+  } else if (model.source != kDemoSource) {
+    add_file(model.source);
+  }
+  return out;
+}
 
 Config demo_config() {
   Config config;

@@ -33,6 +33,7 @@ struct Server {
   milliseconds drain_delay{5'000};
   milliseconds drain_timeout{30'000};
   std::string unknown_fields = "reject";  // reject | warn
+  bool operator==(const Server&) const = default;
 };
 
 struct Log {
@@ -47,15 +48,18 @@ struct MemoryLimit {
   std::uint64_t of(std::uint64_t total) const {
     return bytes != 0 ? bytes : static_cast<std::uint64_t>(share * static_cast<double>(total));
   }
+  bool operator==(const MemoryLimit&) const = default;
 };
 
 struct Memory {
   MemoryLimit host{0.8, 0};
+  bool operator==(const Memory&) const = default;
 };
 
 struct Compute {
   int threads = 0;               // 0: one per usable CPU
   std::string kernels = "auto";  // auto, or the name of an instruction set
+  bool operator==(const Compute&) const = default;
 };
 
 // What a model may set for itself; `defaults` sets it for all.
@@ -67,6 +71,9 @@ struct ModelSettings {
   std::optional<std::uint64_t> kv_cache;  // bytes; unset: planned
   std::string kv_cache_dtype = "auto";    // auto | f32 | f16 | bf16
   bool prefix_caching = true;
+  bool on_demand = false;       // load: startup | on_demand
+  milliseconds idle_unload{0};  // 0: never
+  bool pin = false;
 };
 
 struct Model {
@@ -106,6 +113,10 @@ Result<Config> load_text(std::string_view text, const std::string& file);
 Status set(Config& config, std::string_view key, const std::string& value);
 // What the reference says of such a key: its meaning and the values it takes. Empty if there is no such key.
 std::string describe_key(std::string_view key);
+
+// Everything of a model that its loading depends on, its files' size and time included: a reload replaces a model when
+// this changes.
+std::string fingerprint(const Model& model);
 
 // Every key path ("server.port", "models[].name"), for docs and tests.
 std::vector<std::string> key_names();

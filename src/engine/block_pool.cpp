@@ -6,13 +6,32 @@
 
 namespace xgen::engine {
 
-BlockPool::BlockPool(int num_blocks, int block_size)
+BlockPool::BlockPool(int num_blocks, int block_size, int present)
     : block_size_(block_size),
-      available_(num_blocks),
       blocks_(static_cast<std::size_t>(num_blocks)),
       tokens_(static_cast<std::size_t>(num_blocks) * static_cast<std::size_t>(block_size)),
       buckets_(std::bit_ceil(static_cast<std::size_t>(std::max(num_blocks, 1)) * 2), kNoBlock) {
-  for (BlockId block = 0; block < num_blocks; ++block) push_newest(block);
+  for (BlockId block = 0; block < present; ++block) push_newest(block);
+  available_ = present;
+  for (BlockId block = num_blocks - 1; block >= present; --block) absent_.push_back(block);
+}
+
+void BlockPool::grow(int blocks) {
+  const auto first = absent_.end() - blocks;
+  for (auto block = first; block != absent_.end(); ++block) push_oldest(*block);  // before any cached one
+  absent_.erase(first, absent_.end());
+  available_ += blocks;
+}
+
+void BlockPool::shrink(int blocks, std::vector<BlockId>& gone) {
+  for (int i = 0; i < blocks && oldest_ != kNoBlock; ++i) {
+    const BlockId block = oldest_;
+    unlink_free(block);
+    if (published(block)) unpublish(block);
+    --available_;
+    absent_.push_back(block);
+    gone.push_back(block);
+  }
 }
 
 BlockId BlockPool::allocate() {
@@ -144,7 +163,11 @@ std::string BlockPool::check_integrity() const {
     if (b.hash != hash(b.before, tokens)) return name(block) + " has a wrong hash";
     if (find(b.before, tokens) != block) return name(block) + " is published but not the one that is found";
   }
-  if (used + listed != num_blocks()) return "used and free blocks do not add up";
+  for (BlockId block : absent_) {
+    const Block& b = blocks_[index(block)];
+    if (b.refs != 0 || b.mark != 0) return name(block) + " is absent and in use";
+  }
+  if (used + listed + absent() != num_blocks()) return "used, free and absent blocks do not add up";
   std::size_t chained = 0;
   for (BlockId head : buckets_) {
     for (BlockId block = head; block != kNoBlock; block = blocks_[index(block)].next_in_bucket) {

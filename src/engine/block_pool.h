@@ -25,17 +25,28 @@ inline constexpr PrefixMark kSharedRoot = 0;
 // Ids and counts only; the memory is elsewhere. A block is
 //   used    reference count > 0;
 //   cached  count 0, full, findable by its tokens: waits in the free list and is evicted when its turn comes;
-//   free    count 0, holds nothing: taken before any cached one.
+//   free    count 0, holds nothing: taken before any cached one;
+//   absent  has no memory now: borrowed for when there is some to spare (grow), and given back (shrink).
 // Every operation is O(1) (times the tokens of one block). Not thread-safe.
 class BlockPool {
  public:
-  BlockPool(int num_blocks, int block_size);
+  // Of `num_blocks`, the first `present` have memory.
+  BlockPool(int num_blocks, int block_size, int present);
+  BlockPool(int num_blocks, int block_size) : BlockPool(num_blocks, block_size, num_blocks) {}
 
   int num_blocks() const { return static_cast<int>(blocks_.size()); }
   int block_size() const { return block_size_; }
   // Blocks that allocate() can give: free and cached.
   int available() const { return available_; }
-  int used() const { return num_blocks() - available_; }
+  int absent() const { return static_cast<int>(absent_.size()); }
+  int used() const { return num_blocks() - absent() - available_; }
+  // Whether allocate() has a block to give that holds nothing.
+  bool has_free() const { return oldest_ != kNoBlock && !published(oldest_); }
+
+  // Gives memory to so many absent blocks; at most absent().
+  void grow(int blocks);
+  // Takes it from up to so many free and cached ones, least recently used first, and adds their ids to `gone`.
+  void shrink(int blocks, std::vector<BlockId>& gone);
 
   // A block with reference count 1 that is in no cache; the least recently used cached one is evicted if none is free.
   // kNoBlock if all are used.
@@ -85,7 +96,8 @@ class BlockPool {
   void unpublish(BlockId block);
 
   int block_size_;
-  int available_;
+  int available_ = 0;
+  std::vector<BlockId> absent_;  // the last one is taken first
   std::vector<Block> blocks_;
   std::vector<TokenId> tokens_;   // [num_blocks, block_size], of published blocks
   std::vector<BlockId> buckets_;  // a power of two of them

@@ -5,12 +5,14 @@
 
 namespace xgen::engine {
 
-DecoderRunner::DecoderRunner(std::unique_ptr<model::Decoder> decoder, std::unique_ptr<model::KvCache> cache,
+DecoderRunner::DecoderRunner(std::shared_ptr<model::Decoder> decoder, std::unique_ptr<model::KvCache> cache,
                              std::shared_ptr<WorkerPool> pool)
     : decoder_(std::move(decoder)),
       cache_(std::move(cache)),
       pool_(std::move(pool)),
       samplers_(static_cast<std::size_t>(pool_->size())) {}
+
+DecoderRunner::~DecoderRunner() { decoder_->release(); }
 
 void DecoderRunner::run(const StepPlan& plan, StepResult& result) {
   tokens_.clear();

@@ -14,11 +14,13 @@ namespace xgen::engine {
 
 class DecoderRunner final : public ModelRunner {
  public:
-  // The decoder's workspace is reserved already.
-  DecoderRunner(std::unique_ptr<model::Decoder> decoder, std::unique_ptr<model::KvCache> cache,
+  // The decoder's workspace is reserved already; it is released with the runner.
+  DecoderRunner(std::shared_ptr<model::Decoder> decoder, std::unique_ptr<model::KvCache> cache,
                 std::shared_ptr<WorkerPool> pool);
+  ~DecoderRunner() override;
 
   void run(const StepPlan& plan, StepResult& result) override;
+  void discard(std::span<const BlockId> blocks) override { cache_->discard(blocks); }
 
  private:
   // One row of logits and what is wanted of it: the next token of an item, or the score of one of its prompt's tokens.
@@ -30,7 +32,7 @@ class DecoderRunner final : public ModelRunner {
   void use_logits(const StepPlan& plan, std::span<const float> logits, StepResult& result);
   void use_row(const StepPlan& plan, std::span<const float> logits, Sampler& sampler, Row& row, StepResult& result);
 
-  std::unique_ptr<model::Decoder> decoder_;
+  std::shared_ptr<model::Decoder> decoder_;
   std::unique_ptr<model::KvCache> cache_;
   std::shared_ptr<WorkerPool> pool_;
   std::vector<Sampler> samplers_;  // one per part of a parallel section

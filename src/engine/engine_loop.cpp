@@ -29,6 +29,8 @@ struct EngineLoop::Inbox {
   std::vector<std::unique_ptr<Job>> submitted;
   std::vector<RequestId> cancelled;
   RequestId last_id = 0;
+  std::uint64_t reclaim_bytes = 0;  // to be given back
+  bool reclaim_must = false;
   bool stopping = false;
   bool asleep = false;
   std::atomic<int> waiting{0};  // requests that have not begun
@@ -58,21 +60,36 @@ struct EngineLoop::Handle final : inference::RequestHandle {
 EngineLoop::EngineLoop(EngineLoopOptions options, const SchedulerOptions& scheduler,
                        std::unique_ptr<ModelRunner> runner, std::shared_ptr<const text::Tokenizer> tokenizer)
     : options_(std::move(options)),
-      scheduler_(scheduler),
+      scheduler_([&] {
+        SchedulerOptions with_lender = scheduler;
+        if (options_.account != nullptr) with_lender.lender = this;
+        return with_lender;
+      }()),
       runner_(std::move(runner)),
       tokenizer_(std::move(tokenizer)),
       inbox_(std::make_shared<Inbox>()) {
   publish_stats();
+  if (options_.account != nullptr) {
+    options_.account->on_reclaim([inbox = inbox_](std::uint64_t bytes, bool must) {
+      std::unique_lock lock(inbox->mutex);
+      inbox->reclaim_bytes += bytes;
+      inbox->reclaim_must |= must;
+      inbox->notify(lock);
+    });
+  }
   thread_ = std::thread([this] { run(); });
 }
 
 EngineLoop::~EngineLoop() {
-  {
-    std::unique_lock lock(inbox_->mutex);
-    inbox_->stopping = true;
-    inbox_->notify(lock);
-  }
+  if (options_.account != nullptr) options_.account->on_reclaim({});
+  stop();
   thread_.join();
+}
+
+void EngineLoop::stop() {
+  std::unique_lock lock(inbox_->mutex);
+  inbox_->stopping = true;
+  inbox_->notify(lock);
 }
 
 std::unique_ptr<inference::RequestHandle> EngineLoop::make_handle(std::shared_ptr<Ticket> ticket) const {
@@ -127,15 +144,18 @@ bool EngineLoop::receive() {
   for (;;) {
     {
       std::unique_lock lock(inbox_->mutex);
-      if (!scheduler_.has_work() && inbox_->submitted.empty() && inbox_->cancelled.empty() && !inbox_->stopping) {
+      if (!scheduler_.has_work() && inbox_->submitted.empty() && inbox_->cancelled.empty() && !inbox_->stopping &&
+          inbox_->reclaim_bytes == 0) {
         step_began_.store(0, std::memory_order_relaxed);
         if (scheduler_.pool().used() != 0) {
           log::error("engine", "blocks of the KV cache are in use while no request is",
                      {{"model", options_.name}, {"blocks", std::to_string(scheduler_.pool().used())}});
         }
         inbox_->asleep = true;
-        inbox_->wake.wait(
-            lock, [this] { return !inbox_->submitted.empty() || !inbox_->cancelled.empty() || inbox_->stopping; });
+        inbox_->wake.wait(lock, [this] {
+          return !inbox_->submitted.empty() || !inbox_->cancelled.empty() || inbox_->stopping ||
+                 inbox_->reclaim_bytes > 0;
+        });
         inbox_->asleep = false;
       }
       if (inbox_->stopping) return false;
@@ -167,6 +187,7 @@ bool EngineLoop::receive() {
       forget(*found->second);
     }
     cancelled_.clear();
+    if (options_.account != nullptr) give_back();
     while (Request* late = scheduler_.expired(clock_seconds(now))) {
       fail(static_cast<Job&>(*late), make_error(ErrorCode::timeout, "The request's time limit has passed."));
       changed = true;
@@ -174,6 +195,31 @@ bool EngineLoop::receive() {
     if (changed) flush();
     if (scheduler_.has_work()) return true;
   }
+}
+
+int EngineLoop::borrow(int blocks) {
+  while (blocks > 0 && !options_.account->borrow(static_cast<std::uint64_t>(blocks) * options_.block_bytes))
+    blocks /= 2;
+  return blocks;
+}
+
+// Gives back what others want of the borrowed blocks.
+void EngineLoop::give_back() {
+  std::uint64_t bytes = 0;
+  bool must = false;
+  {
+    std::lock_guard lock(inbox_->mutex);
+    bytes = std::exchange(inbox_->reclaim_bytes, 0);
+    must = std::exchange(inbox_->reclaim_must, false);
+  }
+  if (bytes == 0) return;
+  const std::uint64_t blocks = std::min<std::uint64_t>((bytes + options_.block_bytes - 1) / options_.block_bytes,
+                                                       static_cast<std::uint64_t>(scheduler_.pool().num_blocks()));
+  discarded_.clear();
+  scheduler_.give_back(static_cast<int>(blocks), must, discarded_);
+  if (discarded_.empty()) return;
+  runner_->discard(discarded_);
+  options_.account->give_back(discarded_.size() * options_.block_bytes);
 }
 
 void EngineLoop::note_scheduled(const StepPlan& plan) {
@@ -347,7 +393,8 @@ void EngineLoop::publish_stats() {
   counts_.requests_waiting = scheduler_.num_waiting();
   counts_.kv_block_size = static_cast<std::uint64_t>(scheduler_.pool().block_size());
   counts_.kv_blocks = static_cast<std::uint64_t>(scheduler_.pool().num_blocks());
-  counts_.kv_cache_usage = static_cast<double>(scheduler_.pool().used()) / scheduler_.pool().num_blocks();
+  counts_.kv_cache_usage = static_cast<double>(scheduler_.pool().used()) /
+                           std::max(1, scheduler_.pool().num_blocks() - scheduler_.pool().absent());
   counts_.prefix_cache_queries = scheduler_.stats().prefix_queries;
   counts_.prefix_cache_hits = scheduler_.stats().prefix_hits;
   counts_.preemptions = scheduler_.stats().preemptions;

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/memory_budget.h"
 #include "engine/choice_output.h"
 #include "engine/model_runner.h"
 #include "engine/scheduler.h"
@@ -59,14 +60,19 @@ struct Job final : Request {
 struct EngineLoopOptions {
   std::string name;        // of the model, for the log
   int max_waiting = 1024;  // requests that have not begun; more are refused as overloaded
+  // Where the memory of the scheduler's further blocks comes from, and what one takes; null: there are none.
+  std::shared_ptr<MemoryBudget::Account> account;
+  std::uint64_t block_bytes = 0;
 };
 
-class EngineLoop {
+class EngineLoop final : private BlockLender {
  public:
   EngineLoop(EngineLoopOptions options, const SchedulerOptions& scheduler, std::unique_ptr<ModelRunner> runner,
              std::shared_ptr<const text::Tokenizer> tokenizer);
   // Requests that are still there fail as unavailable.
-  ~EngineLoop();
+  ~EngineLoop() override;
+  // As the destructor does to requests, without waiting for it. Thread-safe.
+  void stop();
   EngineLoop(const EngineLoop&) = delete;
   EngineLoop& operator=(const EngineLoop&) = delete;
 
@@ -102,6 +108,8 @@ class EngineLoop {
   void fail(Job& job, Error error);
   void forget(Job& job);
   void flush();
+  int borrow(int blocks) override;
+  void give_back();
   void publish_stats();
   void give_up(const std::string& reason);
 
@@ -116,6 +124,7 @@ class EngineLoop {
   std::vector<RequestId> cancelled_;
   std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
   StepResult result_;
+  std::vector<BlockId> discarded_;
   std::vector<QueuedEvent> events_;
   std::vector<RequestId> ended_;
   inference::ServiceStats counts_;

@@ -18,97 +18,100 @@ Result<std::optional<DType>> kv_dtype(const std::string& name) {
                     "kv_cache_dtype is \"" + name + "\"; it may be auto, f32, f16 or bf16.", "kv_cache_dtype");
 }
 
-Result<std::unique_ptr<model::Decoder>> load_decoder(const LocalServiceOptions& options) {
+}  // namespace
+
+Result<std::unique_ptr<LocalModel>> LocalModel::open(LocalServiceOptions options) {
   model::LoadOptions load;
   load.kernels = options.kernels;
   load.max_context = options.max_model_len.value_or(0);
-  return model::Decoder::load(*options.files, load);
+  Result<std::unique_ptr<model::Decoder>> decoder = model::Decoder::load(*options.files, load);
+  if (!decoder.ok()) return decoder.error();
+  std::unique_ptr<LocalModel> model(new LocalModel(std::move(options)));
+  model->decoder_ = std::move(*decoder);
+  // Settings that contradict the model or each other are found now.
+  if (const Result<MemoryPlan> plan = model->plan(0); !plan.ok()) return plan.error();
+  return model;
 }
 
-Result<LocalPlan> plan_for(const model::Decoder& decoder, const LocalServiceOptions& options) {
+LocalModel::~LocalModel() = default;
+
+const model::ModelInfo& LocalModel::info() const { return decoder_->info(); }
+
+Result<MemoryPlan> LocalModel::plan(std::uint64_t budget, bool least, std::uint64_t borrowable) const {
   MemoryOptions memory;
-  memory.max_model_len = options.max_model_len;
-  memory.max_num_seqs = options.max_num_seqs;
-  memory.max_num_batched_tokens = options.max_num_batched_tokens;
-  memory.kv_cache_bytes = options.kv_cache_bytes;
-  const Result<std::optional<DType>> dtype = kv_dtype(options.kv_dtype);
+  memory.max_model_len = options_.max_model_len;
+  memory.max_num_seqs = options_.max_num_seqs;
+  memory.max_num_batched_tokens = options_.max_num_batched_tokens;
+  memory.kv_cache_bytes = options_.kv_cache_bytes;
+  const Result<std::optional<DType>> dtype = kv_dtype(options_.kv_dtype);
   if (!dtype.ok()) return dtype.error();
   memory.kv_dtype = *dtype;
-  memory.block_size = options.block_size;
-  memory.budget = options.memory_budget;
-  const int threads = options.pool->size();
-  Result<MemoryPlan> plan = plan_memory(
-      decoder.info(),
-      [&](int max_rows, int max_logit_rows) { return decoder.workspace_bytes(max_rows, max_logit_rows, threads); },
+  memory.block_size = options_.block_size;
+  memory.budget = budget;
+  memory.least = least;
+  memory.borrowable = borrowable;
+  const int threads = options_.pool->size();
+  return plan_memory(
+      decoder_->info(),
+      [&](int max_rows, int max_logit_rows) { return decoder_->workspace_bytes(max_rows, max_logit_rows, threads); },
       memory);
-  if (!plan.ok()) return plan.error();
-  return LocalPlan{decoder.info(), *plan};
 }
 
-}  // namespace
-
-Result<LocalPlan> plan_local_service(const LocalServiceOptions& options) {
-  const Result<std::unique_ptr<model::Decoder>> decoder = load_decoder(options);
-  if (!decoder.ok()) return decoder.error();
-  return plan_for(**decoder, options);
-}
-
-Status check_text(const LocalServiceOptions& options) {
-  const Result<std::shared_ptr<const text::Tokenizer>> tokenizer = load_tokenizer(*options.files);
+Status LocalModel::check_text() const {
+  const Result<std::shared_ptr<const text::Tokenizer>> tokenizer = load_tokenizer(*options_.files);
   if (!tokenizer.ok()) return tokenizer.error();
-  const Result<ChatRenderer> renderer = make_chat_renderer(*tokenizer, options.files->describe());
+  const Result<ChatRenderer> renderer = make_chat_renderer(*tokenizer, options_.files->describe());
   if (!renderer.ok()) return renderer.error();
   return {};
 }
 
-Result<LoadedService> load_local_service(LocalServiceOptions options) {
-  const auto report = [&options](double progress) {
-    if (options.progress) options.progress(progress);
+Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPlan& memory,
+                                                                  const std::function<void(double)>& progress,
+                                                                  std::shared_ptr<MemoryBudget::Account> account) {
+  const auto report = [&progress](double share) {
+    if (progress) progress(share);
   };
   report(0);
-  // The vocabulary takes about as long to read as the weights' headers.
-  std::future<Result<std::shared_ptr<const text::Tokenizer>>> reading =
-      std::async(std::launch::async, [&options] { return load_tokenizer(*options.files); });
-  Result<std::unique_ptr<model::Decoder>> loaded = load_decoder(options);
-  Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.get();
-  if (!loaded.ok()) return loaded.error();
-  if (!tokenizer.ok()) return tokenizer.error();
-  std::unique_ptr<model::Decoder> decoder = std::move(*loaded);
-  report(0.6);
-
-  Result<LocalPlan> plan = plan_for(*decoder, options);
-  if (!plan.ok()) return plan.error();
-  const MemoryPlan& memory = plan->memory;
-  const int threads = options.pool->size();
-  if (Status status =
-          decoder->reserve(memory.max_num_batched_tokens, memory.max_num_seqs + memory.max_score_rows, threads);
-      !status.ok()) {
-    return status.error();
+  // The vocabulary takes longer to read than all the rest.
+  std::future<Result<std::shared_ptr<const text::Tokenizer>>> reading;
+  if (tokenizer_ == nullptr)
+    reading = std::async(std::launch::async, [this] { return load_tokenizer(*options_.files); });
+  const int threads = options_.pool->size();
+  Status reserved =
+      decoder_->reserve(memory.max_num_batched_tokens, memory.max_num_seqs + memory.max_score_rows, threads);
+  Result<std::unique_ptr<model::KvCache>> cache = model::KvCache::create(
+      decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks, memory.kv_most_blocks - memory.kv_blocks);
+  report(0.3);
+  if (reading.valid()) {
+    Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.get();
+    if (!tokenizer.ok()) return tokenizer.error();
+    tokenizer_ = std::move(*tokenizer);
   }
-  Result<std::unique_ptr<model::KvCache>> cache =
-      model::KvCache::create(decoder->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks);
+  if (!reserved.ok()) return std::move(reserved).error();
   if (!cache.ok()) return cache.error();
   report(0.8);
 
   LocalServiceParts parts;
-  parts.name = options.name;
-  parts.tokenizer = *tokenizer;
-  Result<ChatRenderer> renderer = make_chat_renderer(*tokenizer, options.files->describe());
+  parts.name = options_.name;
+  parts.tokenizer = tokenizer_;
+  Result<ChatRenderer> renderer = make_chat_renderer(tokenizer_, options_.files->describe());
   if (!renderer.ok()) return renderer.error();
   parts.render_chat = std::move(*renderer);
-  parts.defaults = decoder->generation_defaults();
-  parts.vocab_size = decoder->info().vocab_size;
-  parts.max_waiting = options.max_waiting;
-  parts.scheduler.num_blocks = memory.kv_blocks;
+  parts.defaults = decoder_->generation_defaults();
+  parts.vocab_size = decoder_->info().vocab_size;
+  parts.max_waiting = options_.max_waiting;
+  parts.scheduler.num_blocks = memory.kv_most_blocks;
+  parts.scheduler.own_blocks = memory.kv_blocks;
+  if (memory.kv_most_blocks > memory.kv_blocks) parts.account = std::move(account);
+  parts.block_bytes = model::KvCache::bytes_per_block(decoder_->info(), memory.kv_dtype, memory.block_size);
   parts.scheduler.block_size = memory.block_size;
   parts.scheduler.max_model_len = memory.max_model_len;
   parts.scheduler.max_num_seqs = memory.max_num_seqs;
   parts.scheduler.max_num_batched_tokens = memory.max_num_batched_tokens;
   parts.scheduler.max_score_rows = memory.max_score_rows;
-  parts.scheduler.enable_prefix_caching = options.enable_prefix_caching;
-  parts.runner = std::make_unique<DecoderRunner>(std::move(decoder), std::move(*cache), options.pool);
-
-  LoadedService service{make_local_service(std::move(parts)), std::move(*plan)};
+  parts.scheduler.enable_prefix_caching = options_.enable_prefix_caching;
+  parts.runner = std::make_unique<DecoderRunner>(decoder_, std::move(*cache), options_.pool);
+  std::shared_ptr<inference::ModelService> service = make_local_service(std::move(parts));
   report(1);
   return service;
 }

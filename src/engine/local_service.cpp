@@ -110,10 +110,13 @@ class LocalService final : public inference::ModelService {
         defaults_(std::move(parts.defaults)),
         vocab_size_(parts.vocab_size),
         max_model_len_(
-            std::min(parts.scheduler.max_model_len, parts.scheduler.num_blocks * parts.scheduler.block_size)),
+            std::min(parts.scheduler.max_model_len,
+                     (parts.scheduler.own_blocks > 0 ? parts.scheduler.own_blocks : parts.scheduler.num_blocks) *
+                         parts.scheduler.block_size)),
         max_bytes_(std::max(kLeastMaxBytes, static_cast<std::size_t>(max_model_len_) * kMaxBytesPerToken)),
         random_base_(random_base()),
-        loop_({name_, parts.max_waiting}, parts.scheduler, std::move(parts.runner), tokenizer_),
+        loop_({name_, parts.max_waiting, std::move(parts.account), parts.block_bytes}, parts.scheduler,
+              std::move(parts.runner), tokenizer_),
         prep_(kMaxQueuedPrompts) {
     // A chat model's tokenizer may name the end of a turn where config.json still has the base model's end of text.
     const std::optional<TokenId> eos = tokenizer_->eos_id();
@@ -189,6 +192,7 @@ class LocalService final : public inference::ModelService {
   }
   inference::Health health() const override { return loop_.health(); }
   inference::ServiceStats stats() const override { return loop_.stats(); }
+  void close() override { loop_.stop(); }
 
  private:
   static void refuse(Ticket& ticket, inference::EventSink& sink, Error error) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/file_set.h"
+#include "base/memory_budget.h"
 #include "base/result.h"
 #include "base/worker_pool.h"
 #include "engine/memory_plan.h"
@@ -38,30 +39,36 @@ struct LocalServiceOptions {
   std::string kv_dtype = "auto";                // auto | f32 | f16 | bf16; see MemoryOptions
   int block_size = 16;                          // tokens; 16 or 32
   bool enable_prefix_caching = true;
-  std::uint64_t memory_budget = 0;  // bytes for weights, KV cache and workspace; 0: no limit
-
-  std::function<void(double)> progress;  // 0–1, called while loading, from the calling thread
 };
 
-struct LocalPlan {
-  model::ModelInfo info;
-  MemoryPlan memory;
+// A model whose files are open and whose needs are known, with nothing of it allocated: its weights stay in the files.
+// Thread-compatible.
+class LocalModel {
+ public:
+  // Errors name the file and the reason, or the setting at fault.
+  static Result<std::unique_ptr<LocalModel>> open(LocalServiceOptions options);
+  ~LocalModel();
+
+  const model::ModelInfo& info() const;
+  // What it takes within `budget` bytes (0: no limit); with `least`, to serve no more than one sequence at a time.
+  // Errors: unavailable with the numbers where the budget does not suffice; invalid_argument naming a setting.
+  // `borrowable`: bytes that might be lent for more KV cache while it serves.
+  Result<MemoryPlan> plan(std::uint64_t budget, bool least = false, std::uint64_t borrowable = 0) const;
+  // Whether its tokenizer and chat template can be read. Errors name the file and the reason.
+  Status check_text() const;
+  // Reads the tokenizer, allocates what is planned, starts the engine thread. One service at a time: the one before
+  // must be gone. `progress`: 0-1, called from this thread. `account` lends the KV cache more than is planned.
+  Result<std::shared_ptr<inference::ModelService>> load(const MemoryPlan& plan,
+                                                        const std::function<void(double)>& progress = {},
+                                                        std::shared_ptr<MemoryBudget::Account> account = {});
+
+ private:
+  explicit LocalModel(LocalServiceOptions options) : options_(std::move(options)) {}
+
+  LocalServiceOptions options_;
+  std::shared_ptr<model::Decoder> decoder_;
+  std::shared_ptr<const text::Tokenizer> tokenizer_;  // once it was needed
 };
-
-// What load_local_service would take, without its KV cache and workspace. Same errors.
-Result<LocalPlan> plan_local_service(const LocalServiceOptions& options);
-
-// Whether the model's tokenizer and chat template can be read. Errors name the file and the reason.
-Status check_text(const LocalServiceOptions& options);
-
-struct LoadedService {
-  std::shared_ptr<inference::ModelService> service;
-  LocalPlan plan;
-};
-
-// Loads weights and tokenizer, reserves the planned memory, starts the engine thread. Errors name file and reason, or
-// the setting at fault; unavailable with the numbers where the memory does not suffice.
-Result<LoadedService> load_local_service(LocalServiceOptions options);
 
 // Messages to the text of a prompt. Errors: invalid_argument with what the template says of them.
 using ChatRenderer =
@@ -76,6 +83,8 @@ struct LocalServiceParts {
   int vocab_size = 0;  // token ids that the model knows
   SchedulerOptions scheduler;
   int max_waiting = 1024;
+  std::shared_ptr<MemoryBudget::Account> account;  // lends memory for blocks beyond scheduler.own_blocks; null: nobody
+  std::uint64_t block_bytes = 0;
   std::unique_ptr<ModelRunner> runner;
 };
 std::shared_ptr<inference::ModelService> make_local_service(LocalServiceParts parts);

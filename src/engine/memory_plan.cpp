@@ -10,6 +10,8 @@ namespace {
 
 // Of the planned KV cache: this many tokens for each sequence that may run at once.
 constexpr std::int64_t kTokensPerSequence = 1024;
+// The context that a model should have at least, where nothing is said of it.
+constexpr int kModerateContext = 4096;
 // For models that do not say how long a context they were made for.
 constexpr int kDefaultContext = 4096;
 // Logits of scored prompt rows, per step.
@@ -69,18 +71,20 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
     return static_cast<std::uint64_t>((tokens + plan.block_size - 1) / plan.block_size);
   };
 
-  const int wanted_len = options.max_model_len.value_or(model_len);
+  const int wanted_len =
+      options.max_model_len.value_or(options.least ? std::min(model_len, kModerateContext) : model_len);
   std::uint64_t blocks = 0;
   if (options.kv_cache_bytes) {
-    if (*options.kv_cache_bytes > left) {
+    blocks = *options.kv_cache_bytes / block_bytes;
+    if (blocks * block_bytes > left) {
       return make_error(ErrorCode::unavailable, "The model does not fit: " + fixed_text + " and kv_cache " +
                                                     format_bytes(*options.kv_cache_bytes) + ", but " + budget_text +
                                                     ".");
     }
-    blocks = *options.kv_cache_bytes / block_bytes;
   } else {
-    const std::int64_t tokens = std::max<std::int64_t>(
-        wanted_len, std::int64_t{options.max_num_seqs} * std::min<std::int64_t>(wanted_len, kTokensPerSequence));
+    const std::int64_t sequences = options.least ? 1 : options.max_num_seqs;
+    const std::int64_t tokens =
+        std::max<std::int64_t>(wanted_len, sequences * std::min<std::int64_t>(wanted_len, kTokensPerSequence));
     blocks = std::min(blocks_for(tokens), left / block_bytes);
   }
   blocks =
@@ -98,9 +102,26 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
     return make_error(ErrorCode::unavailable,
                       "The model does not fit: " + need + " besides " + fixed_text + ", but " + budget_text + ".");
   }
+  // More than this many times the planned blocks are of little use, and their tables would not be small any more.
+  constexpr std::uint64_t kMostGrowth = 4;
+  const std::uint64_t table_bytes =
+      kTableBytesPerBlock + sizeof(std::int32_t) * static_cast<std::uint64_t>(plan.block_size);
+  std::uint64_t more = 0;
+  if (!options.kv_cache_bytes) {
+    more = std::min(options.borrowable / block_bytes, (kMostGrowth - 1) * blocks);
+    // The tables of blocks that may come later take the place of some that are there.
+    const std::uint64_t given_up = (more * table_bytes + block_bytes - 1) / block_bytes;
+    if (blocks >= least + given_up) {
+      blocks -= given_up;
+    } else {
+      more = 0;
+    }
+  }
   plan.kv_blocks = static_cast<int>(blocks);
+  plan.kv_most_blocks = static_cast<int>(std::min<std::uint64_t>(
+      blocks + more, static_cast<std::uint64_t>(std::numeric_limits<int>::max() / plan.block_size)));
   plan.kv_tokens = static_cast<std::int64_t>(blocks) * plan.block_size;
-  plan.kv_bytes = blocks * block_bytes;
+  plan.kv_bytes = blocks * block_bytes + more * table_bytes;
   plan.max_model_len = static_cast<int>(std::min<std::int64_t>(wanted_len, plan.kv_tokens));
   plan.total = fixed + plan.kv_bytes;
   return plan;

@@ -20,6 +20,8 @@ struct MemoryOptions {
   std::optional<DType> kv_dtype;                // f32, f16 or bf16; unset: f32 for F32 weights, otherwise f16 (three
                                                 // more bits of precision than bf16 at the same size)
   int block_size = 16;                          // 16 or 32 tokens
+  bool least = false;                           // no more KV cache than one sequence needs, of moderate length at least
+  std::uint64_t borrowable = 0;                 // bytes that might be lent for more KV cache later
   std::uint64_t budget = 0;                     // bytes for everything below; 0: no limit
 };
 
@@ -32,6 +34,7 @@ struct MemoryPlan {
   DType kv_dtype = DType::f16;
   int block_size = 0;  // tokens
   int kv_blocks = 0;
+  int kv_most_blocks = 0;      // with what can be borrowed: their tables are in kv_bytes, their memory is not
   std::int64_t kv_tokens = 0;  // at least max_model_len: one sequence always fits
   int max_model_len = 0;
   int max_num_seqs = 0;

@@ -8,8 +8,9 @@ namespace xgen::engine {
 
 Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options),
-      pool_(options.num_blocks, options.block_size),
+      pool_(options.num_blocks, options.block_size, options.own_blocks > 0 ? options.own_blocks : options.num_blocks),
       token_buffer_(static_cast<std::size_t>(options.block_size)) {
+  if (options_.own_blocks <= 0) options_.own_blocks = options_.num_blocks;
   options_.max_num_batched_tokens = std::max(options_.max_num_batched_tokens, options_.max_num_seqs);
 }
 
@@ -20,7 +21,7 @@ bool Scheduler::Sooner::operator()(const Sequence* a, const Sequence* b) const {
 
 Status Scheduler::check(const Request& request) const {
   const auto prompt = static_cast<std::int64_t>(request.prompt.size());
-  const std::int64_t kv_tokens = std::int64_t{pool_.num_blocks()} * options_.block_size;
+  const std::int64_t kv_tokens = std::int64_t{options_.own_blocks} * options_.block_size;
   const std::int64_t limit = std::min<std::int64_t>(options_.max_model_len, kv_tokens);
   const std::string limit_text =
       kv_tokens < options_.max_model_len
@@ -148,9 +149,29 @@ void Scheduler::add_row_range(Sequence& sequence, int rows) {
   score_rows_left_ -= item.score_end - item.score_begin;
 }
 
+void Scheduler::borrow(int blocks) {
+  // A few at a time: each loan is counted.
+  constexpr int kLoan = 16;
+  if (options_.lender == nullptr || pool_.absent() == 0) return;
+  pool_.grow(options_.lender->borrow(std::min(pool_.absent(), std::max(blocks, kLoan))));
+}
+
+void Scheduler::give_back(int blocks, bool must, std::vector<BlockId>& gone) {
+  const int present = pool_.num_blocks() - pool_.absent();
+  const std::size_t wanted =
+      gone.size() + static_cast<std::size_t>(std::clamp(blocks, 0, present - options_.own_blocks));
+  const auto missing = [&] { return static_cast<int>(wanted - gone.size()); };
+  pool_.shrink(missing(), gone);
+  while (must && missing() > 0 && !running_.empty()) {
+    preempt(*running_.back());
+    pool_.shrink(missing(), gone);
+  }
+}
+
 bool Scheduler::grow(Sequence& sequence, int tokens) {
   const auto wanted = static_cast<std::size_t>(blocks_for(tokens));
   while (sequence.blocks.size() < wanted) {
+    if (!pool_.has_free()) borrow(1);
     const BlockId block = pool_.allocate();
     if (block == kNoBlock) return false;
     sequence.blocks.push_back(block);
@@ -176,7 +197,9 @@ bool Scheduler::admit(Sequence& sequence) {
   const int hits = static_cast<int>(hits_.size());
   const int needed = blocks_for(sequence.target()) - hits;
   // One block for each running sequence is left alone, so that admitting does not lead to preempting at once.
-  if (needed + cached_hits + static_cast<int>(running_.size()) > pool_.available()) return false;
+  const int least = needed + cached_hits + static_cast<int>(running_.size());
+  if (least > pool_.available()) borrow(least - pool_.available());
+  if (least > pool_.available()) return false;
 
   waiting_.erase(&sequence);
   for (BlockId block : hits_) pool_.share(block);

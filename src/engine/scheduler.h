@@ -15,8 +15,18 @@
 
 namespace xgen::engine {
 
+// Where memory for more blocks comes from.
+class BlockLender {
+ public:
+  virtual ~BlockLender() = default;
+  // How many of so many blocks may be used from now on.
+  virtual int borrow(int blocks) = 0;
+};
+
 struct SchedulerOptions {
-  int num_blocks = 0;
+  int num_blocks = 0;                 // that there can ever be
+  int own_blocks = 0;                 // of them always there; enough for one sequence of max_model_len; 0: all
+  BlockLender* lender = nullptr;      // of the others
   int block_size = 16;                // tokens
   int max_model_len = 0;              // tokens of prompt + output
   int max_num_seqs = 64;              // running at once
@@ -57,6 +67,9 @@ class Scheduler {
   void finish(Sequence& sequence);
 
   bool has_work() const { return !running_.empty() || !waiting_.empty(); }
+  // Gives up to so many borrowed blocks back and adds their ids to `gone`: free and cached ones, and, if they `must` be
+  // had, those of the last running sequences, which then wait to be recomputed. Between commit() and plan() only.
+  void give_back(int blocks, bool must, std::vector<BlockId>& gone);
   // A request whose deadline is at or before `now`, or null. The caller cancels it.
   Request* expired(double now) const;
 
@@ -79,6 +92,7 @@ class Scheduler {
   void add_row_range(Sequence& sequence, int rows);
   int rows_within_budget(const Sequence& sequence) const;
   bool grow(Sequence& sequence, int tokens);
+  void borrow(int blocks);
   bool admit(Sequence& sequence);
   void preempt(Sequence& sequence);
   void publish_full_blocks(Sequence& sequence);

@@ -59,6 +59,9 @@ class ModelService {
   virtual Capabilities capabilities() const = 0;
   virtual Health health() const = 0;
   virtual ServiceStats stats() const = 0;
+
+  // Ends every request that is under way as unavailable, and refuses new ones: what holds handles gets its events.
+  virtual void close() = 0;
 };
 
 }  // namespace xgen::inference

@@ -160,6 +160,11 @@ class DecoderImpl final : public Decoder {
     return {};
   }
 
+  void release() override {
+    for (FloatBuffer* buffer : {&residual_, &hidden_, &scratch_, &rope_, &logits_}) buffer->allocate(0);
+    workspace_.reset();
+  }
+
   // The whole pass: embed, then attention and MLP layer by layer on one residual stream, then logits of the rows that
   // were asked for. Every op works on rows one by one (attention: on a row and its sequence's cache), so that no row's
   // bits depend on its neighbours.

@@ -51,13 +51,17 @@ class KvCache {
  public:
   static std::uint64_t bytes_per_block(const ModelInfo& info, DType dtype, int block_size);
   // dtype: f32, f16 or bf16. Error unavailable with the numbers if the memory cannot be had.
-  static Result<std::unique_ptr<KvCache>> create(const ModelInfo& info, DType dtype, int block_size, int num_blocks);
+  // `more_blocks` follow, whose memory is not reserved: whoever writes them has seen to it.
+  static Result<std::unique_ptr<KvCache>> create(const ModelInfo& info, DType dtype, int block_size, int num_blocks,
+                                                 int more_blocks = 0);
   ~KvCache();
 
   DType dtype() const { return dtype_; }
   int block_size() const { return block_size_; }
   int num_blocks() const { return num_blocks_; }
   // [num_blocks, num_kv_heads, block_size, head_dim] of `dtype`.
+  // Gives the memory of blocks back to the system, as far as whole pages go; they read as zeros then.
+  void discard(std::span<const std::int32_t> blocks);
   std::byte* keys(int layer) const;
   std::byte* values(int layer) const;
 
@@ -111,6 +115,8 @@ class Decoder {
   virtual std::uint64_t workspace_bytes(int max_rows, int max_logit_rows, int threads) const = 0;
   // Allocates it; must be called before forward().
   virtual Status reserve(int max_rows, int max_logit_rows, int threads) = 0;
+  // Frees it.
+  virtual void release() = 0;
 
   // Runs the batch, writes K/V of every row into `cache`, and returns logits [logit_rows, vocab_size] in the
   // workspace, valid until the next call. The bits of a row's logits depend on its sequence's tokens alone: not on

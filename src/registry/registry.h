@@ -1,55 +1,133 @@
-// Registry: which model service answers to which name.
+// Registry: which model answers to which name, and what of them is in memory. It loads, unloads, evicts and replaces
+// models within one memory budget.
 #pragma once
 
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
-#include <map>
+#include <functional>
 #include <memory>
-#include <shared_mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/memory_budget.h"
 #include "base/result.h"
 #include "inference/model_service.h"
 
 namespace xgen::registry {
 
-enum class ModelState : std::uint8_t { loading, ready, failed };
+// How one model comes into memory. Called from one thread at a time; main makes one for each model.
+class ModelLoader {
+ public:
+  virtual ~ModelLoader() = default;
+
+  // Bytes to reserve. With `least` it serves, with `wanted` as well as it may.
+  struct Need {
+    std::uint64_t least = 0;
+    std::uint64_t wanted = 0;
+  };
+  // Reads the model's headers only. Errors name the file or the setting at fault.
+  virtual Result<Need> need() = 0;
+
+  // Loads it into what `account` has reserved, which the service may keep for borrowing more. `progress`: 0-1.
+  virtual Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
+                                                                const std::function<void(double)>& progress) = 0;
+  // Bytes that stay reserved while the model sleeps (its weights); 0 if it cannot sleep.
+  virtual std::uint64_t kept_asleep() const { return 0; }
+  // The service is gone and the model does not sleep: lets go of what a later load can read again.
+  virtual void release() {}
+};
+
+// What each of several models may take so that all fit into `budget`: its least, and what it wants of the rest, shared
+// equally where there is too little. Precondition: together the least fit.
+std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLoader::Need>& needs);
+
+struct ModelDefinition {
+  std::string name;
+  std::vector<std::string> aliases;
+  bool on_demand = false;                    // loaded by its first request, not at start
+  std::chrono::milliseconds idle_unload{0};  // unloaded when unused for so long; 0 = never
+  bool pin = false;                          // never evicted for another model
+  std::string fingerprint;                   // of source and settings: a reload replaces a model whose own differs
+  std::shared_ptr<ModelLoader> loader;
+};
+
+enum class ModelState : std::uint8_t {
+  unloaded,  // not in memory; a request loads it, unless an operator unloaded it
+  loading,
+  ready,
+  sleeping,  // weights are kept, nothing else; a request wakes it
+  draining,  // running requests finish, new ones are refused or wait
+  failed,    // `detail` says why
+};
+std::string_view state_name(ModelState state);
 
 struct ModelEntry {
   std::string name;
   std::vector<std::string> aliases;
-  ModelState state = ModelState::loading;
-  double progress = 0;                               // 0–1 while loading
-  std::string detail;                                // why it failed
-  std::int64_t created = 0;                          // Unix seconds of becoming ready
-  std::shared_ptr<inference::ModelService> service;  // null unless ready
+  ModelState state = ModelState::unloaded;
+  double progress = 0;       // 0-1 while loading
+  std::string detail;        // why it failed, or why its reload did
+  std::int64_t created = 0;  // Unix seconds of its definition
+  bool on_demand = false;
+  bool pin = false;
+  bool in_use = false;
+  std::uint64_t reserved = 0;                        // bytes
+  std::uint64_t borrowed = 0;                        // bytes
+  std::shared_ptr<inference::ModelService> service;  // what is loaded; null if nothing is
 };
 
-// Thread-safe.
+struct RegistryOptions {
+  std::size_t max_waiting = 1024;                        // requests that wait for one model to load
+  std::chrono::milliseconds drain_timeout{30'000};       // running requests of an unloaded model end after it
+  std::chrono::milliseconds reclaim_timeout{10'000};     // for borrowers to give memory back to a model that loads
+  std::chrono::milliseconds retry_failed_after{30'000};  // before a request tries a failed model again
+};
+
+// Thread-safe. One thread decides, one loads: a slow load never delays the rest.
 class Registry {
  public:
-  // invalid_argument if the name or an alias is taken.
-  Status add(std::string name, std::vector<std::string> aliases);
-  void set_progress(std::string_view name, double progress);
-  void set_ready(std::string_view name, std::shared_ptr<inference::ModelService> service);
-  void set_failed(std::string_view name, std::string reason);
+  explicit Registry(std::shared_ptr<MemoryBudget> budget, RegistryOptions options = {});
+  // Waiting requests fail; services end when their last request's handle goes, at once if there is none.
+  ~Registry();
+  Registry(const Registry&) = delete;
+  Registry& operator=(const Registry&) = delete;
 
-  // By name or alias. Errors: not_found naming the model and what there is; unavailable (with retry_after_s) while it
-  // loads or if it failed to.
+  // Makes the definitions the whole list of models: new ones are added (and loaded, unless on demand), missing ones
+  // drain and go, changed ones are replaced, beside the old one where the budget allows. No request fails because of
+  // it, except those for removed models. Errors: invalid_argument if a name or alias is used twice; nothing changes
+  // then.
+  Status apply(std::vector<ModelDefinition> definitions);
+
+  // Called from the registry's thread, once.
+  using Done = std::function<void(Status)>;
+  // Errors: not_found; unavailable with the numbers if it does not fit; what the loader says.
+  void load(std::string_view name, Done done);  // also wakes
+  // Running requests finish within drain_timeout; then it stays unloaded until it is loaded (or, on demand, wanted).
+  void unload(std::string_view name, Done done);
+  // Keeps the weights. Errors: not_found; unsupported if its engine cannot.
+  void sleep(std::string_view name, Done done);
+
+  // By name or alias. What it returns outlives loading and unloading: requests wait in it for an absent model. Errors:
+  // not_found naming the model and what there is; unavailable (with retry_after_s) while a model that should be there
+  // from the start loads, after a failure, or when an operator unloaded it.
   Result<std::shared_ptr<inference::ModelService>> find(std::string_view name_or_alias) const;
-  // The canonical entry behind a name or alias; not_found as above.
   Result<ModelEntry> entry(std::string_view name_or_alias) const;
-  // In the order of adding.
-  std::vector<ModelEntry> list() const;
+  std::vector<ModelEntry> list() const;  // in the order of the definitions
+
+  struct Counts {
+    std::uint64_t loads = 0;
+    std::uint64_t failures = 0;
+    std::uint64_t evictions = 0;
+    std::uint64_t unloads = 0;
+  };
+  Counts counts() const;
+  const MemoryBudget& budget() const;
 
  private:
-  const ModelEntry* find_entry(std::string_view name) const;
-  Error unknown(std::string_view name) const;
-
-  mutable std::shared_mutex mutex_;
-  std::vector<std::unique_ptr<ModelEntry>> models_;
-  std::map<std::string, ModelEntry*, std::less<>> by_name_;
+  class Impl;
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace xgen::registry

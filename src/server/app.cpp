@@ -11,6 +11,7 @@
 #include "api/requests.h"
 #include "base/log.h"
 #include "metrics/metrics.h"
+#include "server/admin.h"
 #include "server/generate.h"
 #include "server/request_info.h"
 
@@ -58,6 +59,12 @@ struct App::Impl {
   void version(Context context);
   void metrics_page(Context context);
   void index(Context context);
+  void admin_models(Context context);
+  void admin_load(Context context) { change_model(std::move(context), &registry::Registry::load); }
+  void admin_unload(Context context) { change_model(std::move(context), &registry::Registry::unload); }
+  void admin_sleep(Context context) { change_model(std::move(context), &registry::Registry::sleep); }
+  void admin_reload(Context context);
+  void change_model(Context context, void (registry::Registry::*change)(std::string_view, registry::Registry::Done));
 
   Result<std::shared_ptr<inference::ModelService>> find_model(std::string_view name) const;
   void log_unknown(const Context& context, const std::vector<std::string>& fields) const;
@@ -103,6 +110,17 @@ constexpr Route kRoutes[] = {
      "200 once started; until then 503 with the progress of loading."},
     {"GET", "/version", &App::Impl::version, false, Log::normal, "{version}"},
     {"GET", "/metrics", &App::Impl::metrics_page, false, Log::quiet, "Metrics in Prometheus' text format."},
+    {"GET", "/admin/models", &App::Impl::admin_models, false, Log::normal,
+     "Operators: every model with its state and memory, and the memory budget."},
+    {"POST", "/admin/load", &App::Impl::admin_load, false, Log::normal,
+     "Operators: load {model}; answers when it is ready."},
+    {"POST", "/admin/unload", &App::Impl::admin_unload, false, Log::normal,
+     "Operators: unload {model}; running requests finish first."},
+    {"POST", "/admin/sleep", &App::Impl::admin_sleep, false, Log::normal,
+     "Operators: free the KV cache and workspace of {model} and keep its weights; the next request wakes it."},
+    {"POST", "/admin/wake", &App::Impl::admin_load, false, Log::normal, "Operators: the same as load."},
+    {"POST", "/admin/reload", &App::Impl::admin_reload, false, Log::normal,
+     "Operators: read the configuration again and apply it; a bad one changes nothing."},
     {"GET", "/", &App::Impl::index, false, Log::normal, "This list, as text."},
 };
 
@@ -147,18 +165,6 @@ bool matches(const Route& route, std::string_view path, std::string_view& rest) 
   if (!path.starts_with(head) || path.size() == head.size()) return false;
   rest = path.substr(head.size());
   return true;
-}
-
-std::string_view state_name(registry::ModelState state) {
-  switch (state) {
-    case registry::ModelState::loading:
-      return "loading";
-    case registry::ModelState::ready:
-      return "ready";
-    case registry::ModelState::failed:
-      return "failed";
-  }
-  return "";
 }
 
 http::Response status_json(int status, std::string_view word) {
@@ -279,8 +285,11 @@ void App::Impl::detokenize(Context context) {
 void App::Impl::models(Context context) {
   std::vector<api::ModelCard> cards;
   for (const auto& entry : registry.list()) {
-    if (!entry.service) continue;
-    const int length = entry.service->capabilities().max_model_len;
+    // What a request could not have, now or by waiting for it, is not offered.
+    const bool offered = entry.service || (entry.state != registry::ModelState::failed &&
+                                           (entry.on_demand || entry.state != registry::ModelState::loading));
+    if (!offered) continue;
+    const int length = entry.service ? entry.service->capabilities().max_model_len : 0;
     cards.push_back({entry.name, entry.name, entry.created, length});
     for (const std::string& alias : entry.aliases) cards.push_back({alias, entry.name, entry.created, length});
   }
@@ -295,15 +304,23 @@ void App::Impl::model(Context context) {
 }
 
 std::string App::Impl::models_state_json(std::string_view status) const {
+  const std::vector<registry::ModelEntry> entries = registry.list();
+  double progress = 0;
+  int at_start = 0;
+  for (const auto& entry : entries) {
+    if (entry.on_demand) continue;
+    progress += entry.progress;
+    ++at_start;
+  }
   std::string out = "{\"status\":\"" + std::string(status) + "\",\"progress\":";
-  api::append_json_float(out, static_cast<float>(lifecycle.progress()));
+  api::append_json_float(out, at_start == 0 ? 1 : static_cast<float>(progress / at_start));
   out += ",\"models\":[";
   bool first = true;
-  for (const auto& entry : registry.list()) {
+  for (const auto& entry : entries) {
     if (!std::exchange(first, false)) out += ',';
     out += "{\"name\":";
     api::append_json_string(out, entry.name);
-    out += ",\"state\":\"" + std::string(state_name(entry.state)) + "\",\"progress\":";
+    out += ",\"state\":\"" + std::string(registry::state_name(entry.state)) + "\",\"progress\":";
     api::append_json_float(out, static_cast<float>(entry.progress));
     if (!entry.detail.empty()) {
       out += ",\"detail\":";
@@ -319,8 +336,8 @@ void App::Impl::health(Context context) {
   const State state = lifecycle.state();
   if (state == State::starting) return context.respond({.status = 503, .body = models_state_json("starting")});
   for (const auto& entry : registry.list()) {
-    const bool well = entry.state == registry::ModelState::loading ||
-                      (entry.service && entry.service->health().state == inference::Health::State::ready);
+    const bool well = entry.state != registry::ModelState::failed &&
+                      (!entry.service || entry.service->health().state == inference::Health::State::ready);
     if (!well) return context.respond({.status = 503, .body = models_state_json("degraded")});
   }
   if (state == State::refusing) return context.respond(status_json(503, "ending"));
@@ -379,6 +396,39 @@ void App::Impl::index(Context context) {
     text += line + std::string(route.doc) + "\n";
   }
   context.respond({.body = std::move(text), .content_type = "text/plain; charset=utf-8"});
+}
+
+void App::Impl::admin_models(Context context) {
+  if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
+  context.respond({.body = admin_models_json(registry)});
+}
+
+void App::Impl::change_model(Context context,
+                             void (registry::Registry::*change)(std::string_view, registry::Registry::Done)) {
+  if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
+  const auto name = parse_model_name(context.exchange->request().body);
+  if (!name) return context.fail(name.error());
+  auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
+  (registry.*change)(*name, [this, shared, name = *name](const Status& status) {
+    if (!status) return shared->fail(status.error());
+    const auto entry = registry.entry(name);
+    if (!entry) return shared->fail(entry.error());
+    shared->respond({.body = admin_model_json(*entry)});
+  });
+}
+
+void App::Impl::admin_reload(Context context) {
+  if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
+  if (!options.reload)
+    return context.fail(
+        make_error(ErrorCode::invalid_argument, "This server was started without a configuration file."));
+  auto shared = std::make_shared<Context>(std::move(context));
+  options.reload([shared](Result<std::string> result) {
+    if (!result) return shared->fail(result.error());
+    std::string body = "{\"status\":";
+    api::append_json_string(body, *result);
+    shared->respond({.body = body + "}"});
+  });
 }
 
 App::App(AppOptions options, registry::Registry& registry, Lifecycle& lifecycle)

@@ -21,6 +21,9 @@ struct AppOptions {
   bool reject_unknown_fields = true;                   // false: logged and let through
   std::chrono::milliseconds stall_limit{60'000};       // an engine step that runs longer makes /health/live fail
   std::function<std::size_t()> open_connections;       // for /metrics; may be empty
+  // Reads the configuration again and applies it; calls back once, from any thread, with a word on what changed or
+  // with the reason why nothing did. Empty: there is no file to read.
+  std::function<void(std::function<void(Result<std::string>)>)> reload;
 };
 
 // Thread-safe. Registry and lifecycle must outlive the app; the app must outlive the HTTP server that calls it.

@@ -17,13 +17,9 @@ class Lifecycle {
 
   State state() const { return state_.load(std::memory_order_relaxed); }
   void set(State state) { state_.store(state, std::memory_order_relaxed); }
-  // Of the start, 0–1.
-  double progress() const { return progress_.load(std::memory_order_relaxed); }
-  void set_progress(double progress) { progress_.store(progress, std::memory_order_relaxed); }
 
  private:
   std::atomic<State> state_{State::starting};
-  std::atomic<double> progress_{0};
 };
 
 }  // namespace xgen::server

@@ -56,6 +56,9 @@ class Process:
         self.log.seek(0)
         return self.log.read()
 
+    def get(self, path):
+        return httpx.get(self.url + path, timeout=120 * PATIENCE)
+
     def post(self, path, body, **kwargs):
         return httpx.post(self.url + path, json=body, timeout=120 * PATIENCE, **kwargs)
 

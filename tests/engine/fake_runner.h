@@ -63,6 +63,12 @@ class FakeRunner final : public ModelRunner {
     }
   }
 
+  void discard(std::span<const BlockId> blocks) override {
+    for (BlockId block : blocks) {
+      for (int i = 0; i < block_size_; ++i) memory_.at(static_cast<std::size_t>(block * block_size_ + i)) = 0;
+    }
+  }
+
   std::int64_t rows_computed = 0;
   TokenId fail_on_token = -1;
 

@@ -65,11 +65,26 @@ std::shared_ptr<const FileSet> random_llama() {
        {"tokenizer_config.json", R"({"chat_template":"{% for m in messages %}{{ m.content }}{% endfor %}"})"}});
 }
 
-std::shared_ptr<inference::ModelService> load(LocalServiceOptions options) {
+Result<MemoryPlan> plan(LocalServiceOptions options, std::uint64_t budget = 0) {
+  auto model = LocalModel::open(std::move(options));
+  if (!model.ok()) return model.error();
+  return (*model)->plan(budget);
+}
+
+std::shared_ptr<inference::ModelService> load(LocalServiceOptions options,
+                                              const std::function<void(double)>& progress = {}) {
   options.name = "test";
-  auto loaded = load_local_service(std::move(options));
-  EXPECT_TRUE(loaded.ok()) << (loaded.ok() ? "" : loaded.error().message);
-  return loaded.ok() ? loaded->service : nullptr;
+  const auto fault = [](const Error& error) {
+    ADD_FAILURE() << error.message;
+    return nullptr;
+  };
+  auto model = LocalModel::open(std::move(options));
+  if (!model.ok()) return fault(model.error());
+  const auto memory = (*model)->plan(0);
+  if (!memory.ok()) return fault(memory.error());
+  auto loaded = (*model)->load(*memory, progress);
+  if (!loaded.ok()) return fault(loaded.error());
+  return *loaded;
 }
 
 // Everything of a request's result that must not change, floats by their bits.
@@ -186,11 +201,12 @@ void expect_same_alone_and_in_mixes(const std::shared_ptr<const FileSet>& files,
   struct Mix {
     int threads, batched_tokens, seqs, kv_tokens, block_size;
     bool caching;
+    bool borrows = false;  // little memory of its own; somebody else wants what it borrows now and then
   };
   std::uint64_t preemptions = 0;
   std::uint64_t hits = 0;
   for (const Mix& mix : {Mix{1, 512, 64, 8192, 16, true}, Mix{2, 24, 8, 272, 16, true}, Mix{3, 7, 5, 192, 32, true},
-                         Mix{2, 64, 16, 224, 16, false}}) {
+                         Mix{2, 64, 16, 224, 16, false}, Mix{2, 48, 12, 240, 16, true, true}}) {
     SCOPED_TRACE(std::to_string(mix.threads) + " threads, " + std::to_string(mix.batched_tokens) + " rows a step, " +
                  std::to_string(mix.kv_tokens) + " tokens of KV");
     LocalServiceOptions options;
@@ -202,11 +218,30 @@ void expect_same_alone_and_in_mixes(const std::shared_ptr<const FileSet>& files,
     options.enable_prefix_caching = mix.caching;
     options.kv_dtype = kv_dtype;
     options.max_model_len = 160;
-    auto plan = plan_local_service(options);
-    ASSERT_TRUE(plan.ok()) << plan.error().message;
-    options.kv_cache_bytes = plan->memory.kv_bytes / static_cast<std::uint64_t>(plan->memory.kv_blocks) *
+    const auto memory = plan(options);
+    ASSERT_TRUE(memory.ok()) << memory.error().message;
+    options.kv_cache_bytes = memory->kv_bytes / static_cast<std::uint64_t>(memory->kv_blocks) *
                              static_cast<std::uint64_t>((mix.kv_tokens + mix.block_size - 1) / mix.block_size);
-    const auto service = load(std::move(options));
+    auto budget = std::make_shared<MemoryBudget>(std::uint64_t{1} << 40);
+    std::shared_ptr<inference::ModelService> service;
+    if (mix.borrows) {
+      const std::uint64_t kv = *std::exchange(options.kv_cache_bytes, std::nullopt);
+      const auto model = LocalModel::open(std::move(options));
+      ASSERT_TRUE(model.ok());
+      const auto whole = (*model)->plan(0);
+      ASSERT_TRUE(whole.ok());
+      const std::uint64_t total = whole->weights + whole->workspace + kv + (std::uint64_t{1} << 16);
+      budget = std::make_shared<MemoryBudget>(total + (std::uint64_t{1} << 20));
+      auto account = *budget->reserve("test", total, std::chrono::milliseconds(0));
+      const auto tight = (*model)->plan(total, false, std::uint64_t{1} << 20);
+      ASSERT_TRUE(tight.ok()) << tight.error().message;
+      EXPECT_GT(tight->kv_most_blocks, tight->kv_blocks);
+      auto loaded = (*model)->load(*tight, {}, std::move(account));
+      ASSERT_TRUE(loaded.ok());
+      service = *loaded;
+    } else {
+      service = load(std::move(options));
+    }
     ASSERT_TRUE(service);
     std::vector<std::shared_ptr<Recorder>> sinks;
     std::vector<std::unique_ptr<inference::RequestHandle>> handles;
@@ -218,6 +253,10 @@ void expect_same_alone_and_in_mixes(const std::shared_ptr<const FileSet>& files,
         noise.push_back(service->generate_async(requests[random() % requests.size()], std::make_shared<Recorder>()));
       }
       if (random() % 8 == 0 && i > 12) sinks[i - 12]->inner.wait();
+      if (mix.borrows && random() % 8 == 0) {
+        const auto other = budget->reserve("other", std::uint64_t{1} << (12 + random() % 8), std::chrono::seconds(10));
+        EXPECT_TRUE(other.ok()) << other.error().message;
+      }
       if (random() % 4 == 0) noise.clear();
     }
     noise.clear();
@@ -289,13 +328,11 @@ TEST(LoadLocalService, RefusesSettingsAndBudgetsThatDoNotFit) {
   options.name = "test";
   options.files = random_llama();
   options.pool = std::make_shared<WorkerPool>(1);
-  const auto expect_error = [](LocalServiceOptions o, ErrorCode code, const char* text) {
-    for (const Result<LocalPlan>& plan : {plan_local_service(o)}) {
-      ASSERT_FALSE(plan.ok()) << text;
-      EXPECT_EQ(plan.error().code, code) << plan.error().message;
-      EXPECT_NE(plan.error().message.find(text), std::string::npos) << plan.error().message;
-    }
-    EXPECT_FALSE(load_local_service(o).ok());
+  const auto expect_error = [](LocalServiceOptions o, ErrorCode code, const char* text, std::uint64_t budget = 0) {
+    const Result<MemoryPlan> refused = plan(std::move(o), budget);
+    ASSERT_FALSE(refused.ok()) << text;
+    EXPECT_EQ(refused.error().code, code) << refused.error().message;
+    EXPECT_NE(refused.error().message.find(text), std::string::npos) << refused.error().message;
   };
   LocalServiceOptions o = options;
   o.max_model_len = 257;
@@ -306,26 +343,59 @@ TEST(LoadLocalService, RefusesSettingsAndBudgetsThatDoNotFit) {
   o = options;
   o.block_size = 5;
   expect_error(o, ErrorCode::invalid_argument, "block_size");
-  o = options;
-  o.memory_budget = 50000;
-  expect_error(o, ErrorCode::unavailable, "memory budget is");
+  expect_error(options, ErrorCode::unavailable, "memory budget is", 50000);
   o = options;
   o.max_model_len = 256;
   o.kv_cache_bytes = 10000;
   expect_error(o, ErrorCode::invalid_argument, "kv_cache is too small");
-  const Result<LocalPlan> plan = plan_local_service(options);
-  ASSERT_TRUE(plan.ok());
-  o = options;
-  o.memory_budget = plan->memory.weights + plan->memory.workspace + 20000;
-  const Result<LocalPlan> small = plan_local_service(o);
+  const Result<MemoryPlan> whole = plan(options);
+  ASSERT_TRUE(whole.ok());
+  const std::uint64_t budget = whole->weights + whole->workspace + 20000;
+  const Result<MemoryPlan> small = plan(options, budget);
   ASSERT_TRUE(small.ok()) << small.error().message;
-  EXPECT_LE(small->memory.total, o.memory_budget);
-  EXPECT_LT(small->memory.max_model_len, 256) << "what the memory allows";
+  EXPECT_LE(small->total, budget);
+  EXPECT_LT(small->max_model_len, 256) << "what the memory allows";
+  o = options;
   o.max_model_len = 256;
-  expect_error(o, ErrorCode::unavailable, "256 tokens of KV cache need");
+  expect_error(o, ErrorCode::unavailable, "256 tokens of KV cache need", budget);
   o = options;
   o.files = test::memory_files("nothing", {});
-  EXPECT_FALSE(load_local_service(o).ok());
+  EXPECT_FALSE(plan(o).ok());
+}
+
+TEST(LocalModel, TheLeastIsOneSequence) {
+  LocalServiceOptions options;
+  options.files = random_llama();
+  options.pool = std::make_shared<WorkerPool>(1);
+  const auto model = LocalModel::open(options);
+  ASSERT_TRUE(model.ok());
+  const auto least = (*model)->plan(0, true);
+  const auto whole = (*model)->plan(0);
+  ASSERT_TRUE(least.ok() && whole.ok());
+  EXPECT_EQ(least->kv_tokens, 256);
+  EXPECT_EQ(least->max_model_len, 256);
+  EXPECT_GT(whole->kv_tokens, 256);
+}
+
+TEST(LocalModel, LoadsAgainWhenItsServiceIsGone) {
+  LocalServiceOptions options;
+  options.name = "test";
+  options.files = random_llama();
+  options.pool = std::make_shared<WorkerPool>(1);
+  const auto model = LocalModel::open(options);
+  ASSERT_TRUE(model.ok());
+  const auto memory = (*model)->plan(0);
+  ASSERT_TRUE(memory.ok());
+  std::string first;
+  for (int i = 0; i < 3; ++i) {
+    const auto service = (*model)->load(*memory);
+    ASSERT_TRUE(service.ok());
+    auto request = ask("again");
+    request.sampling.temperature = 0.0f;
+    const std::string text = answer(**service, request)->text();
+    if (i == 0) first = text;
+    EXPECT_EQ(text, first);
+  }
 }
 
 TEST(LoadLocalService, ServesAModelThroughItsTemplate) {
@@ -333,8 +403,7 @@ TEST(LoadLocalService, ServesAModelThroughItsTemplate) {
   options.files = random_llama();
   options.pool = std::make_shared<WorkerPool>(1);
   std::vector<double> progress;
-  options.progress = [&progress](double p) { progress.push_back(p); };
-  const auto service = load(std::move(options));
+  const auto service = load(std::move(options), [&progress](double p) { progress.push_back(p); });
   ASSERT_TRUE(service);
   EXPECT_TRUE(std::is_sorted(progress.begin(), progress.end()));
   EXPECT_EQ(progress.back(), 1);

@@ -365,6 +365,71 @@ TEST(Scheduler, TenThousandWaitingAreServedInOrder) {
   EXPECT_EQ(b.scheduler.pool().used(), 0);
 }
 
+// Lends what it is told to, and counts.
+struct Lender final : BlockLender {
+  int borrow(int blocks) override {
+    const int given = std::min(blocks, left);
+    left -= given;
+    lent += given;
+    return given;
+  }
+  int left = 0;
+  int lent = 0;
+};
+
+TEST(Scheduler, BorrowsBlocksBeforeItEvictsOrPreempts) {
+  Lender lender;
+  SchedulerOptions o = options_with(40);
+  o.own_blocks = 8;
+  o.max_model_len = 32;
+  o.lender = &lender;
+  Bench b(o);
+  EXPECT_EQ(b.scheduler.pool().available(), 8);
+  lender.left = 20;
+  Request& first = b.add(numbers(20), 8);
+  Request& second = b.add(numbers(20, 7), 8);
+  b.submit(first);
+  b.submit(second);
+  b.run_all();
+  b.expect_right(first);
+  b.expect_right(second);
+  EXPECT_GT(lender.lent, 0);
+  EXPECT_EQ(b.scheduler.stats().preemptions, 0u);
+  // What is cached goes when it is wanted, and no more than was borrowed.
+  std::vector<BlockId> gone;
+  b.scheduler.give_back(1000, false, gone);
+  EXPECT_EQ(static_cast<int>(gone.size()), lender.lent);
+  EXPECT_EQ(b.scheduler.pool().available(), 8);
+  EXPECT_EQ(b.scheduler.check_integrity(), "");
+}
+
+TEST(Scheduler, RunningSequencesYieldOnlyWhenTheyMust) {
+  Lender lender;
+  SchedulerOptions o = options_with(40);
+  o.own_blocks = 8;
+  o.max_model_len = 32;
+  o.max_num_batched_tokens = 64;
+  o.lender = &lender;
+  Bench b(o);
+  lender.left = 16;
+  Request& first = b.add(numbers(24), 8);
+  Request& second = b.add(numbers(24, 7), 8);
+  b.submit(first);
+  b.submit(second);
+  b.step();
+  ASSERT_EQ(b.scheduler.num_running(), 2u);
+  std::vector<BlockId> gone;
+  b.scheduler.give_back(lender.lent, false, gone);
+  EXPECT_EQ(b.scheduler.num_running(), 2u);
+  b.scheduler.give_back(lender.lent - static_cast<int>(gone.size()), true, gone);
+  EXPECT_EQ(static_cast<int>(gone.size()), lender.lent);
+  EXPECT_EQ(b.scheduler.num_running(), 1u);
+  b.runner.discard(gone);
+  b.run_all();
+  b.expect_right(first);
+  b.expect_right(second);
+}
+
 // Random mixes of everything, checked after every step: integrity, limits, one end each, and the right tokens whatever
 // was preempted, shared, cut or cancelled around them.
 TEST(Scheduler, RandomMixes) {
@@ -379,6 +444,12 @@ TEST(Scheduler, RandomMixes) {
     o.max_num_batched_tokens = 1 + below(24);
     o.max_score_rows = 1 + below(6);
     o.enable_prefix_caching = below(4) != 0;
+    Lender lender;
+    if (below(2) == 0) {
+      o.own_blocks = o.num_blocks;
+      o.num_blocks += 1 + below(60);
+      o.lender = &lender;
+    }
     Bench b(o);
     const int limit = o.max_model_len;
     std::vector<Request*> alive;
@@ -407,8 +478,20 @@ TEST(Scheduler, RandomMixes) {
         alive.erase(alive.begin() + static_cast<std::ptrdiff_t>(at));
         ASSERT_EQ(b.scheduler.check_integrity(), "");
       }
+      if (below(5) == 0) lender.left = below(20);
+      if (o.lender != nullptr && below(6) == 0) {
+        std::vector<BlockId> gone;
+        b.scheduler.give_back(1 + below(30), below(2) == 0, gone);
+        lender.lent -= static_cast<int>(gone.size());
+        ASSERT_GE(lender.lent, 0);
+        b.runner.discard(gone);
+        ASSERT_EQ(b.scheduler.check_integrity(), "");
+      }
       if (b.scheduler.has_work()) b.step();
       if (HasFatalFailure()) FAIL() << "seed " << seed;
+      if (o.lender != nullptr) {
+        ASSERT_EQ(b.scheduler.pool().num_blocks() - b.scheduler.pool().absent(), o.own_blocks + lender.lent);
+      }
       std::erase_if(alive, [&](Request* r) {
         if (r->unfinished > 0) return false;
         whole.push_back(r);

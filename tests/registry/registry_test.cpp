@@ -1,58 +1,645 @@
+// The registry with loaders and services that compute nothing, so that every moment of loading and unloading can be
+// held still.
 #include "registry/registry.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <condition_variable>
+#include <future>
+#include <map>
+#include <mutex>
+#include <random>
+#include <set>
+#include <thread>
+
 namespace xgen::registry {
 namespace {
 
+using namespace std::chrono_literals;
 using ::testing::HasSubstr;
 
-class NullService final : public inference::ModelService {
+constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+
+// Requests stay open until finish_all() or close().
+class FakeService final : public inference::ModelService {
  public:
   std::unique_ptr<inference::RequestHandle> generate_async(inference::GenerateRequest,
-                                                           std::shared_ptr<inference::EventSink>) override {
-    return nullptr;
+                                                           std::shared_ptr<inference::EventSink> sink) override {
+    struct Handle final : inference::RequestHandle {
+      explicit Handle(std::function<void()> at_end) : end(std::move(at_end)) {}
+      ~Handle() override { end(); }
+      std::function<void()> end;
+    };
+    std::lock_guard lock(state_->mutex);
+    if (state_->closed) {
+      sink->on_event(inference::Failed{make_error(ErrorCode::unavailable, "closed")});
+      return nullptr;
+    }
+    const int id = state_->next++;
+    state_->open[id] = std::move(sink);
+    return std::make_unique<Handle>([state = state_, id] {
+      std::lock_guard guard(state->mutex);
+      state->open.erase(id);
+    });
   }
-  void tokenize_async(inference::TokenizeRequest, std::function<void(Result<inference::Tokenized>)>) override {}
-  void detokenize_async(std::vector<inference::TokenId>, std::function<void(Result<std::string>)>) override {}
+  void finish_all() { end_all(inference::Finished{}); }
+  void close() override {
+    {
+      std::lock_guard lock(state_->mutex);
+      state_->closed = true;
+    }
+    end_all(inference::Failed{make_error(ErrorCode::unavailable, "closed")});
+  }
+  void tokenize_async(inference::TokenizeRequest, std::function<void(Result<inference::Tokenized>)> done) override {
+    done(inference::Tokenized{});
+  }
+  void detokenize_async(std::vector<inference::TokenId>, std::function<void(Result<std::string>)> done) override {
+    done(std::string("text"));
+  }
   inference::Capabilities capabilities() const override { return {}; }
   inference::Health health() const override { return {}; }
   inference::ServiceStats stats() const override { return {}; }
+
+ private:
+  struct State {
+    std::mutex mutex;
+    bool closed = false;
+    int next = 0;
+    std::map<int, std::shared_ptr<inference::EventSink>> open;
+  };
+  void end_all(inference::Event event) {
+    std::map<int, std::shared_ptr<inference::EventSink>> open;
+    {
+      std::lock_guard lock(state_->mutex);
+      open.swap(state_->open);
+    }
+    for (auto& [id, sink] : open) sink->on_event(event);
+  }
+  std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 
-TEST(Registry, FindsReadyModelsByNameAndAlias) {
-  Registry registry;
-  ASSERT_TRUE(registry.add("a", {"x", "y"}).ok());
-  auto service = std::make_shared<NullService>();
-  registry.set_ready("a", service);
-  EXPECT_EQ(registry.find("a").value(), service);
-  EXPECT_EQ(registry.find("y").value(), service);
-  EXPECT_EQ(registry.entry("x")->name, "a");
-  EXPECT_GT(registry.entry("x")->created, 0);
+// Loads at once, unless it is told to wait or to fail.
+class FakeLoader final : public ModelLoader {
+ public:
+  FakeLoader(std::uint64_t least, std::uint64_t wanted) : need_{least, wanted} {}
+
+  Result<Need> need() override { return need_; }
+  Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
+                                                        const std::function<void(double)>& progress) override {
+    progress(0.5);
+    std::unique_lock lock(mutex_);
+    ++loads_;
+    reserved_ = account->reserved();
+    may_load_.wait(lock, [this] { return !held_; });
+    if (!fault_.empty()) return make_error(ErrorCode::invalid_argument, fault_);
+    auto service = std::make_shared<FakeService>();
+    service_ = service;
+    services_.push_back(service);
+    return std::shared_ptr<inference::ModelService>(std::move(service));
+  }
+  std::uint64_t kept_asleep() const override { return asleep_; }
+  void release() override { ++releases_; }
+
+  void hold() {
+    set([this] { held_ = true; });
+  }
+  void let_go() {
+    set([this] { held_ = false; });
+  }
+  void fail_with(std::string fault) {
+    set([&] { fault_ = std::move(fault); });
+  }
+  void keep_asleep(std::uint64_t bytes) { asleep_ = bytes; }
+  int loads() const { return loads_; }
+  int releases() const { return releases_; }
+  std::uint64_t reserved() const { return reserved_; }
+  std::shared_ptr<FakeService> service() {
+    std::lock_guard lock(mutex_);
+    return service_.lock();
+  }
+  void finish_everything() {
+    std::vector<std::weak_ptr<FakeService>> services;
+    {
+      std::lock_guard lock(mutex_);
+      services = services_;
+    }
+    for (const auto& each : services)
+      if (const auto live = each.lock()) live->finish_all();
+  }
+
+ private:
+  template <class Fn>
+  void set(Fn&& fn) {
+    {
+      std::lock_guard lock(mutex_);
+      fn();
+    }
+    may_load_.notify_all();
+  }
+  const Need need_;
+  std::mutex mutex_;
+  std::condition_variable may_load_;
+  bool held_ = false;
+  std::string fault_;
+  std::atomic<std::uint64_t> asleep_{0};
+  std::atomic<int> loads_{0};
+  std::atomic<int> releases_{0};
+  std::atomic<std::uint64_t> reserved_{0};
+  std::weak_ptr<FakeService> service_;
+  std::vector<std::weak_ptr<FakeService>> services_;
+};
+
+// What happened to one request.
+struct Sink final : inference::EventSink {
+  void on_event(inference::Event event) override {
+    {
+      std::lock_guard lock(mutex);
+      if (auto* failed = std::get_if<inference::Failed>(&event)) error = failed->error;
+      ++terminals;
+    }
+    ended.notify_all();
+  }
+  bool wait(std::chrono::milliseconds patience = 5s) {
+    std::unique_lock lock(mutex);
+    return ended.wait_for(lock, patience, [this] { return terminals > 0; });
+  }
+  std::mutex mutex;
+  std::condition_variable ended;
+  int terminals = 0;
+  std::optional<Error> error;
+};
+
+struct Request {
+  std::shared_ptr<Sink> sink = std::make_shared<Sink>();
+  std::unique_ptr<inference::RequestHandle> handle;
+};
+
+template <class Condition>
+bool eventually(Condition&& condition, std::chrono::milliseconds patience = 5s) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(1ms);
+  }
+  return true;
 }
 
-TEST(Registry, UnknownLoadingAndFailedModelsAreDifferentErrors) {
-  Registry registry;
-  ASSERT_TRUE(registry.add("a", {}).ok());
-  EXPECT_EQ(registry.find("b").error().code, ErrorCode::not_found);
-  EXPECT_THAT(registry.find("b").error().message, HasSubstr("'a'"));
-  EXPECT_EQ(registry.find("b").error().param, "model");
-  registry.set_progress("a", 0.5);
-  EXPECT_EQ(registry.find("a").error().code, ErrorCode::unavailable);
-  EXPECT_THAT(registry.find("a").error().message, HasSubstr("50%"));
-  EXPECT_GT(registry.find("a").error().retry_after_s, 0);
-  registry.set_failed("a", "no such tensor");
-  EXPECT_THAT(registry.find("a").error().message, HasSubstr("no such tensor"));
+class RegistryTest : public testing::Test {
+ protected:
+  RegistryTest() : budget_(std::make_shared<MemoryBudget>(100 * kMiB)) {}
+
+  static ModelDefinition model(const std::string& name, std::uint64_t mib, bool on_demand = false) {
+    ModelDefinition definition;
+    definition.name = name;
+    definition.on_demand = on_demand;
+    definition.fingerprint = name + std::to_string(mib);
+    definition.loader = std::make_shared<FakeLoader>(mib * kMiB, mib * kMiB);
+    return definition;
+  }
+  static FakeLoader& loader(const ModelDefinition& definition) { return static_cast<FakeLoader&>(*definition.loader); }
+  void make(std::vector<ModelDefinition> definitions, RegistryOptions options = {}) {
+    registry_ = std::make_unique<Registry>(budget_, options);
+    ASSERT_TRUE(registry_->apply(std::move(definitions)).ok());
+  }
+  ModelState state(const std::string& name) { return registry_->entry(name)->state; }
+  bool becomes(const std::string& name, ModelState wanted) {
+    return eventually([&] { return state(name) == wanted; });
+  }
+  Request ask(const std::string& name, std::optional<std::chrono::milliseconds> patience = {}) {
+    Request request;
+    inference::GenerateRequest generate;
+    if (patience) generate.deadline = std::chrono::steady_clock::now() + *patience;
+    auto service = registry_->find(name);
+    if (!service) {
+      request.sink->on_event(inference::Failed{service.error()});
+    } else {
+      request.handle = (*service)->generate_async(std::move(generate), request.sink);
+    }
+    return request;
+  }
+  Status act(void (Registry::*action)(std::string_view, Registry::Done), const std::string& name) {
+    std::promise<Status> done;
+    (registry_.get()->*action)(name, [&](Status status) { done.set_value(std::move(status)); });
+    return done.get_future().get();
+  }
+  std::uint64_t reserved() const {
+    std::uint64_t sum = 0;
+    for (const auto& use : budget_->uses()) sum += use.reserved;
+    return sum;
+  }
+
+  std::shared_ptr<MemoryBudget> budget_;
+  std::unique_ptr<Registry> registry_;
+};
+
+TEST(Share, EverybodyGetsTheLeastAndAnEqualPartOfTheRest) {
+  using V = std::vector<std::uint64_t>;
+  EXPECT_EQ(share(100, {}), V{});
+  EXPECT_EQ(share(100, {{10, 50}}), V{50});
+  EXPECT_EQ(share(100, {{10, 500}}), V{100});
+  EXPECT_EQ(share(100, {{10, 20}, {10, 500}, {20, 500}}), (V{20, 35, 45}));
+  EXPECT_EQ(share(100, {{60, 60}, {40, 90}}), (V{60, 40}));
 }
 
-TEST(Registry, NamesAreUnique) {
-  Registry registry;
-  ASSERT_TRUE(registry.add("a", {"x"}).ok());
-  EXPECT_FALSE(registry.add("a", {}).ok());
-  EXPECT_FALSE(registry.add("x", {}).ok());
-  EXPECT_FALSE(registry.add("b", {"c", "x"}).ok());
-  EXPECT_EQ(registry.list().size(), 1u);
+TEST_F(RegistryTest, LoadsAtStartAndFindsByNameAndAlias) {
+  auto a = model("a", 10);
+  a.aliases = {"x", "y"};
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  EXPECT_EQ(registry_->find("a").value(), registry_->find("y").value());
+  EXPECT_EQ(registry_->entry("x")->name, "a");
+  EXPECT_GT(registry_->entry("x")->created, 0);
+  EXPECT_EQ(registry_->entry("a")->reserved, 10 * kMiB);
+  Request request = ask("x");
+  loader(a).service()->finish_all();
+  EXPECT_TRUE(request.sink->wait());
+  EXPECT_FALSE(request.sink->error);
+}
+
+TEST_F(RegistryTest, UnknownLoadingAndFailedModelsAreDifferentErrors) {
+  auto a = model("a", 10);
+  auto b = model("b", 10);
+  loader(a).hold();
+  loader(b).fail_with("no such tensor");
+  make({a, b});
+  EXPECT_EQ(registry_->find("c").error().code, ErrorCode::not_found);
+  EXPECT_THAT(registry_->find("c").error().message, HasSubstr("'a', 'b'"));
+  EXPECT_EQ(registry_->find("c").error().param, "model");
+  ASSERT_TRUE(eventually([&] { return loader(a).loads() == 1; }));
+  const auto loading = registry_->find("a");
+  ASSERT_FALSE(loading.ok());
+  EXPECT_EQ(loading.error().code, ErrorCode::unavailable);
+  EXPECT_THAT(loading.error().message, HasSubstr("50%"));
+  EXPECT_GT(loading.error().retry_after_s, 0);
+  loader(a).let_go();
+  ASSERT_TRUE(becomes("b", ModelState::failed));
+  EXPECT_EQ(registry_->entry("b")->detail, "no such tensor");
+  Request request = ask("b");
+  ASSERT_TRUE(request.sink->wait());
+  EXPECT_THAT(request.sink->error->message, HasSubstr("no such tensor"));
+  EXPECT_EQ(reserved(), 10 * kMiB);  // b's went back
+}
+
+TEST_F(RegistryTest, NamesAreUnique) {
+  auto a = model("a", 1);
+  a.aliases = {"x"};
+  make({a});
+  EXPECT_FALSE(registry_->apply({model("a", 1), model("a", 2)}).ok());
+  auto b = model("b", 1);
+  b.aliases = {"a"};
+  EXPECT_FALSE(registry_->apply({a, b}).ok());
+  EXPECT_EQ(registry_->list().size(), 1u);
+}
+
+TEST_F(RegistryTest, ARequestLoadsAModelOnDemandAndWaitsForIt) {
+  auto a = model("a", 10, true);
+  loader(a).hold();
+  make({a});
+  EXPECT_EQ(state("a"), ModelState::unloaded);
+  EXPECT_EQ(loader(a).loads(), 0);
+  Request first = ask("a");
+  Request second = ask("a");
+  ASSERT_TRUE(becomes("a", ModelState::loading));
+  EXPECT_FALSE(first.sink->wait(20ms));
+  second.handle.reset();  // its client went away
+  loader(a).let_go();
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(eventually([&] { return registry_->entry("a")->in_use; }));
+  loader(a).service()->finish_all();
+  EXPECT_TRUE(first.sink->wait());
+  EXPECT_FALSE(first.sink->error);
+  EXPECT_EQ(second.sink->terminals, 0);
+  EXPECT_EQ(loader(a).loads(), 1);
+}
+
+TEST_F(RegistryTest, AWaitingRequestEndsAtItsDeadlineWithTheProgress) {
+  auto a = model("a", 10, true);
+  loader(a).hold();
+  make({a});
+  Request request = ask("a", 50ms);
+  ASSERT_TRUE(request.sink->wait());
+  EXPECT_EQ(request.sink->error->code, ErrorCode::unavailable);
+  EXPECT_THAT(request.sink->error->message, HasSubstr("loading (50%)"));
+  EXPECT_GT(request.sink->error->retry_after_s, 0);
+  loader(a).let_go();
+}
+
+TEST_F(RegistryTest, EvictsTheLeastRecentlyUsedModelThatNobodyUses) {
+  auto a = model("a", 40, true);
+  auto b = model("b", 40, true);
+  auto c = model("c", 40, true);
+  make({a, b, c});
+  Request using_a = ask("a");
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request used_b = ask("b");
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  used_b.handle.reset();
+  Request wants_c = ask("c");  // a was used before b, but is in use still
+  ASSERT_TRUE(becomes("c", ModelState::ready));
+  EXPECT_EQ(state("b"), ModelState::unloaded);
+  EXPECT_EQ(state("a"), ModelState::ready);
+  EXPECT_EQ(reserved(), 80 * kMiB);
+  EXPECT_EQ(registry_->counts().evictions, 1u);
+  // Nobody can go: the numbers say so.
+  Request wants_b = ask("b");
+  ASSERT_TRUE(wants_b.sink->wait());
+  EXPECT_EQ(wants_b.sink->error->code, ErrorCode::unavailable);
+  EXPECT_THAT(wants_b.sink->error->message, HasSubstr("needs 40.0 MiB"));
+  EXPECT_THAT(wants_b.sink->error->message, HasSubstr("'a' 40.0 MiB"));
+  EXPECT_GT(wants_b.sink->error->retry_after_s, 0);
+  // Later there is room again, without anybody's help.
+  using_a.handle.reset();
+  Request again = ask("b");
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  EXPECT_EQ(state("a"), ModelState::unloaded);
+}
+
+TEST_F(RegistryTest, PinnedModelsStay) {
+  auto a = model("a", 60);
+  a.pin = true;
+  auto b = model("b", 60, true);
+  make({a, b});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request request = ask("b");
+  ASSERT_TRUE(request.sink->wait());
+  EXPECT_THAT(request.sink->error->message, HasSubstr("budget of 100.0 MiB"));
+  EXPECT_EQ(state("a"), ModelState::ready);
+}
+
+TEST_F(RegistryTest, TakesLessThanItWantsRatherThanEvict) {
+  auto a = model("a", 60);
+  ModelDefinition b = model("b", 0, true);
+  b.loader = std::make_shared<FakeLoader>(20 * kMiB, 80 * kMiB);
+  make({a, b});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request request = ask("b");
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  EXPECT_EQ(loader(b).reserved(), 40 * kMiB);
+  EXPECT_EQ(state("a"), ModelState::ready);
+}
+
+TEST_F(RegistryTest, UnloadWaitsForRunningRequestsAndGivesEverythingBack) {
+  auto a = model("a", 10);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request running = ask("a");
+  std::promise<Status> unloaded;
+  registry_->unload("a", [&](Status status) { unloaded.set_value(std::move(status)); });
+  ASSERT_TRUE(becomes("a", ModelState::draining));
+  Request refused = ask("a");
+  ASSERT_TRUE(refused.sink->wait());
+  EXPECT_THAT(refused.sink->error->message, HasSubstr("unloaded by an operator"));
+  auto future = unloaded.get_future();
+  EXPECT_EQ(future.wait_for(20ms), std::future_status::timeout);
+  EXPECT_EQ(running.sink->terminals, 0);
+  loader(a).service()->finish_all();
+  running.handle.reset();
+  EXPECT_TRUE(future.get().ok());
+  EXPECT_EQ(state("a"), ModelState::unloaded);
+  EXPECT_EQ(reserved(), 0u);
+  EXPECT_EQ(loader(a).releases(), 1);
+  EXPECT_TRUE(act(&Registry::load, "a").ok());
+  EXPECT_EQ(state("a"), ModelState::ready);
+  EXPECT_EQ(act(&Registry::load, "nope").error().code, ErrorCode::not_found);
+}
+
+TEST_F(RegistryTest, AfterTheDrainTimeoutRunningRequestsEnd) {
+  auto a = model("a", 10);
+  RegistryOptions options;
+  options.drain_timeout = 50ms;
+  make({a}, options);
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request running = ask("a");
+  registry_->unload("a", [](const Status&) {});
+  ASSERT_TRUE(running.sink->wait());
+  EXPECT_EQ(running.sink->error->code, ErrorCode::unavailable);
+  EXPECT_EQ(state("a"), ModelState::draining);  // until the handle goes
+  running.handle.reset();
+  EXPECT_TRUE(becomes("a", ModelState::unloaded));
+}
+
+TEST_F(RegistryTest, IdleModelsAreUnloadedAndComeBack) {
+  auto a = model("a", 10);
+  a.idle_unload = 60ms;
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request running = ask("a");
+  std::this_thread::sleep_for(150ms);
+  EXPECT_EQ(state("a"), ModelState::ready);  // in use
+  running.handle.reset();
+  ASSERT_TRUE(becomes("a", ModelState::unloaded));
+  EXPECT_EQ(reserved(), 0u);
+  Request again = ask("a");
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  again.handle.reset();
+}
+
+TEST_F(RegistryTest, SleepKeepsTheWeightsAndARequestWakes) {
+  auto a = model("a", 10);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  EXPECT_EQ(act(&Registry::sleep, "a").error().code, ErrorCode::unsupported);
+  loader(a).keep_asleep(4 * kMiB);
+  EXPECT_TRUE(act(&Registry::sleep, "a").ok());
+  EXPECT_EQ(state("a"), ModelState::sleeping);
+  EXPECT_EQ(reserved(), 4 * kMiB);
+  EXPECT_EQ(loader(a).releases(), 0);
+  Request request = ask("a");
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  EXPECT_EQ(reserved(), 10 * kMiB);
+  request.handle.reset();
+  EXPECT_TRUE(act(&Registry::sleep, "a").ok());
+  EXPECT_TRUE(act(&Registry::unload, "a").ok());
+  EXPECT_EQ(reserved(), 0u);
+  EXPECT_EQ(loader(a).releases(), 1);
+}
+
+TEST_F(RegistryTest, AReloadReplacesBesideTheOldOneWhereThereIsRoom) {
+  auto a = model("a", 30);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request old = ask("a");
+  auto changed = model("a", 40);
+  loader(changed).hold();
+  ASSERT_TRUE(registry_->apply({changed}).ok());
+  ASSERT_TRUE(eventually([&] { return loader(changed).loads() == 1; }));
+  Request meanwhile = ask("a");  // still served by the old one
+  loader(a).service()->finish_all();
+  EXPECT_TRUE(meanwhile.sink->wait());
+  EXPECT_FALSE(meanwhile.sink->error);
+  EXPECT_TRUE(old.sink->wait());
+  loader(changed).let_go();
+  ASSERT_TRUE(eventually([&] { return registry_->counts().loads == 2; }));
+  Request fresh = ask("a");
+  loader(changed).service()->finish_all();
+  EXPECT_TRUE(fresh.sink->wait());
+  old.handle.reset();
+  meanwhile.handle.reset();
+  EXPECT_TRUE(eventually([&] { return reserved() == 40 * kMiB; }));
+  EXPECT_EQ(loader(a).releases(), 1);
+}
+
+TEST_F(RegistryTest, AReloadWithoutRoomDrainsTheOldOneAndRequestsWait) {
+  auto a = model("a", 60);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request old = ask("a");
+  auto changed = model("a", 70);
+  ASSERT_TRUE(registry_->apply({changed}).ok());
+  ASSERT_TRUE(becomes("a", ModelState::draining));
+  Request meanwhile = ask("a");
+  EXPECT_FALSE(meanwhile.sink->wait(20ms));
+  loader(a).service()->finish_all();
+  EXPECT_TRUE(old.sink->wait());
+  EXPECT_FALSE(old.sink->error);
+  old.handle.reset();
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(eventually([&] { return registry_->entry("a")->in_use; }));
+  loader(changed).service()->finish_all();
+  EXPECT_TRUE(meanwhile.sink->wait());
+  EXPECT_FALSE(meanwhile.sink->error);
+  EXPECT_EQ(reserved(), 70 * kMiB);
+}
+
+TEST_F(RegistryTest, AReloadThatFailsKeepsTheOldOneAndSaysWhy) {
+  auto a = model("a", 30);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  auto changed = model("a", 40);
+  loader(changed).fail_with("broken file");
+  ASSERT_TRUE(registry_->apply({changed}).ok());
+  ASSERT_TRUE(eventually([&] { return registry_->entry("a")->detail == "broken file"; }));
+  EXPECT_EQ(state("a"), ModelState::ready);
+  Request request = ask("a");
+  loader(a).service()->finish_all();
+  EXPECT_TRUE(request.sink->wait());
+  EXPECT_FALSE(request.sink->error);
+}
+
+TEST_F(RegistryTest, AReloadAddsAndRemoves) {
+  auto a = model("a", 30);
+  auto b = model("b", 30);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request running = ask("a");
+  ASSERT_TRUE(registry_->apply({b}).ok());
+  EXPECT_EQ(registry_->find("a").error().code, ErrorCode::not_found);
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  EXPECT_EQ(running.sink->terminals, 0);
+  loader(a).service()->finish_all();
+  EXPECT_FALSE(running.sink->error);
+  running.handle.reset();
+  EXPECT_TRUE(eventually([&] { return reserved() == 30 * kMiB; }));
+}
+
+TEST_F(RegistryTest, FiftyTimesLoadedAndUnloadedNothingIsLeft) {
+  auto a = model("a", 30);
+  make({a});
+  for (int i = 0; i < 50; ++i) {
+    ASSERT_TRUE(act(&Registry::load, "a").ok());
+    EXPECT_EQ(reserved(), 30 * kMiB);
+    ASSERT_TRUE(act(&Registry::unload, "a").ok());
+    EXPECT_EQ(reserved(), 0u);
+  }
+}
+
+// Any interleaving keeps the budget, ends every request at most once (exactly once unless it was cancelled), and leaves
+// nothing reserved.
+TEST_F(RegistryTest, AnyInterleavingKeepsTheBudgetAndEndsEveryRequestOnce) {
+  for (unsigned seed = 0; seed < 30; ++seed) {
+    std::mt19937 random(seed);
+    const auto pick = [&](unsigned n) { return random() % n; };
+    RegistryOptions options;
+    options.drain_timeout = 20ms;
+    options.retry_failed_after = 5ms;
+    const auto definitions = [&] {
+      std::vector<ModelDefinition> list;
+      for (const char* name : {"a", "b", "c", "d"}) {
+        if (pick(6) == 0) continue;
+        ModelDefinition each = model(name, 20 + pick(3) * 20, pick(2) == 0);
+        each.pin = pick(5) == 0;
+        if (pick(4) == 0) each.idle_unload = 2ms;
+        loader(each).keep_asleep(10 * kMiB);
+        if (pick(8) == 0) loader(each).fail_with("broken");
+        list.push_back(std::move(each));
+      }
+      return list;
+    };
+    make({}, options);
+    std::atomic<bool> over{false};
+    std::atomic<bool> exceeded{false};
+    std::thread watcher([&] {
+      while (!over) {
+        std::uint64_t sum = 0;
+        for (const auto& use : budget_->uses()) sum += use.reserved + use.borrowed;
+        if (sum > budget_->total()) exceeded = true;
+        std::this_thread::yield();
+      }
+    });
+    struct Asked {
+      Request request;
+      bool cancelled = false;
+    };
+    std::vector<Asked> asked;
+    std::vector<ModelDefinition> current = definitions();
+    std::vector<ModelDefinition> all = current;
+    ASSERT_TRUE(registry_->apply(current).ok());
+    for (int step = 0; step < 150; ++step) {
+      const std::string name(1, static_cast<char>('a' + pick(4)));
+      switch (pick(9)) {
+        case 0:
+          registry_->load(name, [](const Status&) {});
+          break;
+        case 1:
+          registry_->unload(name, [](const Status&) {});
+          break;
+        case 2:
+          registry_->sleep(name, [](const Status&) {});
+          break;
+        case 3:
+          if (pick(4) == 0) {
+            current = definitions();
+            all.insert(all.end(), current.begin(), current.end());
+            ASSERT_TRUE(registry_->apply(current).ok());
+          }
+          break;
+        case 4:
+          for (const ModelDefinition& each : current)
+            if (const auto service = loader(each).service()) service->finish_all();
+          break;
+        case 5:
+          if (!asked.empty()) {
+            Asked& one = asked[pick(static_cast<unsigned>(asked.size()))];
+            one.request.handle.reset();
+            one.cancelled = true;
+          }
+          break;
+        case 6:
+          std::this_thread::sleep_for(std::chrono::microseconds(pick(3000)));
+          break;
+        default:
+          asked.push_back({ask(name, std::chrono::milliseconds(pick(40))), false});
+      }
+    }
+    registry_.reset();  // ends what waits
+    over = true;
+    watcher.join();
+    EXPECT_FALSE(exceeded);
+    for (const ModelDefinition& each : all) loader(each).finish_everything();  // and the engines, what runs
+    for (const Asked& each : asked) {
+      std::lock_guard lock(each.request.sink->mutex);
+      EXPECT_LE(each.request.sink->terminals, 1);
+      if (!each.cancelled) {
+        EXPECT_EQ(each.request.sink->terminals, 1) << "seed " << seed;
+      }
+    }
+    asked.clear();
+    EXPECT_EQ(reserved(), 0u) << "seed " << seed;
+    for (const auto& use : budget_->uses()) ADD_FAILURE() << use.owner << " still has " << use.reserved;
+    if (HasFailure()) return;
+  }
 }
 
 }  // namespace

@@ -125,9 +125,8 @@ TEST_F(ControllerTest, TheLifecycleShowsInHealth) {
     }
   };
   lifecycle.set(Lifecycle::State::starting);
-  lifecycle.set_progress(0.25);
   expect(503, 200, 503, 503, 200);  // a model that is loaded may answer before all are
-  EXPECT_THAT(get("/health/startup").body, HasSubstr("\"progress\":0.25"));
+  EXPECT_THAT(get("/health/startup").body, HasSubstr("\"progress\":0.8333"));
   lifecycle.set(Lifecycle::State::ready);
   expect(200, 200, 200, 200, 200);
   lifecycle.set(Lifecycle::State::draining);
@@ -143,7 +142,9 @@ TEST_F(ControllerTest, TheLifecycleShowsInHealth) {
 
 TEST_F(ControllerTest, AModelThatFailedToLoadDegradesHealth) {
   start();
-  registry.set_failed("slow", "file \"a\" is missing");
+  EXPECT_EQ(get("/health").status, 200);
+  slow->fail("file \"a\" is missing");
+  ASSERT_TRUE(eventually([this] { return registry.entry("slow")->state == registry::ModelState::failed; }));
   EXPECT_EQ(get("/health").status, 503);
   EXPECT_THAT(get("/health").body, HasSubstr(R"("detail":"file \"a\" is missing")"));
 }

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "server/app.h"
 #include "support/raw_client.h"
+#include "support/scripted_models.h"
 #include "support/scripted_service.h"
 
 namespace xgen::server {
@@ -19,12 +20,13 @@ class ControllerTest : public ::testing::Test {
 
   void start(AppOptions options = {.version = "1.2.3"}, http::ServerOptions http_options = {}) {
     service = std::make_shared<scripted::ScriptedService>();
-    ASSERT_TRUE(registry.add("scripted", {"default"}).ok());
-    ASSERT_TRUE(registry.add("org/slashed", {}).ok());
-    ASSERT_TRUE(registry.add("slow", {}).ok());
-    registry.set_ready("scripted", service);
-    registry.set_ready("org/slashed", service);
-    registry.set_progress("slow", 0.5);
+    const auto loader = std::make_shared<scripted::ScriptedLoader>(service);
+    ASSERT_TRUE(
+        registry
+            .apply({scripted::scripted_model("scripted", {"default"}, loader),
+                    scripted::scripted_model("org/slashed", {}, loader), scripted::scripted_model("slow", {}, slow)})
+            .ok());
+    ASSERT_TRUE(eventually([this] { return registry.entry("slow")->progress == 0.5; }));
     app = std::make_unique<App>(std::move(options), registry, lifecycle);
     http_options.host = "127.0.0.1";
     http_options.port = 0;
@@ -61,7 +63,10 @@ class ControllerTest : public ::testing::Test {
     return true;
   }
 
-  registry::Registry registry;
+  void TearDown() override { slow->fail("the test is over"); }
+
+  std::shared_ptr<scripted::ScriptedLoader> slow = std::make_shared<scripted::ScriptedLoader>(nullptr);
+  registry::Registry registry{std::make_shared<MemoryBudget>(100)};
   Lifecycle lifecycle;
   std::shared_ptr<scripted::ScriptedService> service;
   std::unique_ptr<App> app;

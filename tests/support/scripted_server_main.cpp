@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "server/app.h"
+#include "support/scripted_models.h"
 #include "support/scripted_service.h"
 
 int main(int argc, char** argv) {
@@ -36,12 +37,17 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
-  registry::Registry registry;
+  registry::Registry registry(std::make_shared<MemoryBudget>(100));
   server::Lifecycle lifecycle;
   const auto service = std::make_shared<scripted::ScriptedService>(step);
-  if (!registry.add("scripted", {"default"}).ok() || !registry.add("org/slashed", {}).ok()) return 1;
-  registry.set_ready("scripted", service);
-  registry.set_ready("org/slashed", service);
+  const auto loader = std::make_shared<scripted::ScriptedLoader>(service);
+  if (!registry
+           .apply({scripted::scripted_model("scripted", {"default"}, loader),
+                   scripted::scripted_model("org/slashed", {}, loader)})
+           .ok())
+    return 1;
+  while (registry.entry("org/slashed")->state != registry::ModelState::ready)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   server::App app({.version = "0.0-scripted"}, registry, lifecycle);
   auto http = http::Server::bind(options, app.handler(), app.error_page());
   if (!http) {

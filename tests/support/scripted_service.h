@@ -111,6 +111,7 @@ class ScriptedService final : public ModelService {
   }
   Health health() const override { return {health_state.load(), 0, ""}; }
   ServiceStats stats() const override { return {}; }
+  void close() override {}
 
   std::atomic<Health::State> health_state{Health::State::ready};
 

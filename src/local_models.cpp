@@ -1,0 +1,186 @@
+#include "local_models.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "demo_model.h"
+
+namespace xgen {
+namespace {
+
+Result<engine::LocalServiceOptions> service_options(const config::Model& model, const Machine& machine) {
+  engine::LocalServiceOptions options;
+  options.name = model.name;
+  if (model.source == config::kDemoSource) {
+    options.files = demo_model_files();
+  } else {
+    auto files = open_files(model.source);
+    if (!files) return std::move(files).error();
+    options.files = *std::move(files);
+  }
+  options.pool = machine.pool;
+  options.kernels = machine.kernels;
+  const config::ModelSettings& settings = model.settings;
+  options.max_model_len = settings.max_model_len;
+  options.max_num_seqs = settings.max_num_seqs;
+  options.max_num_batched_tokens = settings.max_num_batched_tokens;
+  options.max_waiting = static_cast<int>(settings.max_waiting);
+  options.kv_cache_bytes = settings.kv_cache;
+  options.kv_dtype = settings.kv_cache_dtype;
+  options.enable_prefix_caching = settings.prefix_caching;
+  return options;
+}
+
+Error at(const config::Model& model, Error error) {
+  error.message = model.where + ": model '" + model.name + "': " + error.message;
+  return error;
+}
+
+std::string plan_text(const config::Model& model, const model::ModelInfo& info, const engine::MemoryPlan& memory) {
+  char text[1024];
+  std::snprintf(text, sizeof(text),
+                "%s (%s, %s, %d layers, vocabulary %d%s%s)\n"
+                "  weights    %12s\n"
+                "  KV cache   %12s   %lld tokens in %d blocks of %d, %s\n"
+                "  workspace  %12s\n"
+                "  total      %12s   max_model_len %d, max_num_seqs %d, max_num_batched_tokens %d\n",
+                model.name.c_str(), info.architecture.c_str(), info.weight_format.c_str(), info.num_layers,
+                info.vocab_size, model.settings.on_demand ? ", on demand" : "", model.settings.pin ? ", pinned" : "",
+                format_bytes(memory.weights).c_str(), format_bytes(memory.kv_bytes).c_str(),
+                static_cast<long long>(memory.kv_tokens), memory.kv_blocks, memory.block_size,
+                std::string(dtype_info(memory.kv_dtype).name).c_str(), format_bytes(memory.workspace).c_str(),
+                format_bytes(memory.total).c_str(), memory.max_model_len, memory.max_num_seqs,
+                memory.max_num_batched_tokens);
+  return text;
+}
+
+}  // namespace
+
+Result<engine::LocalModel*> LocalModelLoader::opened() {
+  if (opened_ == nullptr) {
+    auto options = service_options(model_, machine_);
+    if (!options) return at(model_, std::move(options).error());
+    auto model = engine::LocalModel::open(*std::move(options));
+    if (!model) return at(model_, std::move(model).error());
+    opened_ = *std::move(model);
+  }
+  return opened_.get();
+}
+
+Result<registry::ModelLoader::Need> LocalModelLoader::need() {
+  const auto model = opened();
+  if (!model) return model.error();
+  const auto least = (*model)->plan(0, true);
+  if (!least) return at(model_, least.error());
+  const auto wanted = (*model)->plan(0);
+  if (!wanted) return at(model_, wanted.error());
+  return Need{least->total, std::max(least->total, std::min(wanted->total, limit_))};
+}
+
+Result<std::shared_ptr<inference::ModelService>> LocalModelLoader::load(std::shared_ptr<MemoryBudget::Account> account,
+                                                                        const std::function<void(double)>& progress) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto model = opened();
+  if (!model) return model.error();
+  const auto memory = (*model)->plan(account->reserved(), false, borrowable_);
+  if (!memory) return at(model_, memory.error());
+  auto service = (*model)->load(*memory, progress, std::move(account));
+  if (!service) return at(model_, std::move(service).error());
+  const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  char load_ms[32];
+  std::snprintf(load_ms, sizeof(load_ms), "%.1f", ms);
+  log::info("loader", "model ready",
+            {{"model", model_.name},
+             {"architecture", (*model)->info().architecture},
+             {"format", (*model)->info().weight_format},
+             {"memory", engine::describe(*memory)},
+             {"max_model_len", std::to_string(memory->max_model_len)},
+             {"load_ms", load_ms}});
+  return service;
+}
+
+std::uint64_t LocalModelLoader::kept_asleep() const {
+  return opened_ == nullptr ? 0 : std::max<std::uint64_t>(opened_->info().weight_bytes, 1);
+}
+
+Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget) {
+  const std::string where = config.file.empty() ? std::string() : config.file + ": ";
+  std::vector<std::shared_ptr<LocalModelLoader>> loaders;
+  std::vector<registry::ModelLoader::Need> at_start;
+  std::uint64_t least = 0;
+  std::uint64_t pinned = 0;
+  std::string list;
+  for (const config::Model& model : config.models) {
+    auto loader = std::make_shared<LocalModelLoader>(model, machine, budget);
+    const auto need = loader->need();
+    if (!need) return need.error();
+    if (need->least > budget) {
+      // The plan within the budget says which of its parts is too large.
+      const auto refused = (*loader->opened())->plan(budget, true);
+      if (!refused) return at(model, refused.error());
+    }
+    if (!model.settings.on_demand) {
+      at_start.push_back(*need);
+      least += need->least;
+      list += (list.empty() ? "" : ", ") + ("'" + model.name + "' " + format_bytes(need->least));
+    }
+    if (model.settings.pin) pinned += need->least;
+    loaders.push_back(std::move(loader));
+  }
+  if (least > budget) {
+    return make_error(ErrorCode::unavailable,
+                      where + "memory.host: the models that are loaded at start need at least " + format_bytes(least) +
+                          " (" + list + "), but the memory budget is " + format_bytes(budget) +
+                          ". Load some of them on demand (load: "
+                          "on_demand), or give them less (max_model_len, max_num_seqs).");
+  }
+  const std::vector<std::uint64_t> shares = registry::share(budget, at_start);
+
+  PlannedModels planned;
+  std::uint64_t total = 0;
+  std::size_t next_share = 0;
+  for (const auto& loader : loaders) {
+    const config::Model& model = loader->model();
+    if (!model.settings.on_demand) loader->limit(shares[next_share++]);
+    const auto need = loader->need();
+    if (!need) return need.error();
+    const std::uint64_t others = model.settings.pin ? pinned - need->least : pinned;
+    if (need->least + others > budget) {
+      return at(model, make_error(ErrorCode::unavailable,
+                                  "It can never be loaded: it needs at least " + format_bytes(need->least) +
+                                      (others > 0 ? " beside pinned models of " + format_bytes(others) : "") +
+                                      ", but the memory budget is " + format_bytes(budget) + "."));
+    }
+    const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others));
+    if (!memory) return at(model, memory.error());
+    planned.text += plan_text(model, (*loader->opened())->info(), *memory);
+    if (!model.settings.on_demand) total += memory->total;
+
+    registry::ModelDefinition definition;
+    definition.name = model.name;
+    definition.aliases = model.aliases;
+    definition.on_demand = model.settings.on_demand;
+    definition.idle_unload = model.settings.idle_unload;
+    definition.pin = model.settings.pin;
+    definition.fingerprint = config::fingerprint(model);
+    definition.loader = loader;
+    planned.definitions.push_back(std::move(definition));
+  }
+  planned.text += "at start     " + format_bytes(total) + " of a budget of " + format_bytes(budget) + "\n";
+  return planned;
+}
+
+Status check_text(const PlannedModels& planned) {
+  for (const registry::ModelDefinition& each : planned.definitions) {
+    auto& loader = static_cast<LocalModelLoader&>(*each.loader);
+    const auto model = loader.opened();
+    if (!model) return model.error();
+    if (Status status = (*model)->check_text(); !status) return at(loader.model(), std::move(status).error());
+  }
+  return {};
+}
+
+}  // namespace xgen

@@ -1,0 +1,62 @@
+// How the models of the configuration come into memory: the registry's loaders for models of this process.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/memory_budget.h"
+#include "base/result.h"
+#include "base/worker_pool.h"
+#include "config/config.h"
+#include "engine/local_service.h"
+#include "kernels/kernel_table.h"
+#include "registry/registry.h"
+
+namespace xgen {
+
+// What all models of the process share.
+struct Machine {
+  std::shared_ptr<WorkerPool> pool;
+  const kernels::KernelTable* kernels = nullptr;
+};
+
+class LocalModelLoader final : public registry::ModelLoader {
+ public:
+  // `borrowable`: what the KV cache could borrow at the very most.
+  LocalModelLoader(config::Model model, Machine machine, std::uint64_t borrowable)
+      : model_(std::move(model)), machine_(std::move(machine)), borrowable_(borrowable) {}
+
+  Result<Need> need() override;
+  Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
+                                                        const std::function<void(double)>& progress) override;
+  std::uint64_t kept_asleep() const override;
+  void release() override { opened_.reset(); }
+
+  // It wants no more than this, although there may be more.
+  void limit(std::uint64_t bytes) { limit_ = bytes; }
+  const config::Model& model() const { return model_; }
+  // Opens the model if need be.
+  Result<engine::LocalModel*> opened();
+
+ private:
+  const config::Model model_;
+  const Machine machine_;
+  const std::uint64_t borrowable_;
+  std::uint64_t limit_ = UINT64_MAX;
+  std::unique_ptr<engine::LocalModel> opened_;
+};
+
+struct PlannedModels {
+  std::vector<registry::ModelDefinition> definitions;
+  std::string text;  // the plan, for people
+};
+// Opens every model of the configuration and plans its memory: what is loaded at start shares the budget, what is
+// loaded on demand must fit into it alone, beside what is pinned. Errors name the file's line and the model, with the
+// numbers.
+Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget);
+// Reads every model's tokenizer and chat template, as loading does. Errors as above.
+Status check_text(const PlannedModels& planned);
+
+}  // namespace xgen

@@ -1,0 +1,248 @@
+#include "registry/slot.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+namespace xgen::registry {
+namespace {
+
+// Of requests without a deadline of their own.
+constexpr std::chrono::minutes kPatience{10};
+
+}  // namespace
+
+class Slot::Users {
+ public:
+  void leave() { last_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed); }
+  Clock::time_point last() const { return Clock::time_point(Clock::duration(last_.load(std::memory_order_relaxed))); }
+
+ private:
+  std::atomic<Clock::rep> last_{0};
+};
+
+// A request that a service computes, and the reference that keeps the service. The request goes first.
+class Slot::Handle final : public inference::RequestHandle {
+ public:
+  Handle(Use use, std::unique_ptr<inference::RequestHandle> request)
+      : use_(std::move(use)), request_(std::move(request)) {}
+  ~Handle() override {
+    request_.reset();
+    use_.users->leave();
+  }
+
+ private:
+  Use use_;
+  std::unique_ptr<inference::RequestHandle> request_;
+};
+
+// A request that waited, or still does.
+class Slot::WaitingHandle final : public inference::RequestHandle {
+ public:
+  struct State {
+    std::mutex mutex;
+    bool cancelled = false;
+    std::unique_ptr<inference::RequestHandle> request;
+  };
+  explicit WaitingHandle(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  ~WaitingHandle() override {
+    std::unique_ptr<inference::RequestHandle> request;
+    std::lock_guard lock(state_->mutex);
+    state_->cancelled = true;
+    request = std::move(state_->request);
+  }
+
+ private:
+  std::shared_ptr<State> state_;
+};
+
+Slot::Slot(std::size_t max_waiting, std::function<void()> wanted)
+    : max_waiting_(max_waiting), wanted_(std::move(wanted)) {
+  capabilities_.chat = true;
+}
+
+Slot::Service Slot::leave() {
+  if (service_ != nullptr) capabilities_ = service_->capabilities();
+  users_.reset();
+  return std::exchange(service_, nullptr);
+}
+
+Slot::Use Slot::use() { return {service_, users_}; }
+
+bool Slot::used() const { return users_ != nullptr && users_.use_count() > 1; }
+
+void Slot::open(Service service) {
+  std::deque<Waiter> waiters;
+  Use use;
+  {
+    std::lock_guard lock(mutex_);
+    service_ = std::move(service);
+    users_ = std::make_shared<Users>();
+    use = this->use();
+    refusal_.reset();
+    last_used_ = Clock::now();
+    waiters.swap(waiters_);
+  }
+  for (Waiter& each : waiters) each.go(use);
+}
+
+Slot::Service Slot::hold() {
+  std::lock_guard lock(mutex_);
+  refusal_.reset();
+  return leave();
+}
+
+Slot::Service Slot::refuse(Error error) {
+  Service left;
+  std::deque<Waiter> waiters;
+  {
+    std::lock_guard lock(mutex_);
+    left = leave();
+    refusal_ = error;
+    waiters.swap(waiters_);
+  }
+  for (Waiter& each : waiters) each.go(error);
+  return left;
+}
+
+Slot::Service Slot::hold_if_unused(Clock::time_point unused_since) {
+  std::lock_guard lock(mutex_);
+  // Requests become users under this mutex, so what is unused stays unused here.
+  if (service_ == nullptr || used() || std::max(last_used_, users_->last()) > unused_since) return nullptr;
+  return leave();
+}
+
+void Slot::expire(Clock::time_point now, const Error& error) {
+  std::vector<Waiter> late;
+  {
+    std::lock_guard lock(mutex_);
+    const auto end = std::stable_partition(waiters_.begin(), waiters_.end(),
+                                           [&](const Waiter& each) { return each.deadline > now; });
+    late.assign(std::make_move_iterator(end), std::make_move_iterator(waiters_.end()));
+    waiters_.erase(end, waiters_.end());
+  }
+  for (Waiter& each : late) each.go(error);
+}
+
+std::optional<Clock::time_point> Slot::next_deadline() const {
+  std::lock_guard lock(mutex_);
+  std::optional<Clock::time_point> next;
+  for (const Waiter& each : waiters_) next = next ? std::min(*next, each.deadline) : each.deadline;
+  return next;
+}
+
+std::size_t Slot::waiting() const {
+  std::lock_guard lock(mutex_);
+  return waiters_.size();
+}
+
+Clock::time_point Slot::last_used() const {
+  std::lock_guard lock(mutex_);
+  return users_ == nullptr ? last_used_ : std::max(last_used_, users_->last());
+}
+
+bool Slot::in_use() const {
+  std::lock_guard lock(mutex_);
+  return !waiters_.empty() || used();
+}
+
+Slot::Service Slot::service() const {
+  std::lock_guard lock(mutex_);
+  return service_;
+}
+
+void Slot::with_service(std::optional<Clock::time_point> deadline, std::function<void(Result<Use>)> go) {
+  Result<Use> outcome = Use();
+  bool waits = false;
+  {
+    std::lock_guard lock(mutex_);
+    last_used_ = Clock::now();
+    if (service_ != nullptr) {
+      outcome = use();
+    } else if (refusal_) {
+      outcome = *refusal_;
+    } else if (waiters_.size() >= max_waiting_) {
+      Error error = make_error(ErrorCode::overloaded, "Too many requests wait for this model to load already.");
+      error.retry_after_s = 1;
+      outcome = std::move(error);
+    } else {
+      waiters_.push_back({deadline.value_or(Clock::now() + kPatience), std::move(go)});
+      waits = true;
+    }
+  }
+  if (waits) {
+    wanted_();
+  } else {
+    go(std::move(outcome));
+  }
+}
+
+std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::GenerateRequest request,
+                                                               std::shared_ptr<inference::EventSink> sink) {
+  // The way of every request of a loaded model, without what only waiting ones need.
+  Use use;
+  {
+    std::lock_guard lock(mutex_);
+    last_used_ = Clock::now();
+    use = this->use();
+  }
+  if (use.service != nullptr) {
+    auto handle = use.service->generate_async(std::move(request), std::move(sink));
+    if (handle == nullptr) return nullptr;
+    return std::make_unique<Handle>(std::move(use), std::move(handle));
+  }
+  auto state = std::make_shared<WaitingHandle::State>();
+  const auto deadline = request.deadline;
+  auto shared = std::make_shared<inference::GenerateRequest>(std::move(request));  // std::function copies
+  with_service(deadline, [state, shared, sink = std::move(sink)](Result<Use> outcome) {
+    std::lock_guard lock(state->mutex);
+    if (state->cancelled) return;
+    if (!outcome) return sink->on_event(inference::Failed{outcome.error()});
+    auto handle = outcome->service->generate_async(std::move(*shared), sink);
+    if (handle != nullptr) state->request = std::make_unique<Handle>(*std::move(outcome), std::move(handle));
+  });
+  return std::make_unique<WaitingHandle>(std::move(state));
+}
+
+void Slot::tokenize_async(inference::TokenizeRequest request, std::function<void(Result<inference::Tokenized>)> done) {
+  with_service({}, [request = std::move(request), done = std::move(done)](Result<Use> outcome) mutable {
+    if (!outcome) return done(std::move(outcome).error());
+    inference::ModelService& service = *outcome->service;
+    service.tokenize_async(std::move(request), [kept = *std::move(outcome), done = std::move(done)](
+                                                   Result<inference::Tokenized> result) { done(std::move(result)); });
+  });
+}
+
+void Slot::detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) {
+  with_service({}, [ids = std::move(ids), done = std::move(done)](Result<Use> outcome) mutable {
+    if (!outcome) return done(std::move(outcome).error());
+    inference::ModelService& service = *outcome->service;
+    service.detokenize_async(std::move(ids), [kept = *std::move(outcome), done = std::move(done)](
+                                                 Result<std::string> result) { done(std::move(result)); });
+  });
+}
+
+inference::Capabilities Slot::capabilities() const {
+  const Service service = this->service();
+  if (service != nullptr) return service->capabilities();
+  std::lock_guard lock(mutex_);
+  return capabilities_;
+}
+
+inference::Health Slot::health() const {
+  const Service service = this->service();
+  return service != nullptr ? service->health() : inference::Health{};
+}
+
+inference::ServiceStats Slot::stats() const {
+  const Service service = this->service();
+  inference::ServiceStats stats = service != nullptr ? service->stats() : inference::ServiceStats{};
+  stats.requests_waiting += waiting();
+  return stats;
+}
+
+void Slot::close() {
+  if (const Service left = refuse(make_error(ErrorCode::unavailable, "The model is closed."))) left->close();
+}
+
+}  // namespace xgen::registry

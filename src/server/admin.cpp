@@ -1,0 +1,137 @@
+#include "server/admin.h"
+
+#include <utility>
+
+#include "api/json_writer.h"
+#include "base/json.h"
+
+namespace xgen::server {
+namespace {
+
+bool is_loopback(std::string_view remote) {
+  return remote.starts_with("127.") || remote.starts_with("[::1]") || remote.starts_with("::1") ||
+         remote.starts_with("[::ffff:127.") || remote.starts_with("::ffff:127.");
+}
+
+// "localhost:8000" -> "localhost", "[::1]:8000" -> "[::1]"
+std::string_view without_port(std::string_view host) {
+  if (host.starts_with('[')) return host.substr(0, host.find(']') + 1);
+  return host.substr(0, host.find(':'));
+}
+
+bool names_this_machine(std::string_view host) {
+  const std::string_view name = without_port(host);
+  return name == "localhost" || name == "[::1]" || name.starts_with("127.");
+}
+
+void field(std::string& out, std::string_view name) {
+  if (out.back() != '{' && out.back() != '[') out += ',';
+  out.append("\"").append(name).append("\":");
+}
+
+}  // namespace
+
+Status check_operator(const http::Request& request) {
+  const auto refuse = [](const std::string& why) {
+    return make_error(ErrorCode::permission_denied, "The operator's routes answer on this machine only: " + why);
+  };
+  if (!is_loopback(request.remote)) return refuse("the request came from elsewhere.");
+  const std::string_view host = request.header("Host");
+  if (!host.empty() && !names_this_machine(host)) return refuse("the Host header names another.");
+  const std::string_view origin = request.header("Origin");
+  if (!origin.empty()) {
+    const std::size_t scheme = origin.find("://");
+    if (scheme == std::string_view::npos || origin.substr(scheme + 3) != host)
+      return refuse("the Origin header names another site.");
+  }
+  return {};
+}
+
+Result<std::string> parse_model_name(std::string_view body) {
+  auto value = parse_json(body, {.max_depth = 4, .max_size = 65536});
+  if (!value) {
+    Error error = std::move(value).error();
+    error.message = "The body is not valid JSON: " + error.message;
+    return error;
+  }
+  const auto* object = value->if_object();
+  if (object == nullptr)
+    return make_error(ErrorCode::invalid_argument, "The body must be an object: {\"model\": NAME}.");
+  std::string name;
+  for (const auto& [key, each] : *object) {
+    if (key != "model") {
+      return make_error(ErrorCode::invalid_argument,
+                        "Unknown field '" + std::string(key).substr(0, 100) + "'; only 'model' is known.",
+                        std::string(key).substr(0, 100));
+    }
+    if (const auto* text = each.if_string()) name = *text;
+  }
+  if (name.empty()) return make_error(ErrorCode::invalid_argument, "'model' must be the name of a model.", "model");
+  return name;
+}
+
+std::string admin_model_json(const registry::ModelEntry& entry) {
+  std::string out = "{";
+  field(out, "name");
+  api::append_json_string(out, entry.name);
+  field(out, "aliases");
+  out += '[';
+  for (std::size_t i = 0; i < entry.aliases.size(); ++i) {
+    if (i > 0) out += ',';
+    api::append_json_string(out, entry.aliases[i]);
+  }
+  out += ']';
+  field(out, "state");
+  api::append_json_string(out, registry::state_name(entry.state));
+  field(out, "progress");
+  api::append_json_float(out, static_cast<float>(entry.progress));
+  field(out, "detail");
+  if (entry.detail.empty()) {
+    out += "null";
+  } else {
+    api::append_json_string(out, entry.detail);
+  }
+  field(out, "load");
+  api::append_json_string(out, entry.on_demand ? "on_demand" : "startup");
+  field(out, "pin");
+  out += entry.pin ? "true" : "false";
+  field(out, "in_use");
+  out += entry.in_use ? "true" : "false";
+  field(out, "reserved_bytes");
+  api::append_json_int(out, static_cast<std::int64_t>(entry.reserved));
+  field(out, "borrowed_bytes");
+  api::append_json_int(out, static_cast<std::int64_t>(entry.borrowed));
+  out += '}';
+  return out;
+}
+
+std::string admin_models_json(const registry::Registry& registry) {
+  std::string out = "{";
+  field(out, "models");
+  out += '[';
+  bool first = true;
+  for (const registry::ModelEntry& entry : registry.list()) {
+    if (!std::exchange(first, false)) out += ',';
+    out += admin_model_json(entry);
+  }
+  out += ']';
+  const MemoryBudget& budget = registry.budget();
+  std::uint64_t reserved = 0;
+  std::uint64_t borrowed = 0;
+  for (const MemoryBudget::Use& use : budget.uses()) {
+    reserved += use.reserved;
+    borrowed += use.borrowed;
+  }
+  field(out, "memory");
+  out += "{\"host\":{";
+  field(out, "total_bytes");
+  api::append_json_int(out, static_cast<std::int64_t>(budget.total()));
+  field(out, "reserved_bytes");
+  api::append_json_int(out, static_cast<std::int64_t>(reserved));
+  field(out, "borrowed_bytes");
+  api::append_json_int(out, static_cast<std::int64_t>(borrowed));
+  out += "}}}";
+  return out;
+}
+
+}  // namespace xgen::server

@@ -1,0 +1,25 @@
+// The operator's routes: what the models are doing, and loading and unloading them.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+#include "http/server.h"
+#include "registry/registry.h"
+
+namespace xgen::server {
+
+// Operators are on this machine: permission_denied for requests from elsewhere, for those that a web page of another
+// origin sends through a browser here (Origin), and for names that were made to point here (Host).
+Status check_operator(const http::Request& request);
+
+// The name in {"model": NAME}. Errors: invalid_argument.
+Result<std::string> parse_model_name(std::string_view body);
+
+// {"models":[{name, aliases, state, progress, ...}], "memory":{"host":{total, reserved, borrowed, "models":[...]}}}
+std::string admin_models_json(const registry::Registry& registry);
+// One of the models.
+std::string admin_model_json(const registry::ModelEntry& entry);
+
+}  // namespace xgen::server

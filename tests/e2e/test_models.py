@@ -1,0 +1,147 @@
+"""Several models in one process: loading on demand, the memory budget, the operator's routes, reloading."""
+import concurrent.futures
+import json
+import pathlib
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+from process import PATIENCE, Process
+
+
+def demo(name, **settings):
+    return {"name": name, "source": "builtin:xgen-demo", **settings}
+
+
+def write(folder, models, **sections):
+    path = pathlib.Path(folder) / "models.yaml"
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps({**sections, "models": models}))  # JSON is YAML
+    fresh.rename(path)
+    return path
+
+
+def say(server, model, **more):
+    return server.post("/v1/completions", {"model": model, "prompt": "hi", "max_tokens": 3, "temperature": 0, **more})
+
+
+def states(server):
+    return {model["name"]: model for model in server.get("/admin/models").json()["models"]}
+
+
+def eventually(condition, seconds=10):
+    end = time.monotonic() + seconds * PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
+def test_a_request_loads_a_model_on_demand(tmp_path):
+    with Process("--config", write(tmp_path, [demo("a"), demo("b", load="on_demand", idle_unload="1s")])) as server:
+        assert states(server)["b"]["state"] == "unloaded"
+        assert [m["id"] for m in server.get("/v1/models").json()["data"]] == ["a", "b"]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: say(server, "b"), range(8)))
+        assert [a.status_code for a in answers] == [200] * 8
+        assert len({a.json()["choices"][0]["text"] for a in answers}) == 1
+        assert answers[0].json()["choices"][0]["text"] == say(server, "a").json()["choices"][0]["text"]
+        eventually(lambda: states(server)["b"]["state"] == "unloaded")
+        assert states(server)["b"]["reserved_bytes"] == 0
+        assert say(server, "b").status_code == 200
+
+
+def test_models_give_way_to_each_other_within_the_budget(tmp_path):
+    models = [demo("a", load="on_demand"), demo("b", load="on_demand"), demo("c", load="on_demand")]
+    for model in models:
+        model["kv_cache"] = "30MiB"
+    with Process("--config", write(tmp_path, models, memory={"host": "90MiB"})) as server:
+        for name in ["a", "b", "c", "a"]:
+            assert say(server, name).status_code == 200
+            memory = server.get("/admin/models").json()["memory"]["host"]
+            assert 0 < memory["reserved_bytes"] <= memory["total_bytes"] == 90 << 20
+        assert {name for name, model in states(server).items() if model["state"] == "ready"} == {"c", "a"}
+
+
+def test_a_model_that_finds_no_room_is_refused_with_the_numbers(tmp_path):
+    models = [demo("a", pin=True, kv_cache="30MiB"), demo("b", load="on_demand", kv_cache="20MiB"),
+              demo("c", load="on_demand", kv_cache="20MiB")]
+    with Process("--config", write(tmp_path, models, memory={"host": "90MiB"})) as server:
+        story = server.stream("/v1/completions", {"model": "b", "prompt": "hi", "max_tokens": 2000, "ignore_eos": True})
+        next(story)
+        answer = say(server, "c")
+        story.close()
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+        message = answer.json()["error"]["message"]
+        assert "'c' needs" in message and "budget of 90.0 MiB" in message and "'b'" in message
+        eventually(lambda: say(server, "c").status_code == 200)
+
+
+def test_operators_load_unload_and_send_to_sleep(tmp_path):
+    with Process("--config", write(tmp_path, [demo("a"), demo("b")])) as server:
+        act = lambda what, name: server.post(f"/admin/{what}", {"model": name})
+        assert act("unload", "b").json()["state"] == "unloaded"
+        refused = say(server, "b")
+        assert refused.status_code == 503 and "operator" in refused.json()["error"]["message"]
+        assert act("load", "b").json()["state"] == "ready"
+        whole = states(server)["b"]["reserved_bytes"]
+        assert act("sleep", "b").json()["state"] == "sleeping"
+        assert 0 < states(server)["b"]["reserved_bytes"] < whole
+        assert say(server, "b").status_code == 200
+        assert states(server)["b"]["reserved_bytes"] == whole
+        assert act("load", "nothing").status_code == 404
+        assert server.post("/admin/load", {"name": "b"}).status_code == 400
+        assert httpx.get(server.url + "/admin/models", headers={"Host": "example.com"}).status_code == 403
+        assert httpx.get(server.url + "/admin/models", headers={"Origin": "http://example.com"}).status_code == 403
+
+
+def test_fifty_loads_more_leave_nothing_behind(tmp_path):
+    with Process("--config", write(tmp_path, [demo("a"), demo("b", load="on_demand")])) as server:
+        resident = lambda: int(next(line.split()[1] for line in open(f"/proc/{server.child.pid}/status") if line.startswith("VmRSS"))) * 1024
+        planned = 0
+        for i in range(70):  # heaps and file pages settle in the first few
+            assert say(server, "b").status_code == 200
+            planned = states(server)["b"]["reserved_bytes"]
+            assert server.post("/admin/unload", {"model": "b"}).status_code == 200
+            if i == 20:
+                base = resident()
+        assert resident() - base <= max(planned // 100, 1 << 20)
+
+
+@pytest.mark.parametrize("how", ["file", "signal", "route"])
+def test_a_reload_adds_replaces_and_removes_without_a_failed_request(tmp_path, how):
+    with Process("--config", write(tmp_path, [demo("stays"), demo("changes"), demo("goes")])) as server:
+        stop = threading.Event()
+        failed = []
+
+        def ask():
+            while not stop.is_set():
+                for name in ["stays", "changes"]:
+                    answer = say(server, name)
+                    if answer.status_code != 200:
+                        failed.append(answer.text)
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            for _ in range(4):
+                pool.submit(ask)
+            write(tmp_path, [demo("stays"), demo("changes", max_num_seqs=5), demo("comes")])
+            if how == "signal":
+                server.child.send_signal(signal.SIGHUP)
+            if how == "route":
+                assert server.post("/admin/reload", {}).status_code == 200
+            eventually(lambda: set(states(server)) == {"stays", "changes", "comes"})
+            eventually(lambda: say(server, "comes").status_code == 200)
+            stop.set()
+        assert not failed, failed[:3]
+        assert say(server, "goes").status_code == 404
+
+
+def test_a_bad_file_changes_nothing_and_says_why(tmp_path):
+    path = write(tmp_path, [demo("a")])
+    with Process("--config", path) as server:
+        path.write_text("models: [{name: b, source: builtin:xgen-demo, kv_cach: 1GiB}]")
+        answer = server.post("/admin/reload", {})
+        assert answer.status_code == 400 and "kv_cach" in answer.json()["error"]["message"]
+        assert set(states(server)) == {"a"} and say(server, "a").status_code == 200
