@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <utility>
 
 namespace xgen::registry {
@@ -198,8 +199,13 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
     std::lock_guard lock(state->mutex);
     if (state->cancelled) return;
     if (!outcome) return sink->on_event(inference::Failed{outcome.error()});
-    auto handle = outcome->service->generate_async(std::move(*shared), sink);
-    if (handle != nullptr) state->request = std::make_unique<Handle>(*std::move(outcome), std::move(handle));
+    try {
+      auto handle = outcome->service->generate_async(std::move(*shared), sink);
+      if (handle != nullptr) state->request = std::make_unique<Handle>(*std::move(outcome), std::move(handle));
+    } catch (const std::exception& fault) {
+      // On the registry's thread, where others wait as well: this request fails alone.
+      sink->on_event(inference::Failed{make_error(ErrorCode::internal, fault.what())});
+    }
   });
   return std::make_unique<WaitingHandle>(std::move(state));
 }
