@@ -24,6 +24,7 @@ Result<engine::LocalServiceOptions> service_options(const config::Model& model, 
   options.pool = machine.pool;
   options.kernels = machine.kernels;
   const config::ModelSettings& settings = model.settings;
+  options.weight = settings.weight;
   options.max_model_len = settings.max_model_len;
   options.max_num_seqs = settings.max_num_seqs;
   options.max_num_batched_tokens = settings.max_num_batched_tokens;

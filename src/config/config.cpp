@@ -306,6 +306,10 @@ const std::vector<Key<ModelSettings>>& settings_keys() {
       duration("idle_unload", &S::idle_unload, milliseconds(0),
                "It is unloaded when no request has used it for so long, and loaded again by the next; 0 keeps it."),
       boolean("pin", &S::pin, "Never unload it to make room for another model."),
+      integer(
+          "weight", &S::weight, 1, 1000,
+          "Its share of the compute threads while other models compute as well: one of weight 3 gets three times as "
+          "much time as one of weight 1."),
   };
   return keys;
 }

@@ -74,6 +74,7 @@ struct ModelSettings {
   bool on_demand = false;       // load: startup | on_demand
   milliseconds idle_unload{0};  // 0: never
   bool pin = false;
+  int weight = 1;  // of its steps among those of the others
 };
 
 struct Model {

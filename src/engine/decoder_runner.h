@@ -14,12 +14,14 @@ namespace xgen::engine {
 
 class DecoderRunner final : public ModelRunner {
  public:
-  // The decoder's workspace is reserved already; it is released with the runner.
+  // The decoder's workspace is reserved already; it is released with the runner. `pool` is the runner's own, whose
+  // threads it may share with others.
   DecoderRunner(std::shared_ptr<model::Decoder> decoder, std::unique_ptr<model::KvCache> cache,
                 std::shared_ptr<WorkerPool> pool);
   ~DecoderRunner() override;
 
   void run(const StepPlan& plan, StepResult& result) override;
+  void rest() override { pool_->rest(); }
   void discard(std::span<const BlockId> blocks) override { cache_->discard(blocks); }
 
  private:

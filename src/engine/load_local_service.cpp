@@ -110,7 +110,8 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   parts.scheduler.max_num_batched_tokens = memory.max_num_batched_tokens;
   parts.scheduler.max_score_rows = memory.max_score_rows;
   parts.scheduler.enable_prefix_caching = options_.enable_prefix_caching;
-  parts.runner = std::make_unique<DecoderRunner>(decoder_, std::move(*cache), options_.pool);
+  parts.runner = std::make_unique<DecoderRunner>(decoder_, std::move(*cache),
+                                                 std::make_shared<WorkerPool>(*options_.pool, options_.weight));
   std::shared_ptr<inference::ModelService> service = make_local_service(std::move(parts));
   report(1);
   return service;

@@ -28,7 +28,8 @@ namespace xgen::engine {
 struct LocalServiceOptions {
   std::string name;  // what clients call the model
   std::shared_ptr<const FileSet> files;
-  std::shared_ptr<WorkerPool> pool;               // shared by all models of the process
+  std::shared_ptr<WorkerPool> pool;               // threads shared by all models of the process
+  double weight = 1;                              // of its steps among those of the others, > 0
   const kernels::KernelTable* kernels = nullptr;  // null: the best for this machine
 
   std::optional<int> max_model_len;             // tokens of prompt + output; unset: what the model and the memory allow

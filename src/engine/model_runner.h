@@ -51,6 +51,8 @@ class ModelRunner {
   // Computes keys and values of every row, and what the plan asks of their logits. May change a sequence's sampling
   // state and nothing else of it.
   virtual void run(const StepPlan& plan, StepResult& result) = 0;
+  // No step follows soon.
+  virtual void rest() {}
   // The blocks hold nothing any more: their memory goes back to the system until they are written again.
   virtual void discard(std::span<const BlockId> blocks) { static_cast<void>(blocks); }
 };
