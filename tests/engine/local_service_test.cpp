@@ -573,13 +573,15 @@ struct Borrower {
 
 TEST(LocalService, AFailedEngineKeepsNothingThatIsBorrowed) {
   struct Runner final : ModelRunner {
-    explicit Runner(std::atomic<std::uint64_t>& watched, std::atomic<MemoryBudget::Account*>& owner)
-        : most(watched), account(owner) {}
+    Runner(Gate& at, std::atomic<std::uint64_t>& watched, std::atomic<MemoryBudget::Account*>& owner)
+        : gate(at), most(watched), account(owner) {}
     void run(const StepPlan& plan, StepResult& result) override {
+      gate.pass();
       most = account.load()->borrowed();
       if (most > 0 && ++steps > 3) throw std::runtime_error("device lost");
       good.run(plan, result);
     }
+    Gate& gate;
     std::atomic<std::uint64_t>& most;
     std::atomic<MemoryBudget::Account*>& account;
     int steps = 0;
@@ -587,7 +589,8 @@ TEST(LocalService, AFailedEngineKeepsNothingThatIsBorrowed) {
   };
   std::atomic<std::uint64_t> borrowed{0};
   std::atomic<MemoryBudget::Account*> account{nullptr};
-  Borrower b(std::make_unique<Runner>(borrowed, account));
+  Gate gate;
+  Borrower b(std::make_unique<Runner>(gate, borrowed, account));
   account = b.account.get();
   std::vector<std::shared_ptr<Collector>> sinks;
   std::vector<std::unique_ptr<inference::RequestHandle>> handles;
@@ -595,6 +598,7 @@ TEST(LocalService, AFailedEngineKeepsNothingThatIsBorrowed) {
     sinks.push_back(std::make_shared<Collector>());
     handles.push_back(b.service->generate_async(ask(std::string(40, static_cast<char>('a' + i))), sinks.back()));
   }
+  gate.allow(1000000);
   for (const auto& sink : sinks) {
     ASSERT_TRUE(sink->wait());
     ASSERT_TRUE(sink->error.has_value());
