@@ -53,6 +53,9 @@ class ModelRunner {
   virtual void run(const StepPlan& plan, StepResult& result) = 0;
   // No step follows soon.
   virtual void rest() {}
+  // Why nothing that run() has computed last can be believed, nor anything further: the model's files or its device
+  // failed. Asked after each step, before its result is used.
+  virtual Status fault() const { return {}; }
   // The blocks hold nothing any more: their memory goes back to the system until they are written again.
   virtual void discard(std::span<const BlockId> blocks) { static_cast<void>(blocks); }
 };

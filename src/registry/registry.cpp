@@ -93,6 +93,12 @@ Error failed_error(const std::string& name, const std::string& reason) {
   return error;
 }
 
+Error ended_error(const std::string& name, const std::string& reason) {
+  Error error = make_error(ErrorCode::unavailable, "The model '" + name + "' has failed: " + reason, "model");
+  error.retry_after_s = 30;
+  return error;
+}
+
 Error unloaded_error(const std::string& name) {
   Error error = make_error(ErrorCode::unavailable, "The model '" + name + "' was unloaded by an operator.", "model");
   error.retry_after_s = 30;
@@ -284,6 +290,8 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void fail_load(const LoadPtr& load, const Error& error);
   void finish_load(const LoadPtr& load);
   Service guard(const ModelPtr& model, std::shared_ptr<ModelLoader> loader, Service service, Account account);
+  void watch(const ModelPtr& model, inference::ModelService& service);
+  void service_failed(const ModelPtr& model, const inference::ModelService* service, const Error& error);
   enum class Reason : std::uint8_t { unloaded, replaced, evicted };
   void leave(const ModelPtr& model, std::shared_ptr<ModelLoader> loader, const Service& service, After after,
              Reason reason);
@@ -931,7 +939,9 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
   count(*model, &Counts::loads);
   model->fallback.reset();
   if (model->next && model->next->fingerprint == model->definition.fingerprint) model->next.reset();
+  inference::ModelService& opened = *service;
   model->slot->open(std::move(service));
+  watch(model, opened);
   if (old != nullptr) leave(model, old_loader, old, After::unloaded, Reason::replaced);
   answer(model->load_waiters, {});
   finish_load(load);
@@ -1038,6 +1048,30 @@ Service Registry::Impl::guard(const ModelPtr& model, std::shared_ptr<ModelLoader
   return {raw, Guard{weak_from_this(), model, std::move(loader), budget_, std::move(account), std::move(service)}};
 }
 
+void Registry::Impl::watch(const ModelPtr& model, inference::ModelService& service) {
+  service.on_failure([self = weak_from_this(), weak = std::weak_ptr<Model>(model), which = &service](Error error) {
+    const auto impl = self.lock();
+    if (impl == nullptr) return;
+    impl->decisions_.push([impl = impl.get(), weak, which, error = std::move(error)] {
+      if (const ModelPtr failed = weak.lock()) impl->service_failed(failed, which, error);
+    });
+  });
+}
+
+// An address stands for one service here: what it has pushed comes before the load of another at the same place.
+void Registry::Impl::service_failed(const ModelPtr& model, const inference::ModelService* service, const Error& error) {
+  if (model->slot->service().get() != service) return;  // it is leaving already
+  const std::string& name = model->definition.name;
+  log::error("registry", "a model failed", {{"model", name}, {"reason", error.message}});
+  const Service failed = model->slot->refuse(ended_error(name, error.message));
+  leave(model, model->definition.loader, failed, After::unloaded, Reason::unloaded);
+  count(*model, &Counts::failures);
+  // A change of it that is on its way replaces it.
+  if (model->load) return set_state(*model, ModelState::loading, error.message);
+  model->failed_at = Clock::now();
+  set_state(*model, ModelState::failed, error.message);
+}
+
 // The service has left the slot; the model drains, unless another one serves.
 void Registry::Impl::leave(const ModelPtr& model, std::shared_ptr<ModelLoader> loader, const Service& service,
                            After after, Reason reason) {
@@ -1108,7 +1142,9 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
   for (Leaving& each : leaving_)
     if (each.model == model) each.after = After::unloaded;
   if (service != nullptr) return leave(model, model->definition.loader, service, After::unloaded, Reason::unloaded);
-  if (model->leaving > 0 || model->load) return;  // service_gone and finish_load go on
+  // service_gone and end_load go on.
+  if (model->leaving > 0) return set_state(*model, ModelState::draining);
+  if (model->load) return;
   drop_asleep(*model);
   set_state(*model, ModelState::unloaded);
   settle(model);
