@@ -228,6 +228,10 @@ const std::vector<Key<Server>>& server_keys() {
                "After SIGTERM: still accept requests for so long, not ready, so that load balancers can notice."),
       duration("drain_timeout", &Server::drain_timeout, milliseconds(0),
                "After drain_delay: time for running requests to finish."),
+      choice("operators", {"local", "gateway"}, &Server::operators,
+             "Who may load and unload models (`/admin`, `/api/management`, `/api/inference/load`): requests from this "
+             "machine, or also those with the header `x-user-admin: true`. The latter only behind a gateway that sets "
+             "this header itself and lets no client in around it."),
       choice("unknown_fields", {"reject", "warn"}, &Server::unknown_fields,
              "What to do with request fields that no API defines: refuse with 400, or log and ignore."),
   };

@@ -33,6 +33,7 @@ struct Server {
   milliseconds drain_delay{5'000};
   milliseconds drain_timeout{30'000};
   std::string unknown_fields = "reject";  // reject | warn
+  std::string operators = "local";        // local | gateway
   bool operator==(const Server&) const = default;
 };
 

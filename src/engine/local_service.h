@@ -58,7 +58,8 @@ class LocalModel {
   // Whether its tokenizer and chat template can be read. Errors name the file and the reason.
   Status check_text() const;
   // Reads the tokenizer, allocates what is planned, starts the engine thread. One service at a time: the one before
-  // must be gone. `progress`: 0-1, called from this thread. `account` lends the KV cache more than is planned.
+  // must be gone. `progress`: 0-1, called from one thread at a time; what
+  // it throws ends the loading. `account` lends the KV cache more than is planned.
   Result<std::shared_ptr<inference::ModelService>> load(const MemoryPlan& plan,
                                                         const std::function<void(double)>& progress = {},
                                                         std::shared_ptr<MemoryBudget::Account> account = {});

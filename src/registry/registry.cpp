@@ -13,6 +13,7 @@
 #include <optional>
 #include <set>
 #include <shared_mutex>
+#include <stdexcept>
 #include <thread>
 #include <utility>
 
@@ -109,7 +110,7 @@ Error stopped_error() { return make_error(ErrorCode::unavailable, "The server is
 
 // An answer that is owed: whoever drops it unanswered has stopped.
 struct Owed {
-  explicit Owed(Registry::Done callback) : done(std::move(callback)) {}
+  explicit Owed(Registry::Done callback) : done(callback ? std::move(callback) : [](const Status&) {}) {}
   ~Owed() {
     if (done) done(stopped_error());
   }
@@ -242,8 +243,9 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     ModelDefinition definition;             // of what is measured and loaded
     std::optional<ModelLoader::Need> need;  // once measured
     enum class Stage : std::uint8_t { waiting, measuring, loading } stage = Stage::waiting;
-    bool stale = false;       // measured for nothing: the definition has changed meanwhile
-    bool called_off = false;  // its outcome is not wanted any more
+    bool stale = false;                   // measured for nothing: the definition has changed meanwhile
+    bool again = false;                   // called off, and wanted after all
+    std::atomic<bool> called_off{false};  // its outcome is not wanted any more; read by the loading thread
   };
   using LoadPtr = std::shared_ptr<Load>;
 
@@ -310,6 +312,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
 
   const std::shared_ptr<MemoryBudget> budget_;
   const RegistryOptions options_;
+  std::atomic<bool> stopping_{false};
   Inbox decisions_;
   Inbox loads_;
   Inbox ends_;
@@ -507,6 +510,7 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
 }
 
 void Registry::Impl::stop() {
+  stopping_ = true;
   // First the loads: one that ended later would put its service into a slot that nobody empties any more.
   loads_.close();
   load_.join();
@@ -608,14 +612,16 @@ void Registry::Impl::name_models() {
 void Registry::Impl::add_now(ModelDefinition definition, Done done) {
   const auto it = by_name_.find(definition.name);
   if (it == by_name_.end()) {
-    const ModelPtr model = define(std::move(definition), true);
+    define(std::move(definition), true);
     name_models();
-    return load_now(model, std::move(done));
+    return done({});
   }
   const ModelPtr model = it->second;
   const ModelDefinition& known = model->next ? *model->next : model->definition;
-  if (known.name == definition.name && known.fingerprint == definition.fingerprint)
-    return load_now(model, std::move(done));
+  if (known.name == definition.name && known.fingerprint == definition.fingerprint) {
+    load_now(model, {});
+    return done({});
+  }
   if (!model->added || known.name != definition.name) {
     return done(make_error(ErrorCode::invalid_argument,
                            "The model '" + definition.name +
@@ -624,7 +630,7 @@ void Registry::Impl::add_now(ModelDefinition definition, Done done) {
                            "model"));
   }
   replace(model, std::move(definition));
-  load_now(model, std::move(done));
+  done({});
 }
 
 Registry::Impl::ModelPtr Registry::Impl::define(ModelDefinition definition, bool added) {
@@ -744,8 +750,7 @@ void Registry::Impl::wanted(const ModelPtr& model) {
 
 void Registry::Impl::queue_load(const ModelPtr& model) {
   if (model->load) {
-    if (std::exchange(model->load->called_off, false) && model->leaving == 0)
-      answer(model->unload_waiters, make_error(ErrorCode::unavailable, "The model was wanted again meanwhile."));
+    model->load->again = model->load->called_off;
     return;
   }
   model->load = std::make_shared<Load>(model);
@@ -890,8 +895,12 @@ void Registry::Impl::begin_load(const LoadPtr& load, std::uint64_t bytes) {
     }
     Result<Service> outcome = Service();
     if (reserved.ok()) {
-      outcome = contained(
-          [&] { return definition.loader->load(account, [&progress](double share) { progress->store(share); }); });
+      outcome = contained([&] {
+        return definition.loader->load(account, [&](double share) {
+          if (load->called_off || stopping_) throw std::runtime_error("The load was called off.");
+          progress->store(share);
+        });
+      });
     } else {
       Error error = std::move(reserved).error();
       error.retry_after_s = kRetryForRoomSeconds;
@@ -923,7 +932,7 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
   if (reverted) adopt(model, *std::move(model->next));
   if (model->removed || load->called_off || reverted) {
     leave(model, loader, service, After::unloaded, Reason::unloaded);
-    answer(model->load_waiters, make_error(ErrorCode::unavailable, "The load was called off."));
+    if (!load->again) answer(model->load_waiters, make_error(ErrorCode::unavailable, "The load was called off."));
     return finish_load(load);
   }
   const std::shared_ptr<ModelLoader> old_loader = model->definition.loader;
@@ -951,6 +960,12 @@ void Registry::Impl::fail_load(const LoadPtr& load, const Error& error) {
   const ModelPtr model = load->model;
   const std::string name = model->definition.name;
   const bool still_serves = serves(*model);
+  if (load->called_off) {
+    if (!model->removed && !still_serves && model->leaving == 0) set_state(*model, ModelState::unloaded);
+    if (!load->again) answer(model->load_waiters, error);
+    if (model->leaving == 0) answer(model->unload_waiters, {});
+    return finish_load(load);
+  }
   const bool no_room = error.code == ErrorCode::unavailable && error.retry_after_s > 0;
   const log::Level level = no_room ? log::Level::warn : log::Level::error;
   if (log::enabled(level))
@@ -966,8 +981,6 @@ void Registry::Impl::fail_load(const LoadPtr& load, const Error& error) {
   } else if (still_serves) {
     // What could not be replaced goes on as it was.
     set_state(*model, ModelState::ready, error.message);
-  } else if (load->called_off) {
-    if (model->leaving == 0) set_state(*model, ModelState::unloaded);
   } else if (model->fallback && !model->next) {
     log::warn("registry", "the model as it was before is loaded again", {{"model", name}});
     model->note = "Its change failed: " + error.message;
@@ -995,7 +1008,7 @@ void Registry::Impl::finish_load(const LoadPtr& load) {
   std::erase(load_queue_, load);
   model->load.reset();
   if (!model->removed) {
-    const bool again = model->next && (serves(*model) || !model->next->on_demand);
+    const bool again = load->again || (model->next && (serves(*model) || !model->next->on_demand));
     settle(model);
     if (again || (!serves(*model) && model->slot->waiting() > 0)) {
       queue_load(model);

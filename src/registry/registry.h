@@ -30,7 +30,8 @@ class ModelLoader {
   // Reads the model's headers only. Errors name the file or the setting at fault.
   virtual Result<Need> need() = 0;
 
-  // Loads it into what `account` has reserved, which the service may keep for borrowing more. `progress`: 0-1.
+  // Loads it into what `account` has reserved, which the service may keep for borrowing more. `progress`: 0-1,
+  // called from one thread at a time; it throws where the load is not wanted any more, which should end it.
   virtual Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
                                                                 const std::function<void(double)>& progress) = 0;
   // Bytes that stay reserved while the model sleeps (its weights); 0 if it cannot sleep.
@@ -110,11 +111,11 @@ class Registry {
   // if a name or alias is used twice; nothing changes then.
   Status apply(std::vector<ModelDefinition> definitions);
 
-  // Called once: from the registry's thread, or with unavailable when the registry ends.
+  // May be empty. Called once: from the registry's thread, or with unavailable when the registry ends.
   using Done = std::function<void(Status)>;
-  // One more model beside the list, which is loaded. A model of that name that is the same is loaded where it is not; a
-  // different one is replaced if it was added as well. Errors: invalid_argument if the list has another model of that
-  // name; as load().
+  // One more model beside the list, whose load begins. A model of that name that is the same is loaded where it is not;
+  // a different one is replaced if it was added as well. Errors: invalid_argument if the list has another model of that
+  // name.
   void add(ModelDefinition definition, Done done);
   // As unload(), and a model of add() leaves the list.
   void remove(std::string_view name, Done done);

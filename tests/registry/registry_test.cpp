@@ -116,6 +116,11 @@ class FakeLoader final : public ModelLoader {
     ++loads_;
     reserved_ = account->reserved();
     may_load_.wait(lock, [this] { return !held_; });
+    if (std::exchange(reports_again_, false)) {
+      ended_early_ = true;
+      progress(0.7);
+      ended_early_ = false;
+    }
     if (!fault_.empty()) return make_error(ErrorCode::invalid_argument, fault_);
     if (throws_) throw std::runtime_error("thrown by load");
     auto service = std::make_shared<FakeService>();
@@ -139,6 +144,10 @@ class FakeLoader final : public ModelLoader {
     set([&] { fault_ = std::move(fault); });
   }
   void keep_asleep(std::uint64_t bytes) { asleep_ = bytes; }
+  void report_again() {
+    set([this] { reports_again_ = true; });
+  }
+  bool ended_early() const { return ended_early_; }
   void throw_something() { throws_ = true; }
   int needs() const { return needs_; }
   // Whether two threads were in it at once, or it was asked to work while its service was still there.
@@ -183,6 +192,8 @@ class FakeLoader final : public ModelLoader {
   std::atomic<bool> inside_{false};
   std::atomic<bool> abused_{false};
   std::atomic<bool> throws_{false};
+  std::atomic<bool> ended_early_{false};
+  bool reports_again_ = false;
   std::atomic<int> needs_{0};
   std::mutex mutex_;
   std::condition_variable may_load_;
@@ -815,6 +826,27 @@ TEST_F(RegistryTest, UnloadingWhileItLoadsThrowsTheLoadAway) {
   EXPECT_EQ(registry_->counts().loads, 0u);
 }
 
+TEST_F(RegistryTest, ACalledOffLoadEndsEarlyAndMayBeWantedAgain) {
+  auto a = model("a", 10);
+  loader(a).hold();
+  make({a});
+  ASSERT_TRUE(eventually([&] { return loader(a).loads() == 1; }));
+  std::promise<Status> unloaded;
+  std::promise<Status> loaded;
+  registry_->unload("a", [&](Status status) { unloaded.set_value(std::move(status)); });
+  registry_->load("a", [&](Status status) { loaded.set_value(std::move(status)); });
+  ASSERT_TRUE(eventually([&] { return registry_->entry("a")->state == ModelState::loading; }));
+  loader(a).report_again();
+  loader(a).let_go();
+  EXPECT_TRUE(unloaded.get_future().get().ok());
+  EXPECT_TRUE(loaded.get_future().get().ok());
+  EXPECT_EQ(state("a"), ModelState::ready);
+  EXPECT_EQ(loader(a).loads(), 2);
+  EXPECT_EQ(registry_->counts().loads, 1u);
+  EXPECT_EQ(registry_->counts().failures, 0u);
+  EXPECT_TRUE(loader(a).ended_early());
+}
+
 TEST_F(RegistryTest, WhatALoaderThrowsFailsItsModelAlone) {
   auto a = model("a", 10);
   auto b = model("b", 10);
@@ -917,7 +949,8 @@ TEST_F(RegistryTest, AddedModelsLiveBesideTheList) {
   const auto add = [&](const ModelDefinition& definition) {
     std::promise<Status> done;
     registry_->add(definition, [&](Status status) { done.set_value(std::move(status)); });
-    return done.get_future().get();
+    const Status accepted = done.get_future().get();
+    return accepted.ok() ? act(&Registry::load, definition.name) : accepted;
   };
   auto b = model("b", 20);
   EXPECT_TRUE(add(b).ok());
