@@ -54,7 +54,7 @@ class Models(Server):
 
     def tokens(self):
         text = self.call("GET", "/metrics")
-        return {name: float(count) for name, count in re.findall(r'vllm:generation_tokens_total\{model_name="(\w+)"[^}]*\} (\S+)', text)}
+        return {name: float(count) for name, count in re.findall(r'vllm:generation_tokens_total\{[^}]*model_name="(\w+)"[^}]*\} (\S+)', text)}
 
 
 def percentile(values, share):

@@ -520,11 +520,11 @@ void Registry::Impl::stop() {
     for (const ModelPtr& model : models_) {
       model->slot->refuse(error);
       answer(model->load_waiters, error);
-      answer(model->unload_waiters, {});
+      answer(model->unload_waiters, error);
     }
-    for (const Leaving& each : leaving_) answer(each.model->unload_waiters, {});
+    for (const Leaving& each : leaving_) answer(each.model->unload_waiters, error);
     for (const LoadPtr& load : load_queue_) {
-      answer(load->model->unload_waiters, {});
+      answer(load->model->unload_waiters, error);
       load->model->load.reset();  // they hold each other
     }
     load_queue_.clear();
@@ -995,8 +995,11 @@ void Registry::Impl::fail_load(const LoadPtr& load, const Error& error) {
       model->waits = model->waits || no_room;
     }
     model->failed_at = no_room ? Clock::time_point() : Clock::now();
-    model->slot->refuse(no_room ? error : failed_error(name, error.message));
-    if (no_room) model->slot->hold();
+    if (no_room) {
+      model->slot->hold(error);
+    } else {
+      model->slot->refuse(failed_error(name, error.message));
+    }
   }
   answer(model->load_waiters, error);
   if (model->leaving == 0) answer(model->unload_waiters, {});
@@ -1150,8 +1153,7 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
   model->fallback.reset();
   model->failed_at = {};
   set_waits(*model, model->definition.on_demand);
-  const Service service = model->slot->refuse(error);
-  if (model->definition.on_demand) model->slot->hold();
+  const Service service = model->definition.on_demand ? model->slot->hold(error) : model->slot->refuse(error);
   for (Leaving& each : leaving_)
     if (each.model == model) each.after = After::unloaded;
   if (service != nullptr) return leave(model, model->definition.loader, service, After::unloaded, Reason::unloaded);

@@ -93,6 +93,19 @@ Slot::Service Slot::hold() {
   return leave();
 }
 
+Slot::Service Slot::hold(const Error& error) {
+  Service left;
+  std::deque<Waiter> waiters;
+  {
+    std::lock_guard lock(mutex_);
+    left = leave();
+    refusal_.reset();
+    waiters.swap(waiters_);
+  }
+  for (Waiter& each : waiters) each.go(error);
+  return left;
+}
+
 Slot::Service Slot::refuse(Error error) {
   Service left;
   std::deque<Waiter> waiters;

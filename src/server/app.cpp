@@ -353,8 +353,9 @@ void App::Impl::health(Context context) {
   const State state = lifecycle.state();
   if (state == State::starting) return context.respond({.status = 503, .body = models_state_json("starting")});
   for (const auto& entry : registry.list()) {
-    const bool well = entry.state != registry::ModelState::failed &&
-                      (!entry.service || entry.service->health().state == inference::Health::State::ready);
+    // What an operator tried to add does not make the rest unwell.
+    const bool failed = entry.state == registry::ModelState::failed && !entry.added;
+    const bool well = !failed && (!entry.service || entry.service->health().state == inference::Health::State::ready);
     if (!well) return context.respond({.status = 503, .body = models_state_json("degraded")});
   }
   if (state == State::refusing) return context.respond(status_json(503, "ending"));
@@ -439,9 +440,10 @@ void App::Impl::change_model(Context context,
   const auto name = parse_model_name(context.exchange->request().body);
   if (!name) return context.fail(name.error());
   auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
-  (registry.*change)(*name, [this, shared, name = *name](const Status& status) {
+  // The registry may answer when the app is gone.
+  (registry.*change)(*name, [&models = registry, shared, name = *name](const Status& status) {
     if (!status) return shared->fail(status.error());
-    const auto entry = registry.entry(name);
+    const auto entry = models.entry(name);
     if (!entry) return shared->fail(entry.error());
     shared->respond({.body = admin_model_json(*entry)});
   });
@@ -468,8 +470,9 @@ void App::Impl::management_load(Context context) {
   const auto request = parse_load_request(context.exchange->request().body);
   if (!request) return context.fail(request.error());
   auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
-  const auto answer = [this, shared](const std::string& name) {
-    const auto entry = registry.entry(name);
+  // The registry may answer when the app is gone.
+  const auto answer = [&models = registry, shared](const std::string& name) {
+    const auto entry = models.entry(name);
     if (!entry) return shared->fail(entry.error());
     shared->respond({.status = entry->service ? 200 : 202, .body = gateway_model_json(*entry)});
   };

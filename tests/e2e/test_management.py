@@ -96,6 +96,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tmp_path, fol
         assert server.post("/api/inference/load", {"model_path": str(folder)}).status_code in (202, 400)
         eventually(lambda: status(server).get("copy-of-demo", {}).get("status") == "ERROR")
         assert "config.json" in status(server)["copy-of-demo"]["error"]
+        assert server.get("/health").status_code == 200  # the others are well
         assert server.get("/api/inference/loading-status").json()["status"] == "ERROR"
         assert server.post("/api/management/unload", {"model_name": "copy-of-demo"}).status_code == 202
         eventually(lambda: set(status(server)) == {"a"})

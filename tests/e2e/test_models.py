@@ -148,3 +148,39 @@ def test_a_bad_file_changes_nothing_and_says_why(tmp_path):
         answer = server.post("/admin/reload", {})
         assert answer.status_code == 400 and "kv_cach" in answer.json()["error"]["message"]
         assert set(states(server)) == {"a"} and say(server, "a").status_code == 200
+
+
+def test_ends_at_any_moment(tmp_path):
+    """Traffic, loads, reloads and operators who wait, and then a signal in the midst of it."""
+    for run in range(6):
+        models = lambda n: [demo("a"), demo("b", load="on_demand", idle_unload="1s"), demo("c", max_num_seqs=4 + n)]
+        sections = {"server": {"drain_delay": "0s", "drain_timeout": "300ms"}}
+        path = write(tmp_path, models(0), **sections)
+        server = Process("--config", path)
+        over = threading.Event()
+
+        def keep(action):
+            while not over.is_set():
+                try:
+                    action()
+                except httpx.HTTPError:
+                    pass
+
+        stream = lambda name: [None for _ in server.stream("/v1/completions", {"model": name, "prompt": "hi", "max_tokens": 1000, "ignore_eos": True})]
+        def streams(name):
+            try:
+                stream(name)
+            except AssertionError:
+                pass  # refused
+        actions = [lambda: streams("a"), lambda: streams("b"), lambda: streams("c"), lambda: say(server, "b"),
+                   lambda: server.post("/admin/unload", {"model": "b"}), lambda: server.post("/admin/unload", {"model": "a"}),
+                   lambda: server.post("/admin/load", {"model": "a"}), lambda: server.post("/admin/sleep", {"model": "c"}),
+                   lambda: (write(tmp_path, models(time.monotonic_ns() % 3), **sections), server.post("/admin/reload", {}))]
+        with concurrent.futures.ThreadPoolExecutor(len(actions)) as pool:
+            for action in actions:
+                pool.submit(keep, action)
+            time.sleep((0.05 + 0.1 * run) * PATIENCE)
+            try:
+                server.stop()
+            finally:
+                over.set()
