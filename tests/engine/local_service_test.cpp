@@ -499,6 +499,23 @@ TEST(LocalService, DroppingTheHandleFreesTheBlocksWithinOneStep) {
   EXPECT_EQ(sink.use_count(), 1) << "the engine has let go of the sink";
 }
 
+TEST(LocalService, EveryChoiceOfACancelledRequestCounts) {
+  auto gate = std::make_shared<Gate>();
+  const auto service =
+      make_local_service(parts_with(std::make_unique<GatedRunner>(gate, spell(std::string(5000, 'z')))));
+  auto request = ask("abc");
+  request.n = 4;
+  auto sink = std::make_shared<Collector>();
+  auto handle = service->generate_async(request, sink);
+  gate->wait_entered(1);
+  handle.reset();
+  gate->allow(1);
+  for (int i = 0; i < 6000 && service->stats().finished_abort == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_EQ(service->stats().finished_abort, 4u);
+}
+
 TEST(LocalService, DeadlinesFailTheRequestAsTimeout) {
   auto gate = std::make_shared<Gate>();
   const auto service =
@@ -535,7 +552,7 @@ TEST(LocalService, AModelErrorFailsOneRequest) {
   ASSERT_TRUE(bad->error.has_value());
   EXPECT_EQ(bad->error->code, ErrorCode::internal);
   EXPECT_EQ(good->text(), "kkkkkkkkkk");
-  EXPECT_EQ(service->stats().finished_error, 1u);
+  EXPECT_EQ(service->stats().finished_error, 3u) << "one per choice";
 }
 
 TEST(LocalService, ARunnerThatThrowsFailsTheModelAndNotTheProcess) {
