@@ -1,5 +1,6 @@
 #include "api/parameters.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -26,22 +27,27 @@ constexpr unsigned kAll = kGenerate | kTokenize | kDetokenize;
 constexpr double kIntMax = std::numeric_limits<std::int32_t>::max();
 constexpr double kIntMin = std::numeric_limits<std::int32_t>::min();
 
-constexpr std::size_t kMaxPrompts = 256;
-constexpr std::size_t kMaxMessages = 4096;
-constexpr std::size_t kMaxParts = 1024;
-constexpr std::size_t kMaxStops = 16;
-constexpr std::size_t kMaxStopBytes = 1024;
-constexpr std::size_t kMaxStopTokens = 256;
-constexpr std::size_t kMaxLogitBias = 1024;
-constexpr std::size_t kMaxNameBytes = 256;
+constexpr std::size_t kMaxNameShown = 128;  // bytes of a caller's name that an error repeats
+
+// Not as JSON libraries write it, 1.5E0.
+std::string number_text(double number) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof(text), number).ptr};
+}
 
 // A value as error messages show it: short, whatever was sent.
 std::string show(const json::value& value) {
   if (value.is_object()) return "an object";
   if (value.is_array()) return "a list of " + std::to_string(value.as_array().size());
+  if (value.is_double()) return number_text(value.get_double());
   if (const json::string* text = value.if_string(); text != nullptr && text->size() > 40)
     return "a string of " + std::to_string(text->size()) + " bytes";
   return json::serialize(value);
+}
+
+// The name of a field inside another one.
+std::string member(const std::string& of, const auto& key) {
+  return of + "." + std::string(key.data(), std::min<std::size_t>(key.size(), kMaxNameShown));
 }
 
 std::string_view text_of(const json::string& text) { return {text.data(), text.size()}; }
@@ -49,19 +55,23 @@ std::string_view text_of(const json::string& text) { return {text.data(), text.s
 Error invalid(std::string message, std::string param) {
   return make_error(ErrorCode::invalid_argument, std::move(message), std::move(param));
 }
+// What was sent may be a part of a prompt.
+Error with_received(Error error, const json::value& got) {
+  error.received = ", got " + show(got);
+  return error;
+}
 Error must_be(std::string param, std::string_view what, const json::value& got) {
-  std::string message = "'" + param + "' must be " + std::string(what) + ", got " + show(got);
-  return invalid(std::move(message), std::move(param));
+  std::string message = "'" + param + "' must be " + std::string(what);
+  return with_received(invalid(std::move(message), std::move(param)), got);
 }
 Error not_supported(std::string param, const json::value& got) {
-  std::string message = "'" + param + "' is not supported by this server, got " + show(got);
-  return make_error(ErrorCode::unsupported, std::move(message), std::move(param));
+  std::string message = "'" + param + "' is not supported by this server";
+  return with_received(make_error(ErrorCode::unsupported, std::move(message), std::move(param)), got);
 }
 
 std::string format_bound(double bound) {
-  return json::serialize(bound == std::trunc(bound) && std::abs(bound) < 1e18
-                             ? json::value(static_cast<std::int64_t>(bound))
-                             : json::value(bound));
+  return bound == std::trunc(bound) && std::abs(bound) < 1e18 ? std::to_string(static_cast<std::int64_t>(bound))
+                                                              : number_text(bound);
 }
 
 // "a number > 0 and <= 1": the words of error messages and of the reference page.
@@ -180,8 +190,7 @@ Status read_content(const json::value& value, const std::string& where, std::str
     if (text == nullptr || !text->is_string())
       return invalid("'" + part_name + ".text' must be a string", part_name + ".text");
     for (const auto& [key, field] : *part)
-      if (key != "type" && key != "text" && !field.is_null())
-        return not_supported(part_name + "." + std::string(text_of(json::string(key))), field);
+      if (key != "type" && key != "text" && !field.is_null()) return not_supported(member(part_name, key), field);
     if (i > 0) out += '\n';
     out += text_of(text->get_string());
   }
@@ -220,7 +229,7 @@ Status store_messages(const json::value& value, Draft& draft) {
     }
     for (const auto& [key, field] : *object) {
       if (key == "role" || key == "content" || is_empty(field)) continue;
-      const std::string name = where + "." + std::string(key.data(), key.size());
+      const std::string name = member(where, key);
       if (key != "name") return not_supported(name, field);
       if (!field.is_string() || field.get_string().size() > kMaxNameBytes)
         return must_be(name, "a short string", field);
@@ -286,7 +295,7 @@ Status store_stream_options(const json::value& value, Draft& draft) {
   draft.stream_options = true;
   for (const auto& [key, field] : *object) {
     if (field.is_null()) continue;
-    const std::string name = "stream_options." + std::string(key.data(), key.size());
+    const std::string name = member("stream_options", key);
     if (!field.is_bool() && (key == "include_usage" || key == "continuous_usage_stats" || key == "include_obfuscation"))
       return must_be(name, "a boolean", field);
     if (key == "include_usage") {
@@ -679,6 +688,32 @@ Status apply_parameter(const Parameter& parameter, const json::value& value, Dra
   }
   if (!good) return must_be(std::string(parameter.name), expectation(parameter), value);
   return parameter.store(value, draft);
+}
+
+std::string limits_markdown() {
+  struct Limit {
+    std::string_view what;
+    std::string most;
+  };
+  const Limit limits[] = {
+      {"bytes of the body", "`server.max_body`"},
+      {"bytes of the head", "`server.max_headers`"},
+      {"prompts of /v1/completions", std::to_string(kMaxPrompts)},
+      {"choices of all prompts together (prompts times `n`)", std::to_string(kMaxChoices)},
+      {"messages of a chat", std::to_string(kMaxMessages)},
+      {"parts of one message's content", std::to_string(kMaxParts)},
+      {"bytes of a message's role or name", std::to_string(kMaxNameBytes)},
+      {"strings in `stop`", std::to_string(kMaxStops)},
+      {"bytes of one of them", std::to_string(kMaxStopBytes)},
+      {"ids in `stop_token_ids`", std::to_string(kMaxStopTokens)},
+      {"tokens in `logit_bias`", std::to_string(kMaxLogitBias)},
+      {"levels of nesting in the JSON", std::to_string(kMaxJsonDepth)},
+      {"tokens of a prompt and its answer together", "`max_model_len`"},
+      {"time until the answer is complete", "`server.request_timeout`"},
+  };
+  std::string out = "| of one request | at most |\n| --- | --- |\n";
+  for (const Limit& limit : limits) out.append("| ").append(limit.what).append(" | ").append(limit.most).append(" |\n");
+  return out;
 }
 
 std::string parameters_markdown() {
