@@ -17,6 +17,7 @@ Error invalid(std::string message, std::string param) {
 Status read_body(Endpoint endpoint, std::string_view body, const ParseOptions& options, Draft& draft,
                  std::vector<std::string>& unknown) {
   draft.endpoint = endpoint;
+  if (body.empty()) return invalid("The request has no body; it must be a JSON object", {});
   auto parsed = parse_json(body, {.max_depth = kMaxJsonDepth});
   if (!parsed) return invalid("The body of the request: " + parsed.error().message, {});
   const json::object* object = parsed->if_object();

@@ -170,6 +170,8 @@ std::size_t RequestParser::feed(std::string_view bytes) {
     fail(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.");
   } else if (ec == error::bad_field && impl_->head_done) {
     fail(400, "An HTTP/1.1 request needs exactly one Host header.");
+  } else if (in_head && !impl_->head_done && bytes.starts_with("\x16\x03")) {
+    fail(400, "The client speaks TLS, and this server plain HTTP.");
   } else {
     fail(400, "Malformed HTTP request: " + ec.message() + ".");
   }
