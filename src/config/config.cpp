@@ -423,14 +423,14 @@ class Reader {
       mark.column = *tab;
       return fault(mark, "", "a tab: YAML forbids tabs in indentation, use spaces");
     }
-    constexpr std::pair<std::string_view, std::string_view> kWords[] = {
+    const std::pair<std::string_view, std::string_view> words[] = {
         {YAML::ErrorMsg::MAP_VALUE, "a ':' where no key can be: check the indentation, or put the value into quotes"},
         {YAML::ErrorMsg::END_OF_MAP, "indented unlike the keys above"},
         {YAML::ErrorMsg::END_OF_SEQ, "indented unlike the list above"},
         {YAML::ErrorMsg::END_OF_MAP_FLOW, "a '{' or a quote before this is not closed"},
         {YAML::ErrorMsg::END_OF_SEQ_FLOW, "a '[' or a quote before this is not closed"},
     };
-    for (const auto& [theirs, ours] : kWords)
+    for (const auto& [theirs, ours] : words)
       if (error.msg == theirs) return fault(mark, "", std::string(ours));
     fault(mark, "", error.msg);
   }

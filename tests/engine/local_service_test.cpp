@@ -687,6 +687,20 @@ TEST(LocalService, WhatIsThrownWhileAPromptIsPreparedFailsItsRequest) {
   log::set_level(log::Level::info);
 }
 
+// A template may raise what it read: that is for the client, not for the log.
+TEST(LocalService, WhatATemplateSaysIsKeptApart) {
+  LocalServiceParts parts = parts_with(std::make_unique<ScriptedRunner>(spell("x")));
+  parts.render_chat = [](const std::vector<inference::Message>& messages, bool) -> Result<std::string> {
+    return make_error(ErrorCode::invalid_argument, "no word of " + messages.front().content);
+  };
+  const auto service = make_local_service(std::move(parts));
+  const auto seen = answer(*service, ask(std::vector<Message>{{"user", "secret", ""}}));
+  ASSERT_TRUE(seen->error);
+  EXPECT_EQ(seen->error->param, "messages");
+  EXPECT_EQ(seen->error->message, "The chat template cannot render these messages");
+  EXPECT_EQ(seen->error->received, ": no word of secret");
+}
+
 TEST(PrepThread, OutlivesWhatItsWorkThrows) {
   log::set_level(log::Level::off);
   std::promise<void> done;
