@@ -54,7 +54,7 @@ struct ServiceStats {
   std::uint64_t prompt_tokens_cached = 0;
   std::uint64_t generation_tokens = 0;
   std::uint64_t preemptions = 0;
-  std::uint64_t finished_stop = 0;
+  std::uint64_t finished_stop = 0;  // these four count choices
   std::uint64_t finished_length = 0;
   std::uint64_t finished_abort = 0;
   std::uint64_t finished_error = 0;
