@@ -717,9 +717,13 @@ Result<Config> single_model_config(const std::string& path, const std::optional<
 Result<Config> load_text(std::string_view text, const std::string& file) { return Reader(file).read(text); }
 
 Result<Config> load_file(const std::string& path) {
-  auto bytes = map_file(path);
+  const auto damage = std::make_shared<FileDamage>();
+  auto bytes = map_file(path, damage);
   if (!bytes) return std::move(bytes).error();
-  return load_text(bytes->text(), path);
+  auto config = load_text(bytes->text(), path);
+  // An editor that rewrites it in place may have cut it short meanwhile.
+  if (Status whole = damage->status(); !whole) return std::move(whole).error();
+  return config;
 }
 
 Status set(Config& config, std::string_view key, const std::string& value) {
@@ -770,6 +774,8 @@ Unknown keys, wrong types, repeated names and missing paths are errors that name
 is started then, and the exit code is 2. `xgen-model check` checks a file and prints the memory plan.
 
 Model files are mapped, not copied: replace them by renaming new ones into place, never by writing into files that are being served.
+A file that is cut short while it is served, or whose storage fails, fails its model alone: running requests end with 503, and the model
+can be loaded again (`POST /admin/load`) once the file is whole. What is overwritten in place is not noticed.
 
 The log goes to stderr. What `serve` prints once it is ready (the models, the address, a command to try) goes to stdout.
 

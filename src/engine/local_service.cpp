@@ -197,6 +197,7 @@ class LocalService final : public inference::ModelService {
   }
   inference::Health health() const override { return loop_.health(); }
   inference::ServiceStats stats() const override { return loop_.stats(); }
+  void on_failure(std::function<void(Error)> failed) override { loop_.on_failure(std::move(failed)); }
   void close() override { loop_.stop(); }
 
  private:

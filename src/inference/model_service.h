@@ -70,6 +70,10 @@ class ModelService {
   virtual Health health() const = 0;
   virtual ServiceStats stats() const = 0;
 
+  // `failed` is called, at most once and from any thread, when the service has ended by itself: every request has got
+  // its event, and no further one will be served. It must not call back.
+  virtual void on_failure(std::function<void(Error)> failed) { static_cast<void>(failed); }
+
   // Ends every request that is under way as unavailable, and refuses new ones: what holds handles gets its events.
   virtual void close() = 0;
 };

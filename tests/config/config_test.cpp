@@ -2,9 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 namespace xgen::config {
 namespace {
@@ -179,6 +182,28 @@ TEST(Config, RelativeSourcesAreRelativeToTheFile) {
   ASSERT_TRUE(config.ok()) << config.error().message;
   EXPECT_EQ(config->models[0].source, fs::absolute(folder / "m").string());
   fs::remove_all(folder);
+}
+
+TEST(Config, AFileThatIsCutShortWhileItIsReadIsRefused) {
+  const auto path = std::filesystem::path(::testing::TempDir()) / ("xgen_cut_" + std::to_string(::getpid()) + ".yaml");
+  std::string text;
+  while (text.size() < std::size_t{1} << 18) text += "# A comment that takes the reader some time.\n";
+  std::atomic<bool> over{false};
+  std::thread editor([&] {
+    while (!over.load()) {
+      std::ofstream(path) << text;
+      std::filesystem::resize_file(path, 1);
+    }
+  });
+  bool refused = false;
+  for (int i = 0; i < 5000 && !refused; ++i) {
+    const auto config = load_file(path.string());
+    refused = !config.ok() && config.error().message.find("cut short") != std::string::npos;
+  }
+  over.store(true);
+  editor.join();
+  std::filesystem::remove(path);
+  EXPECT_TRUE(refused);
 }
 
 TEST(Config, ASinglePathNeedsNoFile) {

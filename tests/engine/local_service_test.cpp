@@ -570,6 +570,45 @@ TEST(LocalService, ARunnerThatThrowsFailsTheModelAndNotTheProcess) {
   EXPECT_EQ(answer(*service, ask("a"))->error->code, ErrorCode::unavailable);
 }
 
+TEST(LocalService, NothingOfAStepThatWentWrongIsSent) {
+  struct Faulty final : ModelRunner {
+    ScriptedRunner inner{spell(std::string(400, 'q'))};
+    int steps = 0;
+    void run(const StepPlan& plan, StepResult& result) override {
+      ++steps;
+      inner.run(plan, result);
+    }
+    Status fault() const override {
+      if (steps < 4) return {};
+      return make_error(ErrorCode::unavailable, "weights.gguf is gone");
+    }
+  };
+  const auto service = make_local_service(parts_with(std::make_unique<Faulty>()));
+  std::promise<Error> failed;
+  service->on_failure([&failed](Error error) { failed.set_value(std::move(error)); });
+  const auto seen = answer(*service, ask("a"));
+  EXPECT_EQ(seen->text(), "qqq");
+  ASSERT_TRUE(seen->error.has_value());
+  EXPECT_EQ(seen->error->code, ErrorCode::unavailable);
+  EXPECT_THAT(seen->error->message, HasSubstr("weights.gguf is gone"));
+  EXPECT_GT(seen->error->retry_after_s, 0);
+  EXPECT_EQ(failed.get_future().get().message, "weights.gguf is gone");
+  std::string late;
+  service->on_failure([&late](const Error& error) { late = error.message; });
+  EXPECT_EQ(late, "weights.gguf is gone") << "who asks afterwards hears it at once";
+}
+
+TEST(LocalService, AServiceThatIsClosedHasNotFailed) {
+  bool failed = false;
+  {
+    const auto service = scripted(spell("x"));
+    service->on_failure([&failed](const Error&) { failed = true; });
+    answer(*service, ask("a"));
+    service->close();
+  }
+  EXPECT_FALSE(failed);
+}
+
 TEST(LocalService, EndingTheServiceEndsEveryRequestOnce) {
   auto gate = std::make_shared<Gate>();
   auto service = make_local_service(parts_with(std::make_unique<GatedRunner>(gate, spell(std::string(400, 'q')))));
