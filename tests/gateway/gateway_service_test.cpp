@@ -177,7 +177,7 @@ TEST_F(GatewayTest, SpreadsRequestsAndPassesTheirEventsOn) {
     EXPECT_EQ(sinks[i]->text(), "x" + std::to_string(i));
     EXPECT_EQ(sinks[i]->started(), 1);
   }
-  for (const auto& [name, replica] : replicas) EXPECT_GT(replica->asked, 4) << name;
+  for (const auto& [name, replica] : replicas) EXPECT_GT(replica->asked, 0) << name;
   EXPECT_EQ(in_flight(), 0);
 }
 
