@@ -69,7 +69,7 @@ def gaps_of_streams(server, seconds, also):
     gaps, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end:
         times = []
-        server.stream("a", 300, times)
+        server.stream("a", 100, times)
         gaps += [1000 * (b - a) for a, b in zip(times[1:], times[2:-1])]
     stop.set()
     beside.join()

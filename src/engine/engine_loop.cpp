@@ -182,7 +182,7 @@ bool EngineLoop::receive() {
         step_began_.store(0, std::memory_order_relaxed);
         if (scheduler_.pool().used() != 0) {
           log::error("engine", "blocks of the KV cache are in use while no request is",
-                     {{"model", options_.name}, {"blocks", std::to_string(scheduler_.pool().used())}});
+                     {{"model", options_.name}, {"blocks", scheduler_.pool().used()}});
         }
         inbox_->asleep = true;
         inbox_->wake.wait(lock, [this] {
@@ -213,7 +213,7 @@ bool EngineLoop::receive() {
     for (RequestId id : cancelled_) {
       const auto found = jobs_.find(id);
       if (found == jobs_.end() || found->second->over) continue;
-      ++counts_.finished_abort;
+      counts_.finished_abort += static_cast<std::uint64_t>(found->second->n - found->second->ended_choices);
       found->second->ticket->ended.store(true, std::memory_order_release);
       scheduler_.cancel(*found->second);
       forget(*found->second);
@@ -404,7 +404,7 @@ void EngineLoop::finish_job(Job& job) {
 }
 
 void EngineLoop::fail(Job& job, Error error) {
-  ++counts_.finished_error;
+  counts_.finished_error += static_cast<std::uint64_t>(job.n - job.ended_choices);
   scheduler_.cancel(job);
   events_.push_back({&job, inference::Failed{std::move(error)}});
   forget(job);

@@ -245,6 +245,8 @@ class LocalService final : public inference::ModelService {
       if (!result.ok()) {
         Error error = std::move(result).error();
         if (error.param.empty()) error.param = "messages";
+        // What a template says may repeat the messages.
+        error.received = ": " + std::exchange(error.message, "The chat template cannot render these messages");
         return error;
       }
       rendered = std::move(*result);

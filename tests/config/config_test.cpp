@@ -116,7 +116,7 @@ TEST(Config, EveryBadValueIsRefused) {
       {"memory: {host: 101%}", "a share"},
       {"memory: {gpu: 90%}", "no GPU support"},
       {"compute: {threads: 0}", "expected auto"},
-      {"models: []", "at least one model"},
+      {"models: []", "each {name: …, source: …}, got an empty list; without the key the built-in demo model"},
       {"models: {}", "at least one model"},
       {"models: [5]", "expected a mapping"},
       {"models: [{source: builtin:xgen-demo}]", "name: missing"},
@@ -140,6 +140,27 @@ TEST(Config, EveryBadValueIsRefused) {
       {"? [a, b]\n: 1", "expected a key"},
   };
   for (const auto& [text, want] : cases) EXPECT_THAT(error_of(text), HasSubstr(want)) << text;
+}
+
+TEST(Config, TabsInIndentationAreNamed) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"server:\n\tport: 1\n", "models.yaml:2:1: a tab: YAML forbids tabs in indentation, use spaces"},
+      {"server:\n  port: 1\n\thost: a\n", "models.yaml:3:1: a tab: "},
+      {"server:\n \tport: 1\n", "models.yaml:2:2: a tab: "},
+      {"models:\n\t- name: a\n", "models.yaml:2:1: a tab: "},
+      {"models:\n  -\tname: a\n    source: b\n", "models.yaml:2:4: a tab: "},
+      {"models:\n  - name: a\n    source: b\n\tpin: true\n", "models.yaml:4:1: a tab: "},
+  };
+  for (const auto& [text, want] : cases) EXPECT_THAT(error_of(text), ::testing::StartsWith(want)) << text;
+  // Where YAML takes them they are no fault, and get no blame for others.
+  EXPECT_EQ(error_of("server: {\n\tport:\t9000}\n"), "");
+  EXPECT_THAT(error_of("server:\tport: 1\n"), ::testing::StartsWith("models.yaml:1:13: a ':' where no key can be"));
+}
+
+TEST(Config, SyntaxErrorsSayWhatToLookFor) {
+  EXPECT_THAT(error_of("server: {port: 1\n"), HasSubstr("a '{' or a quote before this is not closed"));
+  EXPECT_THAT(error_of("models: [\n"), HasSubstr("a '[' or a quote before this is not closed"));
+  EXPECT_THAT(error_of("server:\n  port: 1\n host: a\n"), HasSubstr("models.yaml:3:2: indented unlike the keys above"));
 }
 
 TEST(Config, ReportsAllFaultsAtOnce) {

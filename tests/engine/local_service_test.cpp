@@ -499,6 +499,23 @@ TEST(LocalService, DroppingTheHandleFreesTheBlocksWithinOneStep) {
   EXPECT_EQ(sink.use_count(), 1) << "the engine has let go of the sink";
 }
 
+TEST(LocalService, EveryChoiceOfACancelledRequestCounts) {
+  auto gate = std::make_shared<Gate>();
+  const auto service =
+      make_local_service(parts_with(std::make_unique<GatedRunner>(gate, spell(std::string(5000, 'z')))));
+  auto request = ask("abc");
+  request.n = 4;
+  auto sink = std::make_shared<Collector>();
+  auto handle = service->generate_async(request, sink);
+  gate->wait_entered(1);
+  handle.reset();
+  gate->allow(1);
+  for (int i = 0; i < 6000 && service->stats().finished_abort == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_EQ(service->stats().finished_abort, 4u);
+}
+
 TEST(LocalService, DeadlinesFailTheRequestAsTimeout) {
   auto gate = std::make_shared<Gate>();
   const auto service =
@@ -535,7 +552,7 @@ TEST(LocalService, AModelErrorFailsOneRequest) {
   ASSERT_TRUE(bad->error.has_value());
   EXPECT_EQ(bad->error->code, ErrorCode::internal);
   EXPECT_EQ(good->text(), "kkkkkkkkkk");
-  EXPECT_EQ(service->stats().finished_error, 1u);
+  EXPECT_EQ(service->stats().finished_error, 3u) << "one per choice";
 }
 
 TEST(LocalService, ARunnerThatThrowsFailsTheModelAndNotTheProcess) {
@@ -798,6 +815,20 @@ TEST(LocalService, WhatIsThrownWhileAPromptIsPreparedFailsItsRequest) {
   }
   EXPECT_FALSE(answer(*service, ask("a"))->error);
   log::set_level(log::Level::info);
+}
+
+// A template may raise what it read: that is for the client, not for the log.
+TEST(LocalService, WhatATemplateSaysIsKeptApart) {
+  LocalServiceParts parts = parts_with(std::make_unique<ScriptedRunner>(spell("x")));
+  parts.render_chat = [](const std::vector<inference::Message>& messages, bool) -> Result<std::string> {
+    return make_error(ErrorCode::invalid_argument, "no word of " + messages.front().content);
+  };
+  const auto service = make_local_service(std::move(parts));
+  const auto seen = answer(*service, ask(std::vector<Message>{{"user", "secret", ""}}));
+  ASSERT_TRUE(seen->error);
+  EXPECT_EQ(seen->error->param, "messages");
+  EXPECT_EQ(seen->error->message, "The chat template cannot render these messages");
+  EXPECT_EQ(seen->error->received, ": no word of secret");
 }
 
 TEST(PrepThread, OutlivesWhatItsWorkThrows) {
