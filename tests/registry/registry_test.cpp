@@ -760,12 +760,14 @@ TEST_F(RegistryTest, ASwapThatWaitsForTheOldOneHoldsUpNobodyElse) {
   auto changed = model("a", 70);
   ASSERT_TRUE(registry_->apply({changed, b, c}).ok());
   ASSERT_TRUE(becomes("a", ModelState::draining));
-  Request meanwhile = ask("b");
-  ASSERT_TRUE(becomes("b", ModelState::ready));
-  // What the change waits for is not given to another.
+  // Of the 40 MiB that are free the change waits for 10, which are not given to another.
   Request greedy = ask("c");
   ASSERT_TRUE(greedy.sink->wait());
+  ASSERT_TRUE(greedy.sink->error);
   EXPECT_THAT(greedy.sink->error->message, HasSubstr("'c' needs 35.0 MiB"));
+  EXPECT_THAT(greedy.sink->error->message, HasSubstr("only 30.0 MiB is free"));
+  Request meanwhile = ask("b");
+  ASSERT_TRUE(becomes("b", ModelState::ready));
   loader(b).finish_everything();
   meanwhile.handle.reset();
   running.handle.reset();
