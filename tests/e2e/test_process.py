@@ -237,7 +237,8 @@ def test_a_disconnect_frees_the_request(demo):
 
     body = {"model": "xgen-demo", "prompt": "x", "max_tokens": 2000, "n": 128, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", demo.url + "/v1/completions", json=body) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: httpx closes the connection with it
+        next(lines)
         assert running() >= 1
     end = time.monotonic() + 2 * PATIENCE
     while running() > 0 and time.monotonic() < end:
