@@ -70,8 +70,8 @@ struct GuardedRange::Handler {
       // All that follows too: it is lost as well, and millions of pages with a signal each would hold the step up.
       // The bare system call, because sanitizers have wrappers around mmap that are not for handlers.
       const std::uintptr_t from = address / page * page;
-      const long mapped =
-          ::syscall(SYS_mmap, from, end - from, PROT_READ, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      constexpr long kFlags = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS;
+      const long mapped = ::syscall(SYS_mmap, from, end - from, long{PROT_READ}, kFlags, -1L, 0L);
       return mapped == static_cast<long>(from);
     }
     return false;
