@@ -35,8 +35,14 @@ std::set<std::string> mentioned(std::string_view list) {
 
 // Keys and routes younger than the model's last training: it says nothing of them, and so nothing wrong. The next
 // training takes them up and empties the lists.
-const std::set<std::string> kNotTaughtYet{};
-const std::set<std::string> kRoutesNotTaughtYet{};
+const std::set<std::string> kNotTaughtYet{"server.operators", "models[].weight"};
+const std::set<std::string> kRoutesNotTaughtYet{"/load",
+                                                "/loading-status",
+                                                "/api/management/load",
+                                                "/api/management/unload",
+                                                "/api/management/status",
+                                                "/api/management/gpus",
+                                                "/api/management/health"};
 
 TEST(DemoFacts, RoutesAreTodaysRoutes) {
   std::set<std::string> routes;
