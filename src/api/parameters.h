@@ -40,12 +40,18 @@ struct Draft {
   bool add_generation_prompt = true;
   bool return_token_strs = false;
   std::optional<std::vector<inference::TokenId>> tokens;
+  std::vector<inference::Tool> tools;
+  inference::ToolChoice tool_choice;
+  std::optional<bool> parallel_tool_calls;
+  inference::ResponseFormat response_format;
+  std::vector<inference::Extension> extensions;
 };
 
 enum class Kind : std::uint8_t { integer, number, boolean, string, structure };
 enum class Support : std::uint8_t {
   works,
   no_effect,  // accepted with any value: it means nothing to a server of one's own
+  passed,     // for engines that know it (inference::Extension); null and the `no_op` values are not passed
   refused,    // understood, not offered; null and the `no_op` values are accepted
 };
 
@@ -59,7 +65,7 @@ struct Parameter {
   bool above_min = false;          // min itself is not allowed
   std::string_view shape;          // of a structure, in words: "'stop' must be …"
   std::string_view default_value;  // for the reference page
-  std::string_view no_op;          // JSON array, if refused
+  std::string_view no_op;          // JSON array, if passed or refused
   std::string_view doc;
   // Works only: the value has been checked against kind and range, except for a structure.
   Status (*store)(const boost::json::value& value, Draft& draft) = nullptr;

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -26,7 +27,16 @@ struct Capabilities {
   bool logprobs = true;
   bool token_ids = true;  // accepts token ids as a prompt, tokenize and detokenize work
   int max_model_len = 0;  // tokens of prompt + output
+  bool tools = false;     // calls functions, and knows messages about calls
+  bool response_format = false;
+  bool images = false;
+  bool extensions = false;  // takes (or refuses) every Extension by itself
 };
+
+// The first thing that `request` asks for and a service with these capabilities does not offer, as an error that names
+// the parameter: for a service to refuse by.
+std::optional<Error> not_offered(const GenerateRequest& request, const Capabilities& capabilities);
+std::optional<Error> not_offered(const Prompt& prompt, const Capabilities& capabilities);
 
 struct TokenizeRequest {
   Prompt prompt;                   // text or messages

@@ -30,11 +30,16 @@ std::size_t memory_of(const std::vector<inference::TokenLogprob>& logprobs) {
   for (const inference::TokenLogprob& each : logprobs) bytes += each.top.size() * sizeof(inference::TopLogprob);
   return bytes;
 }
+std::size_t memory_of(const std::vector<inference::ToolCallDelta>& calls) {
+  std::size_t bytes = calls.size() * sizeof(inference::ToolCallDelta);
+  for (const inference::ToolCallDelta& each : calls) bytes += each.id.size() + each.name.size() + each.arguments.size();
+  return bytes;
+}
 // About what an event takes while it waits.
 std::size_t memory_of(const Event& event) {
   std::size_t bytes = sizeof(std::pair<std::size_t, Event>);
   if (const auto* delta = std::get_if<inference::Delta>(&event))
-    bytes += delta->text.size() + memory_of(delta->logprobs);
+    bytes += delta->text.size() + delta->reasoning.size() + memory_of(delta->logprobs) + memory_of(delta->tool_calls);
   if (const auto* started = std::get_if<inference::Started>(&event))
     bytes += started->prompt_text.size() + memory_of(started->prompt_logprobs);
   return bytes;

@@ -137,6 +137,29 @@ TEST(MergeDeltas, KeepsTheOrderWithinEachChoice) {
   EXPECT_EQ(std::get<inference::ChoiceFinished>(events[3]).choice, 0);
 }
 
+TEST(MergeDeltas, JoinsThePartsOfCalls) {
+  const auto delta = [](std::string reasoning, std::vector<inference::ToolCallDelta> parts) {
+    Delta made{0, 1, {}, {}};
+    made.reasoning = std::move(reasoning);
+    made.tool_calls = std::move(parts);
+    return made;
+  };
+  std::vector<Event> events;
+  events.emplace_back(delta("a", {}));
+  events.emplace_back(delta("b", {{0, "x", "f", "{"}}));
+  events.emplace_back(delta("", {{0, "", "", "}"}, {1, "y", "g", ""}}));
+  events.emplace_back(delta("", {{1, "", "", "1"}}));
+  events.emplace_back(delta("", {{1, "", "", "2"}}));
+  merge_deltas(events);
+  ASSERT_EQ(events.size(), 1U);
+  const auto& merged = std::get<Delta>(events[0]);
+  EXPECT_EQ(merged.reasoning, "ab");
+  ASSERT_EQ(merged.tool_calls.size(), 2U);
+  EXPECT_EQ(merged.tool_calls[0].arguments, "{}");
+  EXPECT_EQ(merged.tool_calls[1].name, "g");
+  EXPECT_EQ(merged.tool_calls[1].arguments, "12");
+}
+
 TEST(Models, ListsThem) {
   const std::vector<ModelCard> cards{{"a/b", "a/b", 5, 4096}, {"alias", "a/b", 5, 0}};
   const json::value value = parse(models_json(cards));

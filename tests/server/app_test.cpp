@@ -126,7 +126,7 @@ TEST_F(ControllerTest, TheLifecycleShowsInHealth) {
   };
   lifecycle.set(Lifecycle::State::starting);
   expect(503, 200, 503, 503, 200);  // a model that is loaded may answer before all are
-  EXPECT_THAT(get("/health/startup").body, HasSubstr("\"progress\":0.8333"));
+  EXPECT_THAT(get("/health/startup").body, HasSubstr("\"progress\":0.875"));
   lifecycle.set(Lifecycle::State::ready);
   expect(200, 200, 200, 200, 200);
   lifecycle.set(Lifecycle::State::draining);
@@ -195,6 +195,52 @@ TEST_F(ControllerTest, RequestsCarryTheirParametersToTheModel) {
   EXPECT_FALSE(request.request_id.empty());
   ASSERT_TRUE(request.deadline.has_value());
   EXPECT_LT(*request.deadline, std::chrono::steady_clock::now() + 5s);
+}
+
+TEST_F(ControllerTest, RequestsCarryToolsAndFormsToTheModel) {
+  using inference::ContentPart;
+  start();
+  ASSERT_EQ(post("/v1/chat/completions",
+                 R"({"model":"able","messages":[{"role":"user","content":[{"type":"text","text":"what?"},
+                      {"type":"image_url","image_url":{"url":"data:image/png;base64,AA==","detail":"low"}}]},
+                    {"role":"assistant","content":null,"reasoning_content":"hm",
+                     "tool_calls":[{"id":"c1","type":"function","function":{"name":"f","arguments":"{}"}}]},
+                    {"role":"tool","tool_call_id":"c1","content":"say 4"}],
+                    "tools":[{"type":"function","function":{"name":"f","description":"d","strict":true,
+                              "parameters":{"type":"object","properties":{}}}}],
+                    "tool_choice":{"type":"function","function":{"name":"f"}},"parallel_tool_calls":false,
+                    "response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"a":[1,2.5]}}},
+                    "reasoning_effort":"low","bad_words":["x"],"skip_special_tokens":true})")
+                .status,
+            200);
+  std::lock_guard lock(able->last_mutex);
+  const inference::GenerateRequest& request = able->last;
+  const auto& messages = std::get<std::vector<inference::Message>>(request.prompt);
+  ASSERT_EQ(messages.size(), 3U);
+  EXPECT_TRUE(messages[0].content.empty());
+  ASSERT_EQ(messages[0].parts.size(), 2U);
+  EXPECT_EQ(messages[0].parts[0].value, "what?");
+  EXPECT_EQ(messages[0].parts[1].kind, ContentPart::Kind::image);
+  EXPECT_EQ(messages[0].parts[1].value, "data:image/png;base64,AA==");
+  EXPECT_EQ(messages[0].parts[1].detail, "low");
+  ASSERT_EQ(messages[1].tool_calls.size(), 1U);
+  EXPECT_EQ(messages[1].tool_calls[0].id, "c1");
+  EXPECT_EQ(messages[1].tool_calls[0].arguments, "{}");
+  EXPECT_EQ(messages[1].reasoning, "hm");
+  EXPECT_EQ(messages[2].tool_call_id, "c1");
+  ASSERT_EQ(request.tools.size(), 1U);
+  EXPECT_EQ(request.tools[0].description, "d");
+  EXPECT_EQ(request.tools[0].strict, true);
+  EXPECT_EQ(request.tools[0].parameters, R"({"type":"object","properties":{}})");
+  EXPECT_EQ(request.tool_choice.mode, inference::ToolChoice::Mode::named);
+  EXPECT_EQ(request.tool_choice.name, "f");
+  EXPECT_EQ(request.parallel_tool_calls, false);
+  EXPECT_EQ(request.response_format.kind, inference::ResponseFormat::Kind::json_schema);
+  EXPECT_EQ(request.response_format.name, "n");
+  EXPECT_EQ(request.response_format.schema, R"({"a":[1,2.5E0]})");
+  ASSERT_EQ(request.extensions.size(), 2U);  // what changes nothing is not passed on
+  EXPECT_EQ(request.extensions[0].name, "reasoning_effort");
+  EXPECT_EQ(request.extensions[1].value, R"(["x"])");
 }
 
 TEST_F(ControllerTest, TheLogLinksRequestsToTraces) {
