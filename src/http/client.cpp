@@ -37,6 +37,7 @@ void ClientLoop::stop() {
     for (auto& [origin, links] : kept_)
       for (const auto& link : links) link->close();
     kept_.clear();
+    for (boost::asio::steady_timer* timer : timers_) timer->cancel();
     sweep_timer_.cancel();
     resolver_.cancel();
     std::lock_guard lock(mutex_);
@@ -126,9 +127,44 @@ class Handle final : public Call {
   Handle& operator=(const Handle&) = delete;
   void pause() override { call_->pause(); }
   void resume() override { call_->resume(); }
+  void cancel() override { call_->cancel(); }
+  void fail(Error error) override { call_->fail(std::move(error)); }
 
  private:
   std::shared_ptr<ClientCall> call_;
+};
+
+// A timer of the loop. Destroying it leaves the loop's part behind, which does nothing any more.
+class LoopTimer final : public Client::Timer {
+ public:
+  LoopTimer(std::shared_ptr<ClientLoop> loop, std::chrono::milliseconds delay, std::function<void()> work)
+      : loop_(std::move(loop)), state_(std::make_shared<State>(loop_->context(), std::move(work))) {
+    loop_->post([state = state_, loop = loop_.get(), delay] {
+      if (state->cancelled.load()) return;
+      state->timer.expires_after(delay);
+      loop->timers().insert(&state->timer);
+      state->timer.async_wait([state, loop](SysError error) {
+        loop->timers().erase(&state->timer);
+        if (!error && !state->cancelled.load()) state->work();
+      });
+    });
+  }
+  ~LoopTimer() override {
+    state_->cancelled.store(true);
+    loop_->post([state = state_] { state->timer.cancel(); });
+  }
+  LoopTimer(const LoopTimer&) = delete;
+  LoopTimer& operator=(const LoopTimer&) = delete;
+
+ private:
+  struct State {
+    State(boost::asio::io_context& context, std::function<void()> given) : timer(context), work(std::move(given)) {}
+    boost::asio::steady_timer timer;
+    std::function<void()> work;
+    std::atomic<bool> cancelled{false};
+  };
+  std::shared_ptr<ClientLoop> loop_;
+  std::shared_ptr<State> state_;
 };
 
 }  // namespace
@@ -156,6 +192,10 @@ std::unique_ptr<Call> Client::start(ClientRequest request, std::shared_ptr<CallL
   auto call = std::make_shared<ClientCall>(loop, std::move(request), std::move(listener));
   loop->post([call] { call->begin(); });
   return std::make_unique<Handle>(std::move(call));
+}
+
+std::unique_ptr<Client::Timer> Client::after(std::chrono::milliseconds delay, std::function<void()> work) {
+  return std::make_unique<LoopTimer>(impl_->loops.front(), delay, std::move(work));
 }
 
 Client::Counts Client::counts() const {

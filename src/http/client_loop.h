@@ -75,7 +75,7 @@ class ClientLink : public std::enable_shared_from_this<ClientLink> {
   bool watching_ = false;
 };
 
-// One call, from its start to its end. All but cancel(), pause() and resume() run on the loop's thread.
+// One call, from its start to its end. All but cancel(), fail(), pause() and resume() run on the loop's thread.
 class ClientCall : public std::enable_shared_from_this<ClientCall> {
  public:
   ClientCall(std::shared_ptr<ClientLoop> loop, ClientRequest request, std::shared_ptr<CallListener> listener);
@@ -89,6 +89,7 @@ class ClientCall : public std::enable_shared_from_this<ClientCall> {
   void finish(Status status);
 
   void cancel();
+  void fail(Error error);
   void pause() { paused_.store(true); }
   void resume();
 
@@ -176,6 +177,8 @@ class ClientLoop : public std::enable_shared_from_this<ClientLoop> {
   ClientState& shared() { return *shared_; }
   TlsContexts& tls() { return tls_; }
   std::array<char, kClientReadSize>& buffer() { return buffer_; }
+  // Those of Client::after() that wait.
+  std::unordered_set<boost::asio::steady_timer*>& timers() { return timers_; }
 
  private:
   void forget(const std::shared_ptr<ClientLink>& link);
@@ -188,6 +191,7 @@ class ClientLoop : public std::enable_shared_from_this<ClientLoop> {
   boost::asio::ip::tcp::resolver resolver_{context_};
   boost::asio::steady_timer sweep_timer_{context_};
   bool sweeping_ = false;
+  std::unordered_set<boost::asio::steady_timer*> timers_;
   TlsContexts tls_;
   std::unordered_set<std::shared_ptr<ClientCall>> calls_;
   std::map<std::string, std::vector<std::shared_ptr<ClientLink>>> kept_;  // by origin, longest kept first

@@ -631,6 +631,45 @@ TEST(HttpClient, DestroyingTheClientEndsItsCalls) {
   handle->resume();
 }
 
+TEST(HttpClient, ACallMayBeFailedFromOutside) {
+  RawServer server([](RawConnection& connection) { connection.closed_within(10s); });
+  Client client;
+  auto recorder = std::make_shared<Recorder>();
+  const auto handle = client.start(request_for(server), recorder);
+  handle->fail(make_error(ErrorCode::unavailable, "closing"));
+  ASSERT_TRUE(recorder->wait_end());
+  EXPECT_EQ(recorder->end->status.error().message, "closing");
+  handle->fail(make_error(ErrorCode::unavailable, "again"));
+}
+
+TEST(HttpClient, TheDeadlineEndsACallWhateverItDoes) {
+  RawServer server([](RawConnection& connection) {
+    connection.read_request();
+    connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    while (connection.send_chunk("x")) std::this_thread::sleep_for(5ms);
+  });
+  Client client;
+  ClientRequest request = request_for(server);
+  const auto start = std::chrono::steady_clock::now();
+  request.deadline = start + 150ms;
+  const auto got = call(client, request);
+  EXPECT_EQ(got->end->status.error().code, ErrorCode::timeout);
+  EXPECT_THAT(got->end->status.error().message, HasSubstr("deadline"));
+  EXPECT_GE(std::chrono::steady_clock::now() - start, 150ms);
+  EXPECT_GT(got->body.size(), 1U);
+}
+
+TEST(HttpClient, TimersRunOnceUnlessTheyAreDestroyed) {
+  std::atomic<int> ran{0};
+  Client client;
+  const auto kept = client.after(20ms, [&] { ran.fetch_add(1); });
+  client.after(20ms, [&] { ran.fetch_add(100); }).reset();
+  for (int i = 0; i < 1000 && ran.load() == 0; ++i) std::this_thread::sleep_for(1ms);
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(ran.load(), 1);
+  auto endless = client.after(1h, [&] { ran.fetch_add(1); });  // the client ends without it
+}
+
 // ---- Back-pressure ----
 
 TEST(HttpClient, APausedCallHoldsTheSenderBack) {
