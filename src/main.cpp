@@ -26,6 +26,7 @@
 #include "base/units.h"
 #include "base/worker_pool.h"
 #include "config/config.h"
+#include "http/client.h"
 #include "http/server.h"
 #include "kernels/kernel_table.h"
 #include "local_models.h"
@@ -130,7 +131,10 @@ Result<Machine> make_machine(const config::Compute& compute) {
     error.message = "compute.kernels: " + error.message;
     return error;
   }
-  return Machine{std::make_shared<WorkerPool>(compute.threads != 0 ? compute.threads : available_cpus()), *table};
+  http::ClientOptions client;
+  client.user_agent = "xgen-model/" XGEN_VERSION;
+  return Machine{std::make_shared<WorkerPool>(compute.threads != 0 ? compute.threads : available_cpus()), *table,
+                 std::make_shared<RemoteClient>(std::move(client))};
 }
 
 int check(const Flags& flags) {

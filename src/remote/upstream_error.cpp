@@ -91,7 +91,8 @@ Error make(int status, Details details, const http::ResponseHead* head, const Up
     case 404:
     case 413:
     case 422: {
-      const ErrorCode code = status == 413 ? ErrorCode::too_large : ErrorCode::invalid_argument;
+      ErrorCode code = status == 413 ? ErrorCode::too_large : ErrorCode::invalid_argument;
+      if (details.code == "unsupported_parameter") code = ErrorCode::unsupported;
       if (details.message.empty())
         return make_error(code, upstream.says("refused the request with status " + std::to_string(status)));
       return make_error(code, std::move(details.message), std::move(details.param));
