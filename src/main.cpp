@@ -379,6 +379,7 @@ int serve(const Flags& flags) {
   if (!http) return complain(kFailed, http.error().message);
   http_server.store(http->get());
   (*http)->start();
+  machine->remotes->run_on(**http);
   const double bind_ms = ms_since(start) - plan_ms;
   if (Status status = registry.apply(std::move(planned->definitions)); !status)
     return complain(kMisused, status.error().message);

@@ -8,6 +8,7 @@
 #include "base/result.h"
 #include "config/config.h"
 #include "http/client.h"
+#include "http/server.h"
 #include "registry/registry.h"
 
 namespace xgen {
@@ -16,13 +17,19 @@ namespace xgen {
 class RemoteClient {
  public:
   explicit RemoteClient(http::ClientOptions options) : options_(std::move(options)) {}
+  // On the server's threads: before the first model is loaded, and once the server has been started.
+  void run_on(const http::Server& server) { server_ = &server; }
   http::Client& get() {
-    std::call_once(once_, [this] { client_ = std::make_unique<http::Client>(options_); });
+    std::call_once(once_, [this] {
+      client_ = server_ == nullptr ? std::make_unique<http::Client>(options_)
+                                   : std::make_unique<http::Client>(options_, *server_);
+    });
     return *client_;
   }
 
  private:
   const http::ClientOptions options_;
+  const http::Server* server_ = nullptr;
   std::once_flag once_;
   std::unique_ptr<http::Client> client_;
 };

@@ -17,6 +17,8 @@
 
 namespace xgen::http {
 
+class Server;
+
 struct ClientRequest {
   std::string method = "GET";
   Url url;
@@ -77,7 +79,7 @@ class Call {
 inline constexpr std::size_t kClientReadSize = 64 << 10;
 
 struct ClientOptions {
-  int threads = 1;
+  int threads = 1;  // of its own
   std::string user_agent = "xgen-model";
   std::size_t max_calls = 16384;                          // running at once; more end as overloaded
   std::size_t max_idle_per_origin = 1024;                 // connections kept per thread and origin
@@ -90,6 +92,9 @@ struct ClientOptions {
 class Client {
  public:
   explicit Client(ClientOptions options = {});
+  // On the threads of a server, which has been started: a call that one of them starts stays on it, so that what it
+  // brings is passed on without waking another thread. When the server goes, every call ends.
+  Client(ClientOptions options, const Server& server);
   // Ends every call (cancelled). Not from inside a callback. A running look-up of a name is waited for.
   ~Client();
   Client(const Client&) = delete;

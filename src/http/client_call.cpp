@@ -38,6 +38,7 @@ ClientCall::~ClientCall() {
 // What is thrown while working for this call (by its listener, or for want of memory) ends it and nothing else.
 template <class Work>
 void ClientCall::contain(Work work) noexcept {
+  const LoopTurn turn(*loop_);
   try {
     try {
       work();
@@ -276,7 +277,7 @@ void ClientCall::read() {
         return on_ended(result.reason, false);
     }
   }
-  asio::post(loop_->context(), [self = shared_from_this()] {
+  loop_->post([self = shared_from_this()] {
     if (!self->over_.load() && self->link_ != nullptr && !self->link_->watching()) self->on_readable();
   });
 }
