@@ -18,36 +18,28 @@ using inference::Tool;
 using inference::ToolCall;
 using inference::ToolChoice;
 
-constexpr std::size_t kMaxMessages = 4096;
-constexpr std::size_t kMaxParts = 1024;
-constexpr std::size_t kMaxNameBytes = 256;
-constexpr std::size_t kMaxTools = 512;
-constexpr std::size_t kMaxToolCalls = 512;  // of one message
-constexpr std::size_t kMaxFunctionName = 128;
-
 bool is_empty(const json::value& value) { return value.is_null() || (value.is_array() && value.get_array().empty()); }
 
 std::string at(const std::string& where, std::size_t index) { return where + "[" + std::to_string(index) + "]"; }
-std::string in(const std::string& where, std::string_view key) { return where + "." + std::string(key); }
 std::string_view name_of(const json::key_value_pair& field) { return {field.key().data(), field.key().size()}; }
 
 // A field's text, or empty where the field is absent or null.
 Result<std::string> optional_text(const json::object& object, std::string_view key, const std::string& where) {
   const json::value* value = object.if_contains(key);
   if (value == nullptr || value->is_null()) return std::string();
-  if (!value->is_string()) return must_be(in(where, key), "a string", *value);
+  if (!value->is_string()) return must_be(member(where, key), "a string", *value);
   return std::string(text_of(value->get_string()));
 }
 Result<std::string> required_text(const json::object& object, std::string_view key, const std::string& where) {
   const json::value* value = object.if_contains(key);
   if (value == nullptr || !value->is_string())
-    return invalid("'" + in(where, key) + "' must be a string", in(where, key));
+    return invalid("'" + member(where, key) + "' must be a string", member(where, key));
   return std::string(text_of(value->get_string()));
 }
 Result<std::optional<bool>> optional_bool(const json::object& object, std::string_view key, const std::string& where) {
   const json::value* value = object.if_contains(key);
   if (value == nullptr || value->is_null()) return std::optional<bool>();
-  if (!value->is_bool()) return must_be(in(where, key), "a boolean", *value);
+  if (!value->is_bool()) return must_be(member(where, key), "a boolean", *value);
   return std::optional<bool>(value->get_bool());
 }
 
@@ -56,7 +48,7 @@ Status only(const json::object& object, std::initializer_list<std::string_view> 
   for (const auto& field : object) {
     const std::string_view name = name_of(field);
     if (!field.value().is_null() && std::find(known.begin(), known.end(), name) == known.end())
-      return not_supported(in(where, name), field.value());
+      return not_supported(member(where, name), field.value());
   }
   return {};
 }
@@ -71,9 +63,9 @@ bool is_function_name(std::string_view name) {
 Result<std::string> function_name(const json::object& function, const std::string& where) {
   auto name = required_text(function, "name", where);
   if (name && !is_function_name(*name))
-    return invalid("'" + in(where, "name") + "' must be 1 to " + std::to_string(kMaxFunctionName) +
+    return invalid("'" + member(where, "name") + "' must be 1 to " + std::to_string(kMaxFunctionName) +
                        " letters, digits, '_', '-' or '.'",
-                   in(where, "name"));
+                   member(where, "name"));
   return name;
 }
 
@@ -83,11 +75,11 @@ Result<const json::object*> function_of(const json::value& value, const std::str
   if (object == nullptr) return must_be(where, "an object with type and function", value);
   const json::value* type = object->if_contains("type");
   if (type == nullptr || !type->is_string())
-    return invalid("'" + in(where, "type") + "' must be a string", in(where, "type"));
-  if (type->get_string() != "function") return not_supported(in(where, "type"), *type);
+    return invalid("'" + member(where, "type") + "' must be a string", member(where, "type"));
+  if (type->get_string() != "function") return not_supported(member(where, "type"), *type);
   const json::value* function = object->if_contains("function");
   if (function == nullptr || !function->is_object())
-    return invalid("'" + in(where, "function") + "' must be an object", in(where, "function"));
+    return invalid("'" + member(where, "function") + "' must be an object", member(where, "function"));
   return &function->get_object();
 }
 
@@ -95,17 +87,17 @@ Result<ContentPart> read_image(const json::object& part, const std::string& wher
   const json::value* image = part.if_contains("image_url");
   const json::object* object = image != nullptr ? image->if_object() : nullptr;
   if (object == nullptr)
-    return invalid("'" + in(where, "image_url") + "' must be an object with url", in(where, "image_url"));
-  const std::string name = in(where, "image_url");
+    return invalid("'" + member(where, "image_url") + "' must be an object with url", member(where, "image_url"));
+  const std::string name = member(where, "image_url");
   auto url = required_text(*object, "url", name);
   if (!url) return std::move(url).error();
   const auto is = [&](std::string_view scheme) { return std::string_view(*url).starts_with(scheme); };
   if (!is("data:") && !is("http://") && !is("https://"))
-    return invalid("'" + in(name, "url") + "' must begin with data:, http:// or https://", in(name, "url"));
+    return invalid("'" + member(name, "url") + "' must begin with data:, http:// or https://", member(name, "url"));
   auto detail = optional_text(*object, "detail", name);
   if (!detail) return std::move(detail).error();
   if (!detail->empty() && *detail != "low" && *detail != "high" && *detail != "auto")
-    return invalid("'" + in(name, "detail") + "' must be low, high or auto", in(name, "detail"));
+    return invalid("'" + member(name, "detail") + "' must be low, high or auto", member(name, "detail"));
   if (Status status = only(*object, {"url", "detail"}, name); !status) return std::move(status).error();
   return ContentPart{ContentPart::Kind::image, std::move(*url), std::move(*detail)};
 }
@@ -166,9 +158,9 @@ Status read_tool_calls(const json::value& value, const std::string& where, std::
     ToolCall call;
     auto id = required_text((*list)[i].get_object(), "id", name);
     if (!id) return std::move(id).error();
-    auto called = function_name(**function, in(name, "function"));
+    auto called = function_name(**function, member(name, "function"));
     if (!called) return std::move(called).error();
-    auto arguments = optional_text(**function, "arguments", in(name, "function"));
+    auto arguments = optional_text(**function, "arguments", member(name, "function"));
     if (!arguments) return std::move(arguments).error();
     out.push_back({*std::move(id), *std::move(called), *std::move(arguments)});
   }
@@ -194,7 +186,7 @@ Status read_message(const json::value& value, const std::string& where, Message&
     const std::string_view key = name_of(each);
     const json::value& field = each.value();
     if (key == "role" || key == "content" || is_empty(field)) continue;
-    const std::string name = in(where, key);
+    const std::string name = member(where, key);
     if (key == "tool_calls") {
       if (message.role != "assistant") return invalid("'" + name + "' belongs to messages of the assistant", name);
       if (Status status = read_tool_calls(field, name, message.tool_calls); !status) return status;
@@ -243,11 +235,11 @@ Status store_tools(const json::value& value, Draft& draft) {
     const std::string where = at("tools", i);
     const auto function = function_of((*list)[i], where);
     if (!function) return function.error();
-    const std::string inner = in(where, "function");
+    const std::string inner = member(where, "function");
     auto name = function_name(**function, inner);
     if (!name) return std::move(name).error();
     if (!names.insert(*name).second)
-      return invalid("'" + in(inner, "name") + "' is used twice: '" + *name + "'", in(inner, "name"));
+      return invalid("'" + member(inner, "name") + "' is used by an earlier function already", member(inner, "name"));
     auto description = optional_text(**function, "description", inner);
     if (!description) return std::move(description).error();
     auto strict = optional_bool(**function, "strict", inner);
@@ -255,7 +247,8 @@ Status store_tools(const json::value& value, Draft& draft) {
     Tool tool{*std::move(name), *std::move(description), {}, *strict};
     if (const json::value* parameters = (*function)->if_contains("parameters");
         parameters != nullptr && !parameters->is_null()) {
-      if (!parameters->is_object()) return must_be(in(inner, "parameters"), "a JSON Schema (an object)", *parameters);
+      if (!parameters->is_object())
+        return must_be(member(inner, "parameters"), "a JSON Schema (an object)", *parameters);
       tool.parameters = json::serialize(*parameters);
     }
     if (Status status = only(**function, {"name", "description", "parameters", "strict"}, inner); !status)
@@ -290,7 +283,7 @@ Status check_tools(const Draft& draft) {
   if (draft.tools.empty()) return invalid("'tool_choice' asks for a call, but 'tools' has no function", "tool_choice");
   if (choice.mode == ToolChoice::Mode::named &&
       std::none_of(draft.tools.begin(), draft.tools.end(), [&](const Tool& tool) { return tool.name == choice.name; }))
-    return invalid("'tool_choice' names the function '" + choice.name + "', which is not among 'tools'", "tool_choice");
+    return invalid("'tool_choice' names a function that is not among 'tools'", "tool_choice");
   return {};
 }
 
@@ -305,8 +298,8 @@ Status store_response_format(const json::value& value, Draft& draft) {
     format.kind = *type == "text" ? ResponseFormat::Kind::text : ResponseFormat::Kind::json_object;
     return only(*object, {"type"}, where);
   }
-  if (*type != "json_schema") return not_supported(in(where, "type"), *object->if_contains("type"));
-  const std::string inner = in(where, "json_schema");
+  if (*type != "json_schema") return not_supported(member(where, "type"), *object->if_contains("type"));
+  const std::string inner = member(where, "json_schema");
   const json::value* spec = object->if_contains("json_schema");
   if (spec == nullptr || !spec->is_object())
     return invalid("'" + inner + "' must be an object with name and schema", inner);
@@ -322,7 +315,7 @@ Status store_response_format(const json::value& value, Draft& draft) {
   if (!strict) return std::move(strict).error();
   format.strict = *strict;
   if (const json::value* schema = given.if_contains("schema"); schema != nullptr && !schema->is_null()) {
-    if (!schema->is_object()) return must_be(in(inner, "schema"), "a JSON Schema (an object)", *schema);
+    if (!schema->is_object()) return must_be(member(inner, "schema"), "a JSON Schema (an object)", *schema);
     format.schema = json::serialize(*schema);
   }
   if (Status status = only(given, {"name", "description", "schema", "strict"}, inner); !status) return status;

@@ -28,16 +28,9 @@ constexpr unsigned kAll = kGenerate | kTokenize | kDetokenize;
 constexpr double kIntMax = std::numeric_limits<std::int32_t>::max();
 constexpr double kIntMin = std::numeric_limits<std::int32_t>::min();
 
-constexpr std::size_t kMaxPrompts = 256;
-constexpr std::size_t kMaxStops = 16;
-constexpr std::size_t kMaxStopBytes = 1024;
-constexpr std::size_t kMaxStopTokens = 256;
-constexpr std::size_t kMaxLogitBias = 1024;
-
 std::string format_bound(double bound) {
-  return json::serialize(bound == std::trunc(bound) && std::abs(bound) < 1e18
-                             ? json::value(static_cast<std::int64_t>(bound))
-                             : json::value(bound));
+  return bound == std::trunc(bound) && std::abs(bound) < 1e18 ? std::to_string(static_cast<std::int64_t>(bound))
+                                                              : number_text(bound);
 }
 
 // "a number > 0 and <= 1": the words of error messages and of the reference page.
@@ -188,7 +181,7 @@ Status store_stream_options(const json::value& value, Draft& draft) {
   draft.stream_options = true;
   for (const auto& [key, field] : *object) {
     if (field.is_null()) continue;
-    const std::string name = "stream_options." + std::string(key.data(), key.size());
+    const std::string name = member("stream_options", {key.data(), key.size()});
     if (!field.is_bool() && (key == "include_usage" || key == "continuous_usage_stats" || key == "include_obfuscation"))
       return must_be(name, "a boolean", field);
     if (key == "include_usage") {
@@ -619,6 +612,35 @@ Status apply_parameter(const Parameter& parameter, const json::value& value, Dra
   }
   if (!good) return must_be(std::string(parameter.name), expectation(parameter), value);
   return parameter.store(value, draft);
+}
+
+std::string limits_markdown() {
+  struct Limit {
+    std::string_view what;
+    std::string most;
+  };
+  const Limit limits[] = {
+      {"bytes of the body", "`server.max_body`"},
+      {"bytes of the head", "`server.max_headers`"},
+      {"prompts of /v1/completions", std::to_string(kMaxPrompts)},
+      {"choices of all prompts together (prompts times `n`)", std::to_string(kMaxChoices)},
+      {"messages of a chat", std::to_string(kMaxMessages)},
+      {"parts of one message's content", std::to_string(kMaxParts)},
+      {"bytes of a message's role or name", std::to_string(kMaxNameBytes)},
+      {"functions in `tools`", std::to_string(kMaxTools)},
+      {"`tool_calls` of one message", std::to_string(kMaxToolCalls)},
+      {"bytes of a function's name", std::to_string(kMaxFunctionName)},
+      {"strings in `stop`", std::to_string(kMaxStops)},
+      {"bytes of one of them", std::to_string(kMaxStopBytes)},
+      {"ids in `stop_token_ids`", std::to_string(kMaxStopTokens)},
+      {"tokens in `logit_bias`", std::to_string(kMaxLogitBias)},
+      {"levels of nesting in the JSON", std::to_string(kMaxJsonDepth)},
+      {"tokens of a prompt and its answer together", "`max_model_len`"},
+      {"time until the answer is complete", "`server.request_timeout`"},
+  };
+  std::string out = "| of one request | at most |\n| --- | --- |\n";
+  for (const Limit& limit : limits) out.append("| ").append(limit.what).append(" | ").append(limit.most).append(" |\n");
+  return out;
 }
 
 std::string parameters_markdown() {

@@ -1,6 +1,7 @@
 // The parameter table: one row per field of a request. Parsing, validation and the reference page all read it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -16,6 +17,21 @@ class value;
 }
 
 namespace xgen::api {
+
+// The most that one request may hold; the reference page lists them.
+inline constexpr std::size_t kMaxPrompts = 256;
+inline constexpr std::size_t kMaxChoices = 1024;  // prompts times n
+inline constexpr std::size_t kMaxMessages = 4096;
+inline constexpr std::size_t kMaxParts = 1024;  // of one message's content
+inline constexpr std::size_t kMaxNameBytes = 256;
+inline constexpr std::size_t kMaxTools = 512;
+inline constexpr std::size_t kMaxToolCalls = 512;     // of one message
+inline constexpr std::size_t kMaxFunctionName = 128;  // bytes
+inline constexpr std::size_t kMaxStops = 16;
+inline constexpr std::size_t kMaxStopBytes = 1024;
+inline constexpr std::size_t kMaxStopTokens = 256;
+inline constexpr std::size_t kMaxLogitBias = 1024;
+inline constexpr std::size_t kMaxJsonDepth = 128;
 
 // What the fields of one body have said so far; requests.cpp checks how they fit together.
 struct Draft {

@@ -11,13 +11,12 @@ namespace {
 namespace json = boost::json;
 using inference::GenerateRequest;
 
-constexpr std::size_t kMaxChoices = 1024;  // of one call: prompts times n
-
 // Every field of the body through the table.
 Status read_body(Endpoint endpoint, std::string_view body, const ParseOptions& options, Draft& draft,
                  std::vector<std::string>& unknown) {
   draft.endpoint = endpoint;
-  auto parsed = parse_json(body);
+  if (body.empty()) return invalid("The request has no body; it must be a JSON object", {});
+  auto parsed = parse_json(body, {.max_depth = kMaxJsonDepth});
   if (!parsed) return invalid("The body of the request: " + parsed.error().message, {});
   const json::object* object = parsed->if_object();
   if (object == nullptr) return invalid("The body of the request must be a JSON object", {});
@@ -60,7 +59,9 @@ Status check_generate(Draft& draft) {
   if (draft.stop.max_tokens && draft.stop.min_tokens > *draft.stop.max_tokens)
     return invalid("'min_tokens' must not be greater than 'max_tokens'", "min_tokens");
   if (draft.prompts.size() * static_cast<std::size_t>(draft.n) > kMaxChoices)
-    return invalid("prompts times 'n' must be at most " + std::to_string(kMaxChoices), "n");
+    return invalid("prompts times 'n' must be at most " + std::to_string(kMaxChoices) + ", got " +
+                       std::to_string(draft.prompts.size()) + " times " + std::to_string(draft.n),
+                   "n");
   return {};
 }
 

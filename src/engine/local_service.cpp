@@ -197,6 +197,7 @@ class LocalService final : public inference::ModelService {
   }
   inference::Health health() const override { return loop_.health(); }
   inference::ServiceStats stats() const override { return loop_.stats(); }
+  void on_failure(std::function<void(Error)> failed) override { loop_.on_failure(std::move(failed)); }
   void close() override { loop_.stop(); }
 
  private:
@@ -244,6 +245,8 @@ class LocalService final : public inference::ModelService {
       if (!result.ok()) {
         Error error = std::move(result).error();
         if (error.param.empty()) error.param = "messages";
+        // What a template says may repeat the messages.
+        error.received = ": " + std::exchange(error.message, "The chat template cannot render these messages");
         return error;
       }
       rendered = std::move(*result);

@@ -35,4 +35,10 @@ std::optional<Error> not_offered(const GenerateRequest& request, const Capabilit
   return not_offered(request.prompt, capabilities);
 }
 
+Load ModelService::load() const {
+  const ServiceStats now = stats();
+  return {static_cast<double>(now.requests_running), static_cast<double>(now.requests_waiting),
+          static_cast<double>(now.kv_blocks * now.kv_block_size)};
+}
+
 }  // namespace xgen::inference

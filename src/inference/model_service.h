@@ -1,6 +1,7 @@
 // ModelService: one served model, whatever engine stands behind it. The seam between server and engines.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -54,6 +55,26 @@ struct Health {
   std::string detail;
 };
 
+// What an engine has to do, as it says itself; of a remote engine, for all its clients.
+struct Load {
+  double running = 0;    // requests
+  double waiting = 0;    // requests
+  double kv_tokens = 0;  // size of its KV cache; 0 = not known
+};
+
+// One of several equal engines behind a model, as its gateway sees it.
+struct ReplicaState {
+  std::string name;  // its URL
+  bool healthy = true;
+  bool open = false;  // its circuit: nothing is sent there for a while
+  int in_flight = 0;
+  std::uint64_t sent = 0;      // requests
+  std::uint64_t failures = 0;  // of them
+  std::uint64_t ejections = 0;
+  std::uint64_t chunks = 0;          // of all prompts sent there, in units of the gateway's prefix index
+  std::uint64_t matched_chunks = 0;  // of them, expected in its prefix cache
+};
+
 // Thread-safe. Every method returns at once.
 class ModelService {
  public:
@@ -69,6 +90,12 @@ class ModelService {
   virtual Capabilities capabilities() const = 0;
   virtual Health health() const = 0;
   virtual ServiceStats stats() const = 0;
+  virtual Load load() const;  // by stats(), if not known better
+  virtual std::vector<ReplicaState> replicas() const { return {}; }
+
+  // `failed` is called, at most once and from any thread, when the service has ended by itself: every request has got
+  // its event, and no further one will be served. It must not call back.
+  virtual void on_failure(std::function<void(Error)> failed) { static_cast<void>(failed); }
 
   // Ends every request that is under way as unavailable, and refuses new ones: what holds handles gets its events.
   virtual void close() = 0;

@@ -53,12 +53,17 @@ TEST(Errors, EveryCodeHasAStatus) {
   for (int code = 0; code <= static_cast<int>(ErrorCode::unavailable); ++code)
     EXPECT_EQ(error_kind(static_cast<ErrorCode>(code)).code, static_cast<ErrorCode>(code));
   EXPECT_EQ(error_kind(ErrorCode::overloaded).status, 429);
-  EXPECT_EQ(error_code_of_status(431), ErrorCode::invalid_argument);
-  EXPECT_EQ(error_code_of_status(505), ErrorCode::invalid_argument);
+  for (const int status : {400, 404, 408, 413, 431, 500, 503, 505})
+    EXPECT_EQ(error_kind_of_status(status).status, status);
+  EXPECT_EQ(error_kind("not_found").status, 404);
+  EXPECT_EQ(error_kind("method_not_allowed").status, 405);
   const auto value = parse(error_json(make_error(ErrorCode::invalid_argument, "a \"b\"", "p")));
   EXPECT_EQ(value.at("error").at("message").as_string(), "a \"b\"");
   EXPECT_EQ(value.at("error").at("param").as_string(), "p");
   EXPECT_TRUE(value.at("error").at("code").is_null());
+  Error quoting = make_error(ErrorCode::unsupported, "'p' must be a number");
+  quoting.received = ", got \"x\"";
+  EXPECT_EQ(parse(error_json(quoting)).at("error").at("message").as_string(), "'p' must be a number, got \"x\"");
 }
 
 // A token may be part of a character: its text is replaced, its bytes are exact.
