@@ -46,7 +46,7 @@ struct TokenizeRequest {
 };
 struct Tokenized {
   std::vector<TokenId> ids;
-  std::vector<std::string> tokens;  // the bytes of each
+  std::vector<std::string> tokens;  // the bytes of each; empty where the engine does not tell
 };
 
 struct Health {
