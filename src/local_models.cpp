@@ -100,6 +100,18 @@ std::string summary(const std::vector<Place>& places, std::uint64_t budget) {
   return text;
 }
 
+registry::ModelDefinition definition_of(const config::Model& model, std::shared_ptr<registry::ModelLoader> loader) {
+  registry::ModelDefinition definition;
+  definition.name = model.name;
+  definition.aliases = model.aliases;
+  definition.on_demand = model.settings.on_demand;
+  definition.idle_unload = model.settings.idle_unload;
+  definition.pin = model.settings.pin;
+  definition.fingerprint = config::fingerprint(model);
+  definition.loader = std::move(loader);
+  return definition;
+}
+
 }  // namespace
 
 Result<engine::LocalModel*> LocalModelLoader::opened() {
@@ -149,15 +161,7 @@ std::uint64_t LocalModelLoader::kept_asleep() const {
 
 registry::ModelDefinition define(std::shared_ptr<LocalModelLoader> loader) {
   const config::Model& model = loader->model();
-  registry::ModelDefinition definition;
-  definition.name = model.name;
-  definition.aliases = model.aliases;
-  definition.on_demand = model.settings.on_demand;
-  definition.idle_unload = model.settings.idle_unload;
-  definition.pin = model.settings.pin;
-  definition.fingerprint = config::fingerprint(model);
-  definition.loader = std::move(loader);
-  return definition;
+  return definition_of(model, std::move(loader));
 }
 
 Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget) {
@@ -168,6 +172,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   std::uint64_t pinned = 0;
   std::string list;
   for (const config::Model& model : config.models) {
+    if (model.is_remote()) continue;
     auto loader = std::make_shared<LocalModelLoader>(model, machine, budget);
     const auto need = loader->need();
     if (!need) return need.error();
@@ -196,8 +201,16 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   PlannedModels planned;
   std::vector<Place> places;
   std::size_t next_share = 0;
-  for (const auto& loader : loaders) {
-    const config::Model& model = loader->model();
+  std::size_t next_local = 0;
+  for (const config::Model& model : config.models) {
+    if (model.is_remote()) {
+      auto remote = std::make_shared<RemoteModelLoader>(model, machine.remotes);
+      if (const auto need = remote->need(); !need) return need.error();
+      planned.text += remote->plan_text();
+      planned.definitions.push_back(definition_of(model, std::move(remote)));
+      continue;
+    }
+    const auto& loader = loaders[next_local++];
     if (!model.settings.on_demand) loader->limit(shares[next_share++]);
     const auto need = loader->need();
     if (!need) return need.error();
@@ -221,10 +234,11 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
 
 Status check_text(const PlannedModels& planned) {
   for (const registry::ModelDefinition& each : planned.definitions) {
-    auto& loader = static_cast<LocalModelLoader&>(*each.loader);
-    const auto model = loader.opened();
+    auto* loader = dynamic_cast<LocalModelLoader*>(each.loader.get());
+    if (loader == nullptr) continue;  // remote
+    const auto model = loader->opened();
     if (!model) return model.error();
-    if (Status status = (*model)->check_text(); !status) return at(loader.model(), std::move(status).error());
+    if (Status status = (*model)->check_text(); !status) return at(loader->model(), std::move(status).error());
   }
   return {};
 }

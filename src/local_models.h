@@ -13,6 +13,7 @@
 #include "engine/local_service.h"
 #include "kernels/kernel_table.h"
 #include "registry/registry.h"
+#include "remote_models.h"
 
 namespace xgen {
 
@@ -20,6 +21,7 @@ namespace xgen {
 struct Machine {
   std::shared_ptr<WorkerPool> pool;
   const kernels::KernelTable* kernels = nullptr;
+  std::shared_ptr<RemoteClient> remotes;
 };
 
 class LocalModelLoader final : public registry::ModelLoader {

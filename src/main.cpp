@@ -26,6 +26,7 @@
 #include "base/units.h"
 #include "base/worker_pool.h"
 #include "config/config.h"
+#include "http/client.h"
 #include "http/server.h"
 #include "kernels/kernel_table.h"
 #include "local_models.h"
@@ -124,7 +125,10 @@ Result<Machine> make_machine(const config::Compute& compute) {
     error.message = "compute.kernels: " + error.message;
     return error;
   }
-  return Machine{std::make_shared<WorkerPool>(compute.threads != 0 ? compute.threads : available_cpus()), *table};
+  http::ClientOptions client;
+  client.user_agent = "xgen-model/" XGEN_VERSION;
+  return Machine{std::make_shared<WorkerPool>(compute.threads != 0 ? compute.threads : available_cpus()), *table,
+                 std::make_shared<RemoteClient>(std::move(client))};
 }
 
 int check(const Flags& flags) {
@@ -413,6 +417,7 @@ int serve(const Flags& flags) {
   auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());
   if (!http) return complain(kFailed, http.error().message);
   http_server.store(http->get());
+  machine->remotes->run_on(**http);
   // Before the first request, which would find no model otherwise.
   if (Status status = registry.apply(std::move(planned->definitions)); !status)
     return complain(kMisused, status.error().message);

@@ -8,17 +8,12 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "base/result.h"
+#include "http/headers.h"
 
 namespace xgen::http {
-
-using Headers = std::vector<std::pair<std::string, std::string>>;
-
-// Of ASCII letters, as header names and their tokens are compared.
-bool equal_ignoring_case(std::string_view a, std::string_view b);
 
 struct Request {
   std::string method;  // "GET"
@@ -104,6 +99,8 @@ using Handler = std::function<void(std::shared_ptr<Exchange>)>;
 // holds what was read of it, which may be nothing.
 using ErrorPage = std::function<Response(const Request& request, int status, std::string_view message)>;
 
+class IoThread;
+
 class Server {
  public:
   // Binds and listens; nothing is accepted before start(). Raises the soft limit of open files to the hard one, and
@@ -120,6 +117,8 @@ class Server {
   // True if none was left.
   virtual bool drain(std::chrono::milliseconds deadline) = 0;
   virtual std::size_t open_connections() const = 0;
+  // For a Client that runs on them.
+  virtual std::vector<std::shared_ptr<IoThread>> threads() const = 0;
 };
 
 }  // namespace xgen::http
