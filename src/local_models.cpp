@@ -24,6 +24,7 @@ Result<engine::LocalServiceOptions> service_options(const config::Model& model, 
   options.pool = machine.pool;
   options.kernels = machine.kernels;
   const config::ModelSettings& settings = model.settings;
+  options.weight = settings.weight;
   options.max_model_len = settings.max_model_len;
   options.max_num_seqs = settings.max_num_seqs;
   options.max_num_batched_tokens = settings.max_num_batched_tokens;
@@ -40,20 +41,62 @@ Error at(const config::Model& model, Error error) {
 }
 
 std::string plan_text(const config::Model& model, const model::ModelInfo& info, const engine::MemoryPlan& memory) {
-  char text[1024];
-  std::snprintf(text, sizeof(text),
-                "%s (%s, %s, %d layers, vocabulary %d%s%s)\n"
-                "  weights    %12s\n"
-                "  KV cache   %12s   %lld tokens in %d blocks of %d, %s\n"
-                "  workspace  %12s\n"
-                "  total      %12s   max_model_len %d, max_num_seqs %d, max_num_batched_tokens %d\n",
-                model.name.c_str(), info.architecture.c_str(), info.weight_format.c_str(), info.num_layers,
-                info.vocab_size, model.settings.on_demand ? ", on demand" : "", model.settings.pin ? ", pinned" : "",
-                format_bytes(memory.weights).c_str(), format_bytes(memory.kv_bytes).c_str(),
-                static_cast<long long>(memory.kv_tokens), memory.kv_blocks, memory.block_size,
-                std::string(dtype_info(memory.kv_dtype).name).c_str(), format_bytes(memory.workspace).c_str(),
-                format_bytes(memory.total).c_str(), memory.max_model_len, memory.max_num_seqs,
-                memory.max_num_batched_tokens);
+  std::string more;
+  if (memory.kv_most_blocks > memory.kv_blocks)
+    more = ", up to " + std::to_string(static_cast<std::int64_t>(memory.kv_most_blocks) * memory.block_size) +
+           " while memory is free";
+  std::string text = model.name + " (" + info.architecture + ", " + info.weight_format + ", " +
+                     std::to_string(info.num_layers) + " layers, vocabulary " + std::to_string(info.vocab_size) + ")\n";
+  const auto line = [&text](const char* what, std::uint64_t bytes, const std::string& rest) {
+    char start[64];
+    std::snprintf(start, sizeof(start), "  %-10s %12s", what, format_bytes(bytes).c_str());
+    text += start + (rest.empty() ? "" : "   " + rest) + "\n";
+  };
+  line("weights", memory.weights, "");
+  line("KV cache", memory.kv_bytes,
+       std::to_string(memory.kv_tokens) + " tokens guaranteed" + more + "; blocks of " +
+           std::to_string(memory.block_size) + ", " + std::string(dtype_info(memory.kv_dtype).name));
+  line("workspace", memory.workspace, "");
+  line("total", memory.total,
+       "max_model_len " + std::to_string(memory.max_model_len) + ", max_num_seqs " +
+           std::to_string(memory.max_num_seqs) + ", max_num_batched_tokens " +
+           std::to_string(memory.max_num_batched_tokens));
+  return text;
+}
+
+// One model's line of the summary: when it is in memory, and how it finds its place.
+struct Place {
+  std::string name;
+  bool on_demand = false;
+  bool pinned = false;
+  std::uint64_t planned = 0;
+  std::uint64_t least = 0;
+};
+std::string summary(const std::vector<Place>& places, std::uint64_t budget) {
+  std::uint64_t at_start = 0;
+  std::size_t width = 0;
+  for (const Place& each : places) {
+    at_start += each.on_demand ? 0 : each.planned;
+    width = std::max(width, each.name.size());
+  }
+  const std::uint64_t left = budget - std::min(budget, at_start);
+  std::string text = "Memory budget: " + format_bytes(budget) + "\n";
+  for (const Place& each : places) {
+    std::string how = each.on_demand ? "on demand" : "at start";
+    if (each.pinned) how += ", pinned";
+    char size[32];
+    std::snprintf(size, sizeof(size), "%12s", format_bytes(each.planned).c_str());
+    std::string line = "  " + each.name + std::string(width - each.name.size(), ' ') + size + "   " + how;
+    if (each.on_demand && each.least <= left) {
+      line += each.planned <= left ? "; fits beside those loaded at start"
+                                   : "; takes what is left, at least " + format_bytes(each.least);
+    } else if (each.on_demand) {
+      line += "; needs at least " + format_bytes(each.least) + ", so models that are not in use are unloaded for it";
+    }
+    text += line + "\n";
+  }
+  text += "  loaded at start " + format_bytes(at_start) + ", left " + format_bytes(left) +
+          " for models on demand and for KV cache that is borrowed\n";
   return text;
 }
 
@@ -116,6 +159,11 @@ std::uint64_t LocalModelLoader::kept_asleep() const {
   return opened_ == nullptr ? 0 : std::max<std::uint64_t>(opened_->info().weight_bytes, 1);
 }
 
+registry::ModelDefinition define(std::shared_ptr<LocalModelLoader> loader) {
+  const config::Model& model = loader->model();
+  return definition_of(model, std::move(loader));
+}
+
 Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget) {
   const std::string where = config.file.empty() ? std::string() : config.file + ": ";
   std::vector<std::shared_ptr<LocalModelLoader>> loaders;
@@ -151,7 +199,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   const std::vector<std::uint64_t> shares = registry::share(budget, at_start);
 
   PlannedModels planned;
-  std::uint64_t total = 0;
+  std::vector<Place> places;
   std::size_t next_share = 0;
   std::size_t next_local = 0;
   for (const config::Model& model : config.models) {
@@ -173,14 +221,14 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
                                       (others > 0 ? " beside pinned models of " + format_bytes(others) : "") +
                                       ", but the memory budget is " + format_bytes(budget) + "."));
     }
-    const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others));
+    const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others), false, budget);
     if (!memory) return at(model, memory.error());
     planned.text += plan_text(model, (*loader->opened())->info(), *memory);
-    if (!model.settings.on_demand) total += memory->total;
+    places.push_back({model.name, model.settings.on_demand, model.settings.pin, memory->total, need->least});
 
-    planned.definitions.push_back(definition_of(model, loader));
+    planned.definitions.push_back(define(loader));
   }
-  planned.text += "at start     " + format_bytes(total) + " of a budget of " + format_bytes(budget) + "\n";
+  planned.text += summary(places, budget);
   return planned;
 }
 

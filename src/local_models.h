@@ -50,6 +50,9 @@ class LocalModelLoader final : public registry::ModelLoader {
   std::unique_ptr<engine::LocalModel> opened_;
 };
 
+// What the registry has to know of the model.
+registry::ModelDefinition define(std::shared_ptr<LocalModelLoader> loader);
+
 struct PlannedModels {
   std::vector<registry::ModelDefinition> definitions;
   std::string text;  // the plan, for people

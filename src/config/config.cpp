@@ -229,6 +229,10 @@ const std::vector<Key<Server>>& server_keys() {
                "After SIGTERM: still accept requests for so long, not ready, so that load balancers can notice."),
       duration("drain_timeout", &Server::drain_timeout, milliseconds(0),
                "After drain_delay: time for running requests to finish."),
+      choice("operators", {"local", "gateway"}, &Server::operators,
+             "Who may load and unload models (`/admin`, `/api/management`, `/api/inference/load`): requests from this "
+             "machine, or also those with the header `x-user-admin: true`. The latter only behind a gateway that sets "
+             "this header itself and lets no client in around it."),
       choice("unknown_fields", {"reject", "warn"}, &Server::unknown_fields,
              "What to do with request fields that no API defines: refuse with 400, or log and ignore."),
   };
@@ -310,6 +314,10 @@ const std::vector<Key<ModelSettings>>& settings_keys() {
       duration("idle_unload", &S::idle_unload, milliseconds(0),
                "It is unloaded when no request has used it for so long, and loaded again by the next; 0 keeps it."),
       boolean("pin", &S::pin, "Never unload it to make room for another model."),
+      integer(
+          "weight", &S::weight, 1, 1000,
+          "Its share of the compute threads while other models compute as well: one of weight 3 gets three times as "
+          "much time as one of weight 1."),
   };
   return keys;
 }

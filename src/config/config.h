@@ -34,6 +34,7 @@ struct Server {
   milliseconds drain_delay{5'000};
   milliseconds drain_timeout{30'000};
   std::string unknown_fields = "reject";  // reject | warn
+  std::string operators = "local";        // local | gateway
   bool operator==(const Server&) const = default;
 };
 
@@ -75,6 +76,7 @@ struct ModelSettings {
   bool on_demand = false;       // load: startup | on_demand
   milliseconds idle_unload{0};  // 0: never
   bool pin = false;
+  int weight = 1;  // of its steps among those of the others
   std::string engine = "native";  // native | openai
 };
 
