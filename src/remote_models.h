@@ -17,7 +17,7 @@ namespace xgen {
 class RemoteClient {
  public:
   explicit RemoteClient(http::ClientOptions options) : options_(std::move(options)) {}
-  // On the server's threads: before the first model is loaded, and once the server has been started.
+  // On the server's threads: before the first model is loaded.
   void run_on(const http::Server& server) { server_ = &server; }
   http::Client& get() {
     std::call_once(once_, [this] {

@@ -92,8 +92,9 @@ struct ClientOptions {
 class Client {
  public:
   explicit Client(ClientOptions options = {});
-  // On the threads of a server, which has been started: a call that one of them starts stays on it, so that what it
-  // brings is passed on without waking another thread. When the server goes, every call ends.
+  // On the threads of a server: a call that one of them starts stays on it, so that what it brings is passed on without
+  // waking another thread. When the server goes, every call ends. Where the client goes first, the server must have
+  // been started.
   Client(ClientOptions options, const Server& server);
   // Ends every call (cancelled). Not from inside a callback. A running look-up of a name is waited for.
   ~Client();

@@ -44,6 +44,33 @@ def http_request():
     yield from (request["raw"].encode() for request in http_cases() if "raw" in request)
 
 
+def http_response():
+    """The first byte may be an h, for the answer to HEAD: see http_response_fuzz.cpp."""
+    yield from (text.encode() for text in (
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
+        "HTTP/1.0 200 OK\r\n\r\nto the end",
+        "hHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+        'HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\n\r\n5;x="y"\r\nhello\r\nA\r\n0123456789\r\n0\r\nX-B: t\r\n\r\nmore'))
+
+
+def openai_stream():
+    def chunk(choices, **more):
+        return "data: " + json.dumps({"choices": choices, **more}) + "\n\n"
+    chat = {"role": "assistant", "content": "\u00e9", "reasoning_content": "Hm",
+            "tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}
+    logprobs = {"content": [{"token": "a", "logprob": -1, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -2}]}]}
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
+    yield (": hello\n\n" + chunk([{"index": 0, "delta": chat, "logprobs": logprobs, "finish_reason": None}]) +
+           chunk([{"index": 1, "delta": {}, "finish_reason": "stop", "stop_reason": 7}]) +
+           chunk([{"index": 0, "delta": {}, "finish_reason": "length", "matched_stop": "x"}]) +
+           chunk([], usage=usage) + "data:[DONE]\r\n\r\n").encode()
+    completion = {"tokens": ["a", "bytes:\\xe2\\x80"], "token_logprobs": [None, -1.5], "top_logprobs": [None, {"a": -1}]}
+    yield chunk([{"index": 0, "text": "a", "logprobs": completion}]).encode() + b"event: x\ndata: 1\ndata: 2\n\n"
+    yield b'data: {"error": {"message": "the secret", "type": "BadRequestError", "code": 400}}\n\n'
+    yield b'data: {"object": "error", "message": "m", "param": "n", "code": "rate_limit_exceeded"}\n\n'
+
+
 def json_request():
     """The first byte chooses the endpoint: see json_request_fuzz.cpp."""
     endpoints = {"/v1/completions": b"0", "/v1/chat/completions": b"1", "/tokenize": b"2", "/detokenize": b"3"}
@@ -131,8 +158,10 @@ SEEDS = {
     "config": lambda: [CONFIG.encode()],
     "gguf": gguf,
     "http_request": http_request,
+    "http_response": http_response,
     "jinja": jinja,
     "json_request": json_request,
+    "openai_stream": openai_stream,
     "safetensors": safetensors,
     "tokenizer_json": lambda: golden_tokenizers("tokenizer.json"),
     "tokenizer_model": lambda: golden_tokenizers("tokenizer.model"),

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <iterator>
+
 #include "base/json.h"
 
 namespace xgen::remote {
@@ -159,6 +162,13 @@ TEST(OpenAiRequest, Tokens) {
   EXPECT_EQ(json::parse(*detokenize_body({1, 2}, "m", Dialect::unknown)),
             json::parse(R"({"model":"m","tokens":[1,2]})"));
   EXPECT_EQ(detokenize_body({1}, "m", Dialect::trtllm).error().code, ErrorCode::unsupported);
+}
+
+TEST(OpenAiRequest, TheTableOfTheDocumentIsCurrent) {
+  std::ifstream file(XGEN_SOURCE_DIR "/docs/remote-engines.md");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  EXPECT_NE(text.find("\n" + fields_markdown()), std::string::npos) << "docs/remote-engines.md should hold:\n\n"
+                                                                    << fields_markdown();
 }
 
 TEST(OpenAiRequest, OwnersNameTheirDialect) {
