@@ -43,6 +43,7 @@ xgen_static_lib(xgen_yaml yaml-cpp/yaml.h yaml-cpp)
 xgen_static_lib(xgen_pcre2 pcre2.h pcre2-8)
 xgen_static_lib(xgen_utf8proc utf8proc.h utf8proc)
 target_compile_definitions(xgen_utf8proc INTERFACE UTF8PROC_STATIC)
+xgen_static_lib(xgen_openssl openssl/ssl.h "ssl;crypto")
 
 add_library(xgen_asio INTERFACE)
 target_compile_definitions(xgen_asio INTERFACE BOOST_ASIO_NO_DEPRECATED BOOST_ASIO_DISABLE_BOOST_COROUTINE)

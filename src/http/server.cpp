@@ -214,16 +214,7 @@ void fit_into_open_files(ServerOptions& options) {
 
 }  // namespace
 
-bool equal_ignoring_case(std::string_view a, std::string_view b) {
-  const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; };
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [&](char x, char y) { return lower(x) == lower(y); });
-}
-
-std::string_view Request::header(std::string_view name) const {
-  for (const auto& [key, value] : headers)
-    if (equal_ignoring_case(key, name)) return value;
-  return {};
-}
+std::string_view Request::header(std::string_view name) const { return find_header(headers, name); }
 
 Result<std::unique_ptr<Server>> Server::bind(ServerOptions options, Handler handler, ErrorPage error_page) {
   fit_into_open_files(options);

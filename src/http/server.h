@@ -8,17 +8,11 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <utility>
-#include <vector>
 
 #include "base/result.h"
+#include "http/headers.h"
 
 namespace xgen::http {
-
-using Headers = std::vector<std::pair<std::string, std::string>>;
-
-// Of ASCII letters, as header names and their tokens are compared.
-bool equal_ignoring_case(std::string_view a, std::string_view b);
 
 struct Request {
   std::string method;  // "GET"
