@@ -46,9 +46,8 @@ bool is_repo_name(std::string_view name) {
   const auto edge = [](char c) { return c == '-' || c == '.'; };
   if (edge(name.front()) || edge(name.back())) return false;
   if (name.find("--") != std::string_view::npos || name.find("..") != std::string_view::npos) return false;
-  return std::all_of(name.begin(), name.end(), [](unsigned char c) {
-    return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.';
-  });
+  return std::all_of(name.begin(), name.end(),
+                     [](unsigned char c) { return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.'; });
 }
 
 // Length of a revision that has slashes of its own ("refs/pr/3", "refs/convert/gguf"), or 0.
@@ -62,9 +61,8 @@ std::size_t special_revision(std::string_view text) {
   };
   if (text.starts_with(kPr)) return extent(kPr.size(), [](unsigned char c) { return std::isdigit(c) != 0; });
   if (text.starts_with(kConvert)) {
-    return extent(kConvert.size(), [](unsigned char c) {
-      return std::isalnum(c) != 0 || c == '_' || c == '.' || c == '-';
-    });
+    return extent(kConvert.size(),
+                  [](unsigned char c) { return std::isalnum(c) != 0 || c == '_' || c == '.' || c == '-'; });
   }
   return 0;
 }
@@ -129,9 +127,8 @@ Result<RemoteSource> parse_s3(std::string_view source) {
 bool is_remote_source(std::string_view source) {
   const std::size_t at = source.find("://");
   return at != std::string_view::npos && at > 0 &&
-         std::all_of(source.begin(), source.begin() + static_cast<std::ptrdiff_t>(at), [](unsigned char c) {
-           return std::isalnum(c) != 0 || c == '+' || c == '-' || c == '.';
-         });
+         std::all_of(source.begin(), source.begin() + static_cast<std::ptrdiff_t>(at),
+                     [](unsigned char c) { return std::isalnum(c) != 0 || c == '+' || c == '-' || c == '.'; });
 }
 
 Result<RemoteSource> parse_remote_source(std::string_view source) {

@@ -129,8 +129,8 @@ Status CacheFolder::set_ref(const std::string& revision, std::string_view snapsh
   if (Status made = make_folders(path.parent_path().string()); !made) return made;
   const std::string fresh = (path.parent_path() / temporary_name(path.filename().string())).string();
   const Fd file(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-  const bool written = file.get() >= 0 && ::write(file.get(), snapshot.data(), snapshot.size()) ==
-                                              static_cast<ssize_t>(snapshot.size());
+  const bool written =
+      file.get() >= 0 && ::write(file.get(), snapshot.data(), snapshot.size()) == static_cast<ssize_t>(snapshot.size());
   if (!written || ::fsync(file.get()) != 0 || ::rename(fresh.c_str(), path.c_str()) != 0) {
     const Error error = system_error(path.string(), errno);
     ::unlink(fresh.c_str());
@@ -174,7 +174,8 @@ std::optional<std::vector<RemoteFile>> CacheFolder::recorded_tree(std::string_vi
 }
 
 Status CacheFolder::prepare() {
-  for (const std::string& folder : {path_ + "/blobs", path_ + "/refs", path_ + "/snapshots", root_ + "/.locks/" + name_})
+  for (const std::string& folder :
+       {path_ + "/blobs", path_ + "/refs", path_ + "/snapshots", root_ + "/.locks/" + name_})
     if (Status made = make_folders(folder); !made) return made;
   return {};
 }
@@ -218,7 +219,8 @@ Status CacheFolder::link(std::string_view snapshot, const std::string& file, std
     const std::string part(rest.substr(0, slash));
     rest.remove_prefix(slash + 1);
     target.insert(0, "../");
-    if (::mkdirat(folder.get(), part.c_str(), 0777) != 0 && errno != EEXIST) return system_error(base + "/" + file, errno);
+    if (::mkdirat(folder.get(), part.c_str(), 0777) != 0 && errno != EEXIST)
+      return system_error(base + "/" + file, errno);
     Fd next(::openat(folder.get(), part.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (next.get() < 0) return system_error(base + "/" + file, errno);
     folder = Fd(next.release());

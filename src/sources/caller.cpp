@@ -65,15 +65,17 @@ Result<http::ClientRequest> redirected(const http::ClientRequest& request, std::
     return make_error(ErrorCode::unavailable, request.url.origin() + " answered with a redirect that leads nowhere");
   auto url = http::join_url(request.url, location);
   if (!url) {
-    return make_error(ErrorCode::unavailable,
-                      request.url.origin() + " answered with a redirect that cannot be followed: " + url.error().message);
+    return make_error(
+        ErrorCode::unavailable,
+        request.url.origin() + " answered with a redirect that cannot be followed: " + url.error().message);
   }
   if (request.url.tls && !url->tls)
     return make_error(ErrorCode::unavailable, request.url.origin() + " redirects from https to http: " + url->origin());
   http::ClientRequest next = request;
   if (url->origin() != request.url.origin()) {
     std::erase_if(next.headers, [](const auto& header) {
-      return http::equal_ignoring_case(header.first, "authorization") || http::equal_ignoring_case(header.first, "host");
+      return http::equal_ignoring_case(header.first, "authorization") ||
+             http::equal_ignoring_case(header.first, "host");
     });
   }
   next.url = *std::move(url);
@@ -114,8 +116,8 @@ Result<Answer> call(http::Client& client, const std::function<Result<http::Clien
           stop);
       if (!ended || !is_redirect(answer.status) || answer.header("location").empty()) break;
       if (redirects >= kMaxRedirects)
-        return make_error(ErrorCode::unavailable, request->url.origin() + " redirects more than " +
-                                                      std::to_string(kMaxRedirects) + " times");
+        return make_error(ErrorCode::unavailable,
+                          request->url.origin() + " redirects more than " + std::to_string(kMaxRedirects) + " times");
       auto next = redirected(*request, answer.header("location"));
       if (!next) return std::move(next).error();
       request = std::move(next);
@@ -129,7 +131,8 @@ Result<Answer> call(http::Client& client, const std::function<Result<http::Clien
       }
     } else {
       const ErrorCode code = ended.error().code;
-      const bool may_pass = code == ErrorCode::unavailable || code == ErrorCode::timeout || code == ErrorCode::overloaded;
+      const bool may_pass =
+          code == ErrorCode::unavailable || code == ErrorCode::timeout || code == ErrorCode::overloaded;
       if (!may_pass || failures > patience.retries) return std::move(ended).error();
     }
     if (!wait_for(pause, stop)) return stopped_error();

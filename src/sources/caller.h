@@ -15,14 +15,14 @@
 namespace xgen::sources {
 
 inline constexpr int kMaxRedirects = 5;
-inline constexpr std::size_t kMaxErrorBody = 4096;                // bytes that are kept of an answer that says no
-inline constexpr std::chrono::milliseconds kFirstPause{500};      // doubled with every failure in a row
+inline constexpr std::size_t kMaxErrorBody = 4096;            // bytes that are kept of an answer that says no
+inline constexpr std::chrono::milliseconds kFirstPause{500};  // doubled with every failure in a row
 inline constexpr std::chrono::milliseconds kLongestPause{16'000};
-inline constexpr std::chrono::seconds kLongestRetryAfter{600};    // a server that asks for more is given up
+inline constexpr std::chrono::seconds kLongestRetryAfter{600};  // a server that asks for more is given up
 
 // The end of patience with one thing to download.
 struct Patience {
-  int retries = 5;                                // failures in a row, each without one byte of progress
+  int retries = 5;                                 // failures in a row, each without one byte of progress
   std::chrono::milliseconds idle_timeout{30'000};  // a connection without progress
 };
 

@@ -33,10 +33,10 @@ Result<std::string> from_base64(std::string_view text);
 // What must hold for a file's bytes, all of it. Without any digest only the size is known.
 struct Expectation {
   DigestKind kind = DigestKind::sha256;
-  std::string raw;            // the expected digest
-  bool git_blob = false;      // of "blob SIZE\0" and the bytes
+  std::string raw;             // the expected digest
+  bool git_blob = false;       // of "blob SIZE\0" and the bytes
   std::uint64_t md5_part = 0;  // S3's ETag of an upload in parts of so many bytes: MD5 of the parts' MD5s; 0: not so
-  std::string where;          // who claims it: "x-linked-etag", "ETag"
+  std::string where;           // who claims it: "x-linked-etag", "ETag"
 };
 
 // Checks a file's bytes, given in order, against all expectations at once.
@@ -51,7 +51,7 @@ class Verifier {
   struct Check {
     Expectation expected;
     std::unique_ptr<Digest> digest;
-    std::unique_ptr<Digest> part;     // of md5_part
+    std::unique_ptr<Digest> part;  // of md5_part
     std::uint64_t left_of_part = 0;
   };
   std::vector<Check> checks_;

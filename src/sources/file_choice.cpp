@@ -15,10 +15,12 @@ constexpr std::size_t kMaxListed = 20;  // names in a message
 constexpr int kMaxParts = 1000;
 
 // Beside the weights; what is not there is not needed.
-constexpr std::array<std::string_view, 12> kPlainFiles = {
-    "config.json",     "generation_config.json",  "tokenizer.json",    "tokenizer_config.json",
-    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt",      "vocab.txt",               "chat_template.json", "chat_template.jinja"};
+constexpr std::array<std::string_view, 12> kPlainFiles = {"config.json",        "generation_config.json",
+                                                          "tokenizer.json",     "tokenizer_config.json",
+                                                          "tokenizer.model",    "special_tokens_map.json",
+                                                          "added_tokens.json",  "vocab.json",
+                                                          "merges.txt",         "vocab.txt",
+                                                          "chat_template.json", "chat_template.jinja"};
 constexpr std::string_view kSingle = "model.safetensors";
 constexpr std::string_view kIndex = "model.safetensors.index.json";
 
@@ -37,7 +39,8 @@ std::optional<Part> as_part(const std::string& name) {
   const auto digits = [](std::string_view text) {
     return std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
   };
-  if (tail[0] != '-' || tail.substr(6, 4) != "-of-" || !digits(tail.substr(1, 5)) || !digits(tail.substr(10))) return {};
+  if (tail[0] != '-' || tail.substr(6, 4) != "-of-" || !digits(tail.substr(1, 5)) || !digits(tail.substr(10)))
+    return {};
   Part part;
   part.stem = head.substr(0, head.size() - kTail);
   part.number = std::stoi(std::string(tail.substr(1, 5)));
@@ -135,8 +138,8 @@ Result<Choice> choose_files(const std::vector<RemoteFile>& listed, const std::st
     if (is_plain_file(inside)) choice.files.push_back(*file);
   }
   if (!has_anything) {
-    return make_error(ErrorCode::not_found, where + (path.empty() ? ": there are no files"
-                                                                  : ": there is no file or folder '" + path + "'"));
+    return make_error(ErrorCode::not_found,
+                      where + (path.empty() ? ": there are no files" : ": there is no file or folder '" + path + "'"));
   }
   if (has_config && !weights.empty()) {
     // What reads them takes model.safetensors alone, else what the index names, else every file. Beside shards there is
@@ -154,16 +157,17 @@ Result<Choice> choose_files(const std::vector<RemoteFile>& listed, const std::st
   }
   if (ggufs.size() == 1) return choose_gguf(by_path, *ggufs.begin(), where);
   if (ggufs.size() > 1) {
-    return make_error(ErrorCode::invalid_argument, where + ": it has several GGUF models; name one of them at the end "
-                                                           "of the source: " +
+    return make_error(ErrorCode::invalid_argument, where +
+                                                       ": it has several GGUF models; name one of them at the end "
+                                                       "of the source: " +
                                                        list_of(ggufs));
   }
   std::set<std::string> names;
   for (const auto& [name, file] : by_path)
     if (name.starts_with(folder)) names.insert(name);
-  return make_error(ErrorCode::unsupported,
-                    where + ": neither config.json with .safetensors files nor a .gguf file; there are: " +
-                        list_of(names));
+  return make_error(
+      ErrorCode::unsupported,
+      where + ": neither config.json with .safetensors files nor a .gguf file; there are: " + list_of(names));
 }
 
 }  // namespace xgen::sources

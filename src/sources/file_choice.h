@@ -23,8 +23,9 @@ struct Choice {
 };
 
 // `path` as the source says it: a folder, a .gguf file, or "" for the root. Of a folder: config.json with safetensors
-// and the tokenizer's files, or its only GGUF model with all parts. Errors, starting with `where` and listing what there
-// is: invalid_argument if `path` is no model or several are there, unsupported if none is, not_found if a file is not.
+// and the tokenizer's files, or its only GGUF model with all parts. Errors, starting with `where` and listing what
+// there is: invalid_argument if `path` is no model or several are there, unsupported if none is, not_found if a file is
+// not.
 Result<Choice> choose_files(const std::vector<RemoteFile>& listed, const std::string& path, const std::string& where);
 
 // "model-00001-of-00003.gguf" -> its three names; any other name -> itself.

@@ -13,9 +13,8 @@ namespace {
 constexpr int kMaxPages = 1000;
 
 bool is_hex(std::string_view text, std::size_t size) {
-  return text.size() == size && std::all_of(text.begin(), text.end(), [](char c) {
-           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
-         });
+  return text.size() == size &&
+         std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
 }
 
 std::string from_hex(std::string_view hex) {
@@ -33,7 +32,8 @@ std::string next_page(std::string_view link) {
     if (open == std::string_view::npos || close == std::string_view::npos) return {};
     const std::size_t end = std::min(link.find('<', close), link.size());
     const std::string_view parameters = link.substr(close, end - close);
-    if (parameters.find("rel=\"next\"") != std::string_view::npos || parameters.find("rel=next") != std::string_view::npos)
+    if (parameters.find("rel=\"next\"") != std::string_view::npos ||
+        parameters.find("rel=next") != std::string_view::npos)
       return std::string(link.substr(open + 1, close - open - 1));
     link.remove_prefix(end);
   }
@@ -122,10 +122,9 @@ Error Hub::explain(const HubSource& source, const std::string& file, const Answe
   if (code == "EntryNotFound") return error(ErrorCode::not_found, "the repository has no such file");
   if (answer.status == 401 || (code == "RepoNotFound" && settings_.token.empty())) {
     return error(answer.status == 401 ? ErrorCode::unauthenticated : ErrorCode::not_found,
-                 settings_.token.empty()
-                     ? status + ": there is no repository '" + source.repo +
-                           "', or it is private and a token is needed: set HF_TOKEN"
-                     : status + ": the token of " + settings_.token_from + " is not accepted");
+                 settings_.token.empty() ? status + ": there is no repository '" + source.repo +
+                                               "', or it is private and a token is needed: set HF_TOKEN"
+                                         : status + ": the token of " + settings_.token_from + " is not accepted");
   }
   if (code == "RepoNotFound") {
     return error(ErrorCode::not_found, "there is no repository '" + source.repo + "', or the token of " +
@@ -144,9 +143,9 @@ Error Hub::explain(const HubSource& source, const std::string& file, const Answe
   }
   if (answer.status == 429) {
     const auto wait = retry_after(answer.headers, std::time(nullptr));
-    Error limited = error(ErrorCode::overloaded, status + ": too many requests" +
-                                                     (wait ? "; it asks to wait " + std::to_string(wait->count()) + " s"
-                                                           : std::string()));
+    Error limited = error(ErrorCode::overloaded,
+                          status + ": too many requests" +
+                              (wait ? "; it asks to wait " + std::to_string(wait->count()) + " s" : std::string()));
     if (wait) limited.retry_after_s = static_cast<int>(std::min<long long>(wait->count(), 86'400));
     return limited;
   }
@@ -155,9 +154,9 @@ Error Hub::explain(const HubSource& source, const std::string& file, const Answe
 
 Result<std::string> Hub::commit(const HubSource& source, const std::stop_token& stop) const {
   if (is_commit(source.revision)) return source.revision;
-  const std::string target =
-      "/api/models/" + source.repo + "/revision/" + percent_encoded(source.revision, false);
-  const auto answer = call(client_, [&] { return request(target); }, kMaxApiBody, patience_, stop);
+  const std::string target = "/api/models/" + source.repo + "/revision/" + percent_encoded(source.revision, false);
+  const auto answer = call(
+      client_, [&] { return request(target); }, kMaxApiBody, patience_, stop);
   if (!answer) return make_error(answer.error().code, source_text(source) + ": " + answer.error().message);
   if (answer->status != 200) return explain(source, "", *answer);
   const auto json = parse_json(answer->body);
@@ -179,7 +178,8 @@ Result<std::vector<RemoteFile>> Hub::list(const HubSource& source, const std::st
                                                   std::to_string(kMaxListedFiles) + " files");
     };
     if (page >= kMaxPages) return too_much();
-    const auto answer = call(client_, [&] { return request(target); }, kMaxApiBody, patience_, stop);
+    const auto answer = call(
+        client_, [&] { return request(target); }, kMaxApiBody, patience_, stop);
     if (!answer) return make_error(answer.error().code, source_text(source) + ": " + answer.error().message);
     if (answer->status != 200) return explain(source, "", *answer);
     const auto json = parse_json(answer->body);
@@ -212,7 +212,8 @@ Remote Hub::remote(const HubSource& source, const std::string& commit, const Rem
   remote.look = [id = file.id, name = remote.name](const http::ResponseHead& head) -> Status {
     std::string_view linked = head.header("x-linked-etag");
     if (linked.starts_with("W/")) linked.remove_prefix(2);
-    if (linked.size() >= 2 && linked.front() == '"' && linked.back() == '"') linked = linked.substr(1, linked.size() - 2);
+    if (linked.size() >= 2 && linked.front() == '"' && linked.back() == '"')
+      linked = linked.substr(1, linked.size() - 2);
     if (linked.empty() || linked == id) return {};
     return make_error(ErrorCode::unavailable, name + ": the Hub's listing says that its content is " + id +
                                                   ", but its x-linked-etag says " + std::string(linked.substr(0, 100)));

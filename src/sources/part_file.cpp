@@ -40,9 +40,10 @@ std::uint64_t PartFile::length(std::size_t chunk) const { return std::min(chunk_
 Error PartFile::failed(int number) const {
   if (number != ENOSPC && number != EDQUOT) return system_error(path_, number);
   const std::string folder = std::filesystem::path(path_).parent_path().string();
-  return make_error(ErrorCode::unavailable,
-                    path_ + ": " + (number == EDQUOT ? "the disk quota is used up" : "the disk is full") + ": the file needs " +
-                        format_bytes(size_) + ", " + format_bytes(free_bytes(folder)) + " are free");
+  return make_error(ErrorCode::unavailable, path_ + ": " +
+                                                (number == EDQUOT ? "the disk quota is used up" : "the disk is full") +
+                                                ": the file needs " + format_bytes(size_) + ", " +
+                                                format_bytes(free_bytes(folder)) + " are free");
 }
 
 Result<std::unique_ptr<PartFile>> PartFile::open(const std::string& path, std::uint64_t size, std::uint64_t chunk) {
@@ -85,7 +86,8 @@ Status PartFile::reset() {
   if (::ftruncate(fd_, 0) != 0) return failed(errno);
   const std::uint64_t whole = record() + sizeof(Header) + done_.size() * sizeof(std::uint64_t);
   // Now rather than in the middle: a disk that is too small. Not every file system can do it.
-  if (::fallocate(fd_, 0, 0, static_cast<off_t>(whole)) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) return failed(errno);
+  if (::fallocate(fd_, 0, 0, static_cast<off_t>(whole)) != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
+    return failed(errno);
   if (::ftruncate(fd_, static_cast<off_t>(whole)) != 0) return failed(errno);
   const Header header{kMagic, size_, chunk_, done_.size()};
   return write_at(record(), reinterpret_cast<const char*>(header.data()), sizeof header);

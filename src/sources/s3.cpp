@@ -65,7 +65,8 @@ std::optional<std::string> xml_text(std::string_view text) {
       append_utf8(out, code);
       continue;
     }
-    const auto* known = std::find_if(kNames.begin(), kNames.end(), [&](const auto& each) { return each.first == name; });
+    const auto* known =
+        std::find_if(kNames.begin(), kNames.end(), [&](const auto& each) { return each.first == name; });
     if (known == kNames.end()) return {};
     out += known->second;
   }
@@ -117,9 +118,8 @@ std::string source_text(const S3Source& source) {
 
 // A bucket's name that can be a part of a host's name.
 bool is_host_label(const std::string& bucket) {
-  return std::all_of(bucket.begin(), bucket.end(), [](unsigned char c) {
-    return std::islower(c) != 0 || std::isdigit(c) != 0 || c == '-';
-  });
+  return std::all_of(bucket.begin(), bucket.end(),
+                     [](unsigned char c) { return std::islower(c) != 0 || std::isdigit(c) != 0 || c == '-'; });
 }
 
 }  // namespace
@@ -143,7 +143,8 @@ Result<S3Page> parse_s3_page(std::string_view xml) {
   }
   if (text_of(xml, "IsTruncated") == "true") {
     page.next = text_of(xml, "NextContinuationToken");
-    if (page.next.empty() || page.next.size() > kMaxTokenBytes) return bad("IsTruncated without a NextContinuationToken");
+    if (page.next.empty() || page.next.size() > kMaxTokenBytes)
+      return bad("IsTruncated without a NextContinuationToken");
   }
   return page;
 }
@@ -159,7 +160,8 @@ S3Place s3_place(const S3Source& source) {
   place.path = source.prefix.substr(place.base.size());
   // With the other parts, whose names begin alike.
   const std::vector<std::string> parts = all_parts(place.path);
-  const auto [a, b] = std::mismatch(parts.front().begin(), parts.front().end(), parts.back().begin(), parts.back().end());
+  const auto [a, b] =
+      std::mismatch(parts.front().begin(), parts.front().end(), parts.back().begin(), parts.back().end());
   place.list_prefix = place.base + std::string(parts.front().begin(), a);
   return place;
 }
@@ -201,15 +203,15 @@ Result<http::ClientRequest> S3::request(const std::string& method, const std::st
 Result<Answer> S3::call_in_region(const std::string& method, const std::string& bucket, const std::string& key,
                                   const Query& query, const http::Headers& headers, const std::stop_token& stop) {
   for (bool moved = false;; moved = true) {
-    auto answer =
-        call(client_, [&] { return request(method, bucket, key, query, headers); }, kMaxApiBody, patience_, stop);
+    auto answer = call(
+        client_, [&] { return request(method, bucket, key, query, headers); }, kMaxApiBody, patience_, stop);
     if (!answer || answer->status == 200 || answer->status == 206 || moved) return answer;
     // A bucket says where it is when it is asked elsewhere.
     std::string there(answer->header("x-amz-bucket-region"));
     if (there.empty()) there = text_of(answer->body, "Region");
-    const bool plain = !there.empty() && there.size() < 64 && std::all_of(there.begin(), there.end(), [](unsigned char c) {
-      return std::isalnum(c) != 0 || c == '-';
-    });
+    const bool plain =
+        !there.empty() && there.size() < 64 &&
+        std::all_of(there.begin(), there.end(), [](unsigned char c) { return std::isalnum(c) != 0 || c == '-'; });
     std::lock_guard lock(mutex_);
     if (!plain || there == region_) return answer;
     region_ = there;
@@ -224,10 +226,9 @@ Error S3::explain(const S3Source& source, const std::string& file, const Answer&
                            std::to_string(answer.status) + (code.empty() ? "" : " " + code.substr(0, 100)) +
                            (said.empty() ? "" : ": " + said.substr(0, 200));
   if (answer.status == 404) {
-    return make_error(ErrorCode::not_found,
-                      where + (code == "NoSuchBucket" || (code.empty() && file.empty())
-                                   ? "there is no bucket '" + source.bucket + "' (" + what + ")"
-                                   : "there is no such object (" + what + ")"));
+    return make_error(ErrorCode::not_found, where + (code == "NoSuchBucket" || (code.empty() && file.empty())
+                                                         ? "there is no bucket '" + source.bucket + "' (" + what + ")"
+                                                         : "there is no such object (" + what + ")"));
   }
   if (answer.status == 401 || answer.status == 403) {
     return make_error(settings_.keys ? ErrorCode::permission_denied : ErrorCode::unauthenticated,
@@ -255,8 +256,8 @@ Result<std::vector<RemoteFile>> S3::list(const S3Source& source, const std::stop
     if (answer->status != 200) return explain(source, "", *answer);
     auto page = parse_s3_page(answer->body);
     if (!page) {
-      return make_error(ErrorCode::unavailable, source_text(source) + ": the listing cannot be read: " +
-                                                    page.error().message);
+      return make_error(ErrorCode::unavailable,
+                        source_text(source) + ": the listing cannot be read: " + page.error().message);
     }
     for (S3Page::Object& object : page->objects) {
       if (!object.key.starts_with(place.base) || object.key.ends_with('/')) continue;
@@ -281,8 +282,7 @@ Result<std::vector<RemoteFile>> S3::list(const S3Source& source, const std::stop
 
 Status S3::describe(const S3Source& source, RemoteFile& file, const std::stop_token& stop) {
   const std::string key = s3_place(source).base + file.path;
-  const auto answer =
-      call_in_region("HEAD", source.bucket, key, {}, {{"x-amz-checksum-mode", "ENABLED"}}, stop);
+  const auto answer = call_in_region("HEAD", source.bucket, key, {}, {{"x-amz-checksum-mode", "ENABLED"}}, stop);
   if (!answer) return make_error(answer.error().code, source_text(source) + ": " + answer.error().message);
   if (answer->status != 200) return explain(source, file.path, *answer);
   if (unquoted(std::string(answer->header("etag"))) != file.id) {
@@ -318,8 +318,7 @@ Status S3::describe(const S3Source& source, RemoteFile& file, const std::stop_to
   expected.where = "ETag";
   if (dash < file.id.size()) {
     const auto parts = number(std::string_view(file.id).substr(dash + 1));
-    const auto first =
-        call_in_region("HEAD", source.bucket, key, {{"partNumber", "1"}}, {}, stop);
+    const auto first = call_in_region("HEAD", source.bucket, key, {{"partNumber", "1"}}, {}, stop);
     if (!first) return first.error().code == ErrorCode::cancelled ? Status(first.error()) : Status();
     const auto size = number(first->header("content-length"));
     const bool fits = (first->status == 200 || first->status == 206) && parts && *parts > 0 && size && *size > 0 &&

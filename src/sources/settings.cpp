@@ -62,9 +62,8 @@ Result<std::string> endpoint(const Environment& environment, std::string name, c
 
 // One that would break a header is no token.
 Status check_token(const std::string& token, const std::string& from) {
-  const bool fine = token.size() <= kMaxToken && std::all_of(token.begin(), token.end(), [](unsigned char c) {
-                      return c > 0x20 && c < 0x7f;
-                    });
+  const bool fine = token.size() <= kMaxToken &&
+                    std::all_of(token.begin(), token.end(), [](unsigned char c) { return c > 0x20 && c < 0x7f; });
   if (fine) return {};
   return make_error(ErrorCode::invalid_argument, from + ": not a token: it holds blanks or other strange characters");
 }
@@ -79,7 +78,8 @@ Status read_hub(HubSettings& hub, const Environment& environment, const std::str
   };
   const std::string hf_home = path_of("HF_HOME", user_cache + "/huggingface");
   hub.cache = path_of("HF_HUB_CACHE", environment("HUGGINGFACE_HUB_CACHE").value_or(hf_home + "/hub"));
-  hub.offline = is_true(environment("HF_HUB_OFFLINE") ? environment("HF_HUB_OFFLINE") : environment("TRANSFORMERS_OFFLINE"));
+  hub.offline =
+      is_true(environment("HF_HUB_OFFLINE") ? environment("HF_HUB_OFFLINE") : environment("TRANSFORMERS_OFFLINE"));
   if (is_true(environment("HF_HUB_DISABLE_IMPLICIT_TOKEN"))) return {};
   for (const char* name : {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}) {
     if (!hub.token.empty()) break;
@@ -103,10 +103,10 @@ Status read_s3(S3Settings& s3, const Environment& environment, const std::string
   if (!url) return std::move(url).error();
   s3.endpoint = *std::move(url);
   s3.region = environment("AWS_REGION").value_or(environment("AWS_DEFAULT_REGION").value_or("us-east-1"));
-  const bool plain = std::all_of(s3.region.begin(), s3.region.end(), [](unsigned char c) {
-    return std::isalnum(c) != 0 || c == '-';
-  });
-  if (!plain) return make_error(ErrorCode::invalid_argument, "AWS_REGION: not the name of a region: '" + s3.region + "'");
+  const bool plain =
+      std::all_of(s3.region.begin(), s3.region.end(), [](unsigned char c) { return std::isalnum(c) != 0 || c == '-'; });
+  if (!plain)
+    return make_error(ErrorCode::invalid_argument, "AWS_REGION: not the name of a region: '" + s3.region + "'");
   s3.cache = cache + "/s3";
   const auto id = environment("AWS_ACCESS_KEY_ID");
   const auto secret = environment("AWS_SECRET_ACCESS_KEY");

@@ -72,12 +72,14 @@ std::vector<std::pair<std::string, std::string>> sign_v4(const SignedRequest& re
   if (!keys.session_token.empty()) added.emplace_back("x-amz-security-token", keys.session_token);
 
   std::vector<std::pair<std::string, std::string>> headers = {{"host", request.host}};
-  for (const auto* list : {&request.headers, &added})
-    for (const auto& [name, value] : *list) headers.emplace_back(lower(name), trimmed(value));
+  const auto sign = [&headers](const auto& list) {
+    for (const auto& [name, value] : list) headers.emplace_back(lower(name), trimmed(value));
+  };
+  sign(request.headers);
+  sign(added);
   std::sort(headers.begin(), headers.end());
   std::string names;
-  std::string canonical =
-      request.method + "\n" + request.path + "\n" + canonical_query(request.query) + "\n";
+  std::string canonical = request.method + "\n" + request.path + "\n" + canonical_query(request.query) + "\n";
   for (const auto& [name, value] : headers) {
     canonical += name + ":" + value + "\n";
     names += (names.empty() ? "" : ";") + name;

@@ -18,9 +18,9 @@ struct AwsKeys {
 
 struct SignedRequest {
   std::string method;
-  std::string host;                                        // as the Host header says it
-  std::string path;                                        // percent-encoded
-  std::vector<std::pair<std::string, std::string>> query;  // not encoded
+  std::string host;                                          // as the Host header says it
+  std::string path;                                          // percent-encoded
+  std::vector<std::pair<std::string, std::string>> query;    // not encoded
   std::vector<std::pair<std::string, std::string>> headers;  // signed, too; beside Host
 };
 

@@ -32,8 +32,7 @@ std::string wanted_path(const RemoteSource& source) {
 std::string folder_text(std::string_view text) {
   std::string out(text);
   std::replace_if(
-      out.begin(), out.end(),
-      [](unsigned char c) { return std::isalnum(c) == 0 && c != '.' && c != '-'; }, '_');
+      out.begin(), out.end(), [](unsigned char c) { return std::isalnum(c) == 0 && c != '.' && c != '-'; }, '_');
   return out;
 }
 
@@ -51,7 +50,7 @@ struct Sources::Plan {
   std::string snapshot;
   std::string ref;
   Choice choice;
-  std::shared_ptr<void> api;  // what `remote` needs
+  std::string base;  // of S3: what comes before the files' paths in their keys
   std::function<Status(RemoteFile&, const std::stop_token&)> describe;
   std::function<Remote(const RemoteFile&)> remote;
 };
@@ -105,7 +104,7 @@ std::string Sources::version(std::string_view text) const {
 }
 
 Result<Sources::Plan> Sources::plan(const RemoteSource& source, const std::stop_token& stop) {
-  Plan plan{{}, cache_of(source), {}, ref_name(source), {}, nullptr, nullptr, nullptr};
+  Plan plan{{}, cache_of(source), {}, ref_name(source), {}, {}, nullptr, nullptr};
   std::vector<RemoteFile> files;
   if (const auto* from_hub = std::get_if<HubSource>(&source)) {
     auto hub = std::make_shared<Hub>(client(), settings_.hub, settings_.transfer.patience);
@@ -119,7 +118,6 @@ Result<Sources::Plan> Sources::plan(const RemoteSource& source, const std::stop_
     plan.remote = [hub, from = *from_hub, commit = *commit](const RemoteFile& file) {
       return hub->remote(from, commit, file);
     };
-    plan.api = hub;
   } else {
     const auto& from_s3 = std::get<S3Source>(source);
     auto s3 = std::make_shared<S3>(client(), settings_.s3, settings_.transfer.patience);
@@ -131,7 +129,7 @@ Result<Sources::Plan> Sources::plan(const RemoteSource& source, const std::stop_
       return s3->describe(from_s3, file, token);
     };
     plan.remote = [s3, from_s3](const RemoteFile& file) { return s3->remote(from_s3, file); };
-    plan.api = s3;
+    plan.base = s3_place(from_s3).base;
   }
   auto choice = choose_files(files, wanted_path(source), plan.where);
   if (!choice) return std::move(choice).error();
@@ -151,7 +149,7 @@ Result<Pulled> Sources::download(Plan plan, const OnProgress& progress, const st
   // An object of S3 is named by its key, too: an ETag alone need not be its content's own.
   const bool by_content = plan.describe == nullptr;
   const auto blob_id = [&](const RemoteFile& file) {
-    return by_content ? file.id : to_hex(digest_of(DigestKind::sha256, file.path + '\0' + plan.ref + '\0' + file.id));
+    return by_content ? file.id : to_hex(digest_of(DigestKind::sha256, plan.base + file.path + '\0' + file.id));
   };
   const auto part_path = [&](const RemoteFile& file) { return cache.blob_path(blob_id(file)) + ".xgen.incomplete"; };
 
@@ -189,11 +187,12 @@ Result<Pulled> Sources::download(Plan plan, const OnProgress& progress, const st
       if (plan.describe) {
         if (Status described = plan.describe(*file, stop); !described) return std::move(described).error();
         if (file->expectations.empty())
-          log::warn("sources", "a file can be checked by its size only", {{"source", plan.where}, {"file", file->path}});
+          log::warn("sources", "a file can be checked by its size only",
+                    {{"source", plan.where}, {"file", file->path}});
       }
-      Status outcome = transfer(const_cast<Sources*>(this)->client(), plan.remote(*file), *file, part_path(*file),
-                                cache.blob_path(id), settings_.transfer,
-                                [&](std::uint64_t bytes) { tell(bytes, false); }, stop);
+      Status outcome = transfer(
+          const_cast<Sources*>(this)->client(), plan.remote(*file), *file, part_path(*file), cache.blob_path(id),
+          settings_.transfer, [&](std::uint64_t bytes) { tell(bytes, false); }, stop);
       if (!outcome) return std::move(outcome).error();
       pulled.downloaded += file->size;
     }
@@ -237,10 +236,9 @@ Result<Located> Sources::fetch(std::string_view text, const OnProgress& progress
   if (located.error().code != ErrorCode::not_found) return located;
   auto pulled = pull(text, progress, stop);
   if (!pulled) return std::move(pulled).error();
-  log::info("sources", "downloaded a model",
-            {{"source", std::string(text)},
-             {"path", pulled->located.path},
-             {"bytes", std::to_string(pulled->downloaded)}});
+  log::info(
+      "sources", "downloaded a model",
+      {{"source", std::string(text)}, {"path", pulled->located.path}, {"bytes", std::to_string(pulled->downloaded)}});
   std::lock_guard lock(mutex_);
   fetched_[std::string(text)] = pulled->located.version;
   return std::move(pulled->located);

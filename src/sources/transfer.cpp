@@ -97,8 +97,8 @@ class Transfer {
   std::deque<std::size_t> todo_;
   std::optional<Error> error_;
   bool no_ranges_ = false;
-  std::chrono::steady_clock::time_point not_before_;   // what a server asked for with Retry-After
-  std::optional<http::ClientRequest> location_;  // where the last redirect led
+  std::chrono::steady_clock::time_point not_before_;  // what a server asked for with Retry-After
+  std::optional<http::ClientRequest> location_;       // where the last redirect led
   std::stop_source over_;
 };
 
@@ -144,8 +144,7 @@ Attempt Transfer::get(std::size_t chunk, const std::stop_token& stop) {
     http::ClientRequest each = *request;
     each.headers.emplace_back("Accept-Encoding", "identity");
     if (asks_range)
-      each.headers.emplace_back("Range",
-                                "bytes=" + std::to_string(first) + "-" + std::to_string(first + expected - 1));
+      each.headers.emplace_back("Range", "bytes=" + std::to_string(first) + "-" + std::to_string(first + expected - 1));
     each.first_byte_timeout = each.idle_timeout = options_.patience.idle_timeout;
     Answer answer;
     std::optional<Attempt> refused;  // by what its head or its length says
@@ -225,23 +224,25 @@ Attempt Transfer::get(std::size_t chunk, const std::stop_token& stop) {
       }
       Attempt attempt{Outcome::fatal, remote_.explain(answer), retry_after(answer.headers, std::time(nullptr))};
       // An address that has run out says 401, 403 or 404; the next try asks for a new one.
-      const bool ran_out = was_redirected && redirects == 0 &&
-                           (answer.status == 401 || answer.status == 403 || answer.status == 404 || answer.status == 410);
+      const bool ran_out =
+          was_redirected && redirects == 0 &&
+          (answer.status == 401 || answer.status == 403 || answer.status == 404 || answer.status == 410);
       if (worth_retrying(answer.status) || ran_out) attempt.outcome = Outcome::again;
       if (attempt.retry_after && *attempt.retry_after > kLongestRetryAfter) attempt.outcome = Outcome::fatal;
       return attempt;
     }
     if (!ended) {
       const ErrorCode code = ended.error().code;
-      const bool may_pass = code == ErrorCode::unavailable || code == ErrorCode::timeout || code == ErrorCode::overloaded;
+      const bool may_pass =
+          code == ErrorCode::unavailable || code == ErrorCode::timeout || code == ErrorCode::overloaded;
       return {may_pass ? Outcome::again : Outcome::fatal,
               make_error(code == ErrorCode::timeout ? ErrorCode::unavailable : code,
                          remote_.name + ": " + ended.error().message),
               {}};
     }
     if (part_.done(chunk) < part_.length(chunk)) {
-      return fail(Outcome::again, "the server sent " + std::to_string(came) + " bytes instead of " +
-                                      std::to_string(expected));
+      return fail(Outcome::again,
+                  "the server sent " + std::to_string(came) + " bytes instead of " + std::to_string(expected));
     }
     return {};
   }
@@ -257,14 +258,12 @@ void Transfer::work(const std::stop_token& stop) {
         not_before = not_before_;
       }
       const auto now = std::chrono::steady_clock::now();
-      if (not_before > now &&
-          !wait_for(std::chrono::duration_cast<std::chrono::milliseconds>(not_before - now), stop))
+      if (not_before > now && !wait_for(std::chrono::duration_cast<std::chrono::milliseconds>(not_before - now), stop))
         return;
       const Attempt attempt = get(*chunk, stop);
       if (attempt.outcome == Outcome::done) break;
       if (stop.stop_requested()) return;
-      if (attempt.outcome != Outcome::again)
-        return give_up(attempt.error, attempt.outcome == Outcome::no_ranges);
+      if (attempt.outcome != Outcome::again) return give_up(attempt.error, attempt.outcome == Outcome::no_ranges);
       failures = part_.done(*chunk) > before ? 1 : failures + 1;
       if (failures > options_.patience.retries) return give_up(attempt.error);
       if (attempt.retry_after) {
@@ -280,7 +279,8 @@ void Transfer::work(const std::stop_token& stop) {
 // Follows what has come from the beginning without a gap.
 Status Transfer::verify(const std::function<void(std::uint64_t)>& progress, const std::stop_token& stop) {
   Verifier verifier(file_.expectations, file_.size);
-  std::string block(static_cast<std::size_t>(std::min<std::uint64_t>(kVerifyBlock, std::max<std::uint64_t>(file_.size, 1))), '\0');
+  std::string block(
+      static_cast<std::size_t>(std::min<std::uint64_t>(kVerifyBlock, std::max<std::uint64_t>(file_.size, 1))), '\0');
   std::uint64_t checked = 0;
   std::uint64_t shown = UINT64_MAX;
   std::chrono::steady_clock::time_point shown_at;
@@ -317,7 +317,8 @@ Status Transfer::verify(const std::function<void(std::uint64_t)>& progress, cons
 
 Status Transfer::run(const std::function<void(std::uint64_t)>& progress, const std::stop_token& stop, bool& no_ranges) {
   const std::stop_callback stopped(stop, [this] { over_.request_stop(); });
-  const std::size_t workers = std::min<std::size_t>(todo_.size(), static_cast<std::size_t>(std::max(options_.connections, 1)));
+  const std::size_t workers =
+      std::min<std::size_t>(todo_.size(), static_cast<std::size_t>(std::max(options_.connections, 1)));
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < workers; ++i) {
     threads.emplace_back([this] {

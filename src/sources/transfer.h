@@ -33,8 +33,8 @@ struct TransferOptions {
 };
 
 // Downloads `file` to `destination` by way of `part_path`, which is taken up if it is there. The caller holds the lock.
-// `progress`: bytes that are there, from the calling thread alone. Errors: what `explain` says; unavailable if the other
-// side lies about length or content, is too slow or away for longer than patience lasts; a full disk; cancelled.
+// `progress`: bytes that are there, from the calling thread alone. Errors: what `explain` says; unavailable if the
+// other side lies about length or content, is too slow or away for longer than patience lasts; a full disk; cancelled.
 Status transfer(http::Client& client, const Remote& remote, const RemoteFile& file, const std::string& part_path,
                 const std::string& destination, const TransferOptions& options,
                 const std::function<void(std::uint64_t)>& progress, const std::stop_token& stop);

@@ -48,15 +48,36 @@ TEST(ModelSource, S3Sources) {
 }
 
 TEST(ModelSource, WhatCannotBeRightIsRefused) {
-  for (const char* text :
-       {"hf://", "hf://repo", "hf://org/", "hf:///repo", "hf://org/repo@", "hf://org/repo@/file", "hf://../repo",
-        "hf://org/..", "hf://org/re--po", "hf://org/repo.git", "hf://org/repo@..", "hf://org/repo@a%2F..%2F..%2Fb",
-        "hf://org/repo@%2Fetc", "hf://org/repo@a%2", "hf://org/repo/../../x", "hf://org/repo//x", "hf://org/repo/a\\b",
-        "hf://datasets/org/repo", "hf://org/repo@ma\nin", "s3://", "s3://ab", "s3://..", "s3://bucket/../x",
-        "s3://bucket//x", "s3://bu cket/x", "gs://bucket/x", "https://example.com/x"}) {
+  for (const char* text : {"hf://",
+                           "hf://repo",
+                           "hf://org/",
+                           "hf:///repo",
+                           "hf://org/repo@",
+                           "hf://org/repo@/file",
+                           "hf://../repo",
+                           "hf://org/..",
+                           "hf://org/re--po",
+                           "hf://org/repo.git",
+                           "hf://org/repo@..",
+                           "hf://org/repo@a%2F..%2F..%2Fb",
+                           "hf://org/repo@%2Fetc",
+                           "hf://org/repo@a%2",
+                           "hf://org/repo/../../x",
+                           "hf://org/repo//x",
+                           "hf://org/repo/a\\b",
+                           "hf://datasets/org/repo",
+                           "hf://org/repo@ma\nin",
+                           "s3://",
+                           "s3://ab",
+                           "s3://..",
+                           "s3://bucket/../x",
+                           "s3://bucket//x",
+                           "s3://bu cket/x",
+                           "gs://bucket/x",
+                           "https://example.com/x"}) {
     const auto parsed = parse_remote_source(text);
-    EXPECT_FALSE(parsed) << text;
-    if (!parsed) EXPECT_NE(parsed.error().message.find("'"), std::string::npos) << text;
+    ASSERT_FALSE(parsed) << text;
+    EXPECT_NE(parsed.error().message.find("'"), std::string::npos) << text;
   }
 }
 
