@@ -5,19 +5,22 @@
 #include <cstdio>
 
 #include "base/log.h"
+#include "base/model_source.h"
 #include "base/units.h"
 #include "demo_model.h"
 
 namespace xgen {
 namespace {
 
-Result<engine::LocalServiceOptions> service_options(const config::Model& model, const Machine& machine) {
+Result<engine::LocalServiceOptions> service_options(const config::Model& model, const Result<std::string>& path,
+                                                    const Machine& machine) {
   engine::LocalServiceOptions options;
   options.name = model.name;
   if (model.source == config::kDemoSource) {
     options.files = demo_model_files();
   } else {
-    auto files = open_files(model.source);
+    if (!path) return path.error();
+    auto files = open_files(*path);
     if (!files) return std::move(files).error();
     options.files = *std::move(files);
   }
@@ -57,11 +60,46 @@ std::string plan_text(const config::Model& model, const model::ModelInfo& info, 
   return text;
 }
 
+std::string missing_text(const config::Model& model, const sources::Sources& sources) {
+  const auto folder = sources.folder(model.source);
+  return model.name + " (not here yet" + (model.settings.on_demand ? ", on demand" : "") +
+         (model.settings.pin ? ", pinned" : "") + ")\n  source     " + model.source + "\n  cache      " +
+         (folder ? *folder : folder.error().message) + "\n  it would be downloaded " +
+         (model.settings.on_demand ? "for the first request" : "before it is loaded") + ", or now by xgen-model pull\n";
+}
+
 }  // namespace
+
+bool LocalModelLoader::fetches() const { return is_remote_source(model_.source); }
+
+Status LocalModelLoader::fetch(const std::function<void(double, std::string)>& progress, const std::stop_token& stop) {
+  const auto tell = [&progress](const sources::Progress& now) {
+    const double share = now.total == 0 ? 0 : static_cast<double>(now.done) / static_cast<double>(now.total);
+    progress(share, now.total == 0 ? "asking what there is to download"
+                                   : std::string(now.waiting ? "another process downloads " : "downloading ") +
+                                         now.file + ": " + format_bytes(now.done) + " of " + format_bytes(now.total));
+  };
+  auto located = machine_.sources->fetch(model_.source, tell, stop);
+  if (!located) return at(model_, std::move(located).error());
+  std::lock_guard lock(mutex_);
+  fetched_ = std::move(located->path);
+  return {};
+}
+
+Result<std::string> LocalModelLoader::path() const {
+  if (!fetches()) return model_.source;
+  {
+    std::lock_guard lock(mutex_);
+    if (!fetched_.empty()) return fetched_;
+  }
+  auto located = machine_.sources->locate(model_.source);
+  if (!located) return std::move(located).error();
+  return std::move(located->path);
+}
 
 Result<engine::LocalModel*> LocalModelLoader::opened() {
   if (opened_ == nullptr) {
-    auto options = service_options(model_, machine_);
+    auto options = service_options(model_, path(), machine_);
     if (!options) return at(model_, std::move(options).error());
     auto model = engine::LocalModel::open(*std::move(options));
     if (!model) return at(model_, std::move(model).error());
@@ -108,27 +146,42 @@ std::uint64_t LocalModelLoader::kept_asleep() const {
 
 Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget) {
   const std::string where = config.file.empty() ? std::string() : config.file + ": ";
-  std::vector<std::shared_ptr<LocalModelLoader>> loaders;
+  struct Entry {
+    std::shared_ptr<LocalModelLoader> loader;
+    bool here = true;  // not: to be downloaded
+    std::size_t share = 0;
+  };
+  std::vector<Entry> entries;
   std::vector<registry::ModelLoader::Need> at_start;
+  std::vector<std::size_t> unknown;  // of at_start
   std::uint64_t least = 0;
   std::uint64_t pinned = 0;
   std::string list;
   for (const config::Model& model : config.models) {
-    auto loader = std::make_shared<LocalModelLoader>(model, machine, budget);
-    const auto need = loader->need();
-    if (!need) return need.error();
-    if (need->least > budget) {
-      // The plan within the budget says which of its parts is too large.
-      const auto refused = (*loader->opened())->plan(budget, true);
-      if (!refused) return at(model, refused.error());
+    Entry entry{std::make_shared<LocalModelLoader>(model, machine, budget), true, at_start.size()};
+    registry::ModelLoader::Need need;
+    if (const auto path = entry.loader->path(); !path) {
+      if (path.error().code != ErrorCode::not_found) return at(model, path.error());
+      if (Status may = machine.sources->may_pull(model.source); !may) return at(model, std::move(may).error());
+      entry.here = false;
+      if (!model.settings.on_demand) unknown.push_back(at_start.size());
+    } else {
+      const auto known = entry.loader->need();
+      if (!known) return known.error();
+      need = *known;
+      if (need.least > budget) {
+        // The plan within the budget says which of its parts is too large.
+        const auto refused = (*entry.loader->opened())->plan(budget, true);
+        if (!refused) return at(model, refused.error());
+      }
     }
     if (!model.settings.on_demand) {
-      at_start.push_back(*need);
-      least += need->least;
-      list += (list.empty() ? "" : ", ") + ("'" + model.name + "' " + format_bytes(need->least));
+      at_start.push_back(need);
+      least += need.least;
+      if (entry.here) list += (list.empty() ? "" : ", ") + ("'" + model.name + "' " + format_bytes(need.least));
     }
-    if (model.settings.pin) pinned += need->least;
-    loaders.push_back(std::move(loader));
+    if (model.settings.pin) pinned += need.least;
+    entries.push_back(std::move(entry));
   }
   if (least > budget) {
     return make_error(ErrorCode::unavailable,
@@ -137,27 +190,35 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
                           ". Load some of them on demand (load: "
                           "on_demand), or give them less (max_model_len, max_num_seqs).");
   }
+  for (const std::size_t i : unknown) {
+    const std::uint64_t left = std::min(budget / at_start.size(), (budget - least) / unknown.size());
+    at_start[i] = {left, left};
+  }
   const std::vector<std::uint64_t> shares = registry::share(budget, at_start);
 
   PlannedModels planned;
   std::uint64_t total = 0;
-  std::size_t next_share = 0;
-  for (const auto& loader : loaders) {
+  for (const Entry& entry : entries) {
+    const auto& loader = entry.loader;
     const config::Model& model = loader->model();
-    if (!model.settings.on_demand) loader->limit(shares[next_share++]);
-    const auto need = loader->need();
-    if (!need) return need.error();
-    const std::uint64_t others = model.settings.pin ? pinned - need->least : pinned;
-    if (need->least + others > budget) {
-      return at(model, make_error(ErrorCode::unavailable,
-                                  "It can never be loaded: it needs at least " + format_bytes(need->least) +
-                                      (others > 0 ? " beside pinned models of " + format_bytes(others) : "") +
-                                      ", but the memory budget is " + format_bytes(budget) + "."));
+    if (!model.settings.on_demand) loader->limit(shares[entry.share]);
+    if (entry.here) {
+      const auto need = loader->need();
+      if (!need) return need.error();
+      const std::uint64_t others = model.settings.pin ? pinned - need->least : pinned;
+      if (need->least + others > budget) {
+        return at(model, make_error(ErrorCode::unavailable,
+                                    "It can never be loaded: it needs at least " + format_bytes(need->least) +
+                                        (others > 0 ? " beside pinned models of " + format_bytes(others) : "") +
+                                        ", but the memory budget is " + format_bytes(budget) + "."));
+      }
+      const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others));
+      if (!memory) return at(model, memory.error());
+      planned.text += plan_text(model, (*loader->opened())->info(), *memory);
+      if (!model.settings.on_demand) total += memory->total;
+    } else {
+      planned.text += missing_text(model, *machine.sources);
     }
-    const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others));
-    if (!memory) return at(model, memory.error());
-    planned.text += plan_text(model, (*loader->opened())->info(), *memory);
-    if (!model.settings.on_demand) total += memory->total;
 
     registry::ModelDefinition definition;
     definition.name = model.name;
@@ -166,16 +227,20 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
     definition.idle_unload = model.settings.idle_unload;
     definition.pin = model.settings.pin;
     definition.fingerprint = config::fingerprint(model);
+    if (loader->fetches()) definition.fingerprint += "\n" + machine.sources->version(model.source);
     definition.loader = loader;
     planned.definitions.push_back(std::move(definition));
   }
-  planned.text += "at start     " + format_bytes(total) + " of a budget of " + format_bytes(budget) + "\n";
+  planned.text += "at start     " + format_bytes(total) + " of a budget of " + format_bytes(budget);
+  if (!unknown.empty()) planned.text += ", without what has yet to be downloaded";
+  planned.text += "\n";
   return planned;
 }
 
 Status check_text(const PlannedModels& planned) {
   for (const registry::ModelDefinition& each : planned.definitions) {
     auto& loader = static_cast<LocalModelLoader&>(*each.loader);
+    if (!loader.path()) continue;  // not here yet
     const auto model = loader.opened();
     if (!model) return model.error();
     if (Status status = (*model)->check_text(); !status) return at(loader.model(), std::move(status).error());

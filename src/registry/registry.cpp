@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <future>
 #include <map>
 #include <mutex>
@@ -24,6 +25,8 @@ namespace {
 
 using Service = std::shared_ptr<inference::ModelService>;
 using Account = std::shared_ptr<MemoryBudget::Account>;
+
+constexpr double kFetchShare = 0.9;  // of the progress of a load whose files had to be fetched
 
 // Work for one thread, which sleeps until there is some or a time has come.
 class Inbox {
@@ -73,11 +76,11 @@ class Inbox {
   bool closed_ = false;
 };
 
-Error loading_error(const std::string& name, double progress) {
-  Error error = make_error(
-      ErrorCode::unavailable,
-      "The model '" + name + "' is still loading (" + std::to_string(static_cast<int>(progress * 100)) + "%).",
-      "model");
+Error loading_error(const std::string& name, double progress, bool fetching = false) {
+  Error error = make_error(ErrorCode::unavailable,
+                           "The model '" + name + "' is still " + (fetching ? "being downloaded" : "loading") + " (" +
+                               std::to_string(static_cast<int>(progress * 100)) + "%).",
+                           "model");
   error.retry_after_s = 1;
   return error;
 }
@@ -114,6 +117,8 @@ std::string_view state_name(ModelState state) {
   return "unknown";
 }
 
+Status ModelLoader::fetch(const std::function<void(double, std::string)>&, const std::stop_token&) { return {}; }
+
 std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLoader::Need>& needs) {
   std::vector<std::uint64_t> shares;
   std::vector<std::size_t> hungry;  // by what they want beyond their least
@@ -133,8 +138,9 @@ std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLo
 }
 
 // The thread `decide_` runs every change of state, one after the other, and never waits; `load_` runs one load at a
-// time. `mutex_` guards what other threads read; slots have their own locks, taken after it. A service that leaves its
-// slot is destroyed by `decide_` when its last request's handle has gone, and what it had reserved is free then.
+// time; what has to be fetched first waits for a thread of its own before it comes to `load_`. `mutex_` guards what
+// other threads read; slots have their own locks, taken after it. A service that leaves its slot is destroyed by
+// `decide_` when its last request's handle has gone, and what it had reserved is free then.
 class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
  public:
   Impl(std::shared_ptr<MemoryBudget> budget, RegistryOptions options) : budget_(std::move(budget)), options_(options) {}
@@ -159,6 +165,19 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   const MemoryBudget& budget() const { return *budget_; }
 
  private:
+  // The files of one model on their way here.
+  struct Fetch {
+    std::shared_ptr<ModelLoader> loader;
+    std::stop_source stop;
+    std::thread thread;
+    std::mutex mutex;
+    std::string what;  // it does
+    std::string doing() {
+      std::lock_guard lock(mutex);
+      return what;
+    }
+  };
+
   // What a model becomes when its service has gone.
   enum class After : std::uint8_t { unloaded, sleeping };
 
@@ -172,6 +191,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     bool waits = false;  // requests wait while it is absent
     std::shared_ptr<std::atomic<double>> progress = std::make_shared<std::atomic<double>>(0);
     std::weak_ptr<MemoryBudget::Account> account;  // of what serves or sleeps
+    std::shared_ptr<Fetch> fetch;                  // one that runs, though it may have been stopped
 
     // Of the deciding thread.
     std::optional<ModelDefinition> next;  // replaces `definition` with its next load
@@ -218,11 +238,14 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void wanted(const ModelPtr& model);
   void queue_load(const ModelPtr& model);
   void forget_load(const ModelPtr& model);
+  void begin(const ModelPtr& model);
+  void end_fetch(const ModelPtr& model, const std::shared_ptr<Fetch>& fetch, const Status& outcome);
   void advance();
   bool evict_one();
   void begin_load(std::uint64_t bytes);
   void end_load(Result<Service> outcome, Account account);
   void fail_load(const Error& error);
+  void failed(const ModelPtr& model, const ModelDefinition& tried, const Error& error);
   void finish_load();
   Service guard(const ModelPtr& model, std::shared_ptr<ModelLoader> loader, Service service, Account account);
   void leave(const ModelPtr& model, Service service, After after);
@@ -249,6 +272,9 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
 
   // Of the deciding thread.
   std::deque<ModelPtr> load_queue_;
+  std::deque<ModelPtr> fetch_queue_;    // for one of the max_fetches
+  int fetches_ = 0;                     // that run
+  std::function<void()> when_fetched_;  // at the end, with the last of them
   std::optional<Current> current_;
   std::vector<Leaving> leaving_;
   int evicting_ = 0;
@@ -278,7 +304,7 @@ Result<Service> Registry::Impl::find(std::string_view name) const {
   const Model& model = *it->second;
   // A model that should be there from the start is not waited for: clients and load balancers have other places to go.
   if (model.state == ModelState::loading && !model.waits)
-    return loading_error(model.definition.name, model.progress->load());
+    return loading_error(model.definition.name, model.progress->load(), model.fetch != nullptr);
   return Service(model.slot);
 }
 
@@ -289,7 +315,7 @@ ModelEntry Registry::Impl::describe(const Model& model) {
   entry.state = model.state;
   if (model.state == ModelState::loading) entry.progress = model.progress->load();
   if (model.state == ModelState::ready) entry.progress = 1;
-  entry.detail = model.detail;
+  entry.detail = model.fetch != nullptr && model.state == ModelState::loading ? model.fetch->doing() : model.detail;
   entry.created = model.created;
   entry.on_demand = model.definition.on_demand;
   entry.pin = model.definition.pin;
@@ -385,7 +411,8 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
   for (const ModelPtr& model : models_) {
     if (auto due = model->slot->next_deadline()) {
       if (*due <= now) {
-        model->slot->expire(now, loading_error(model->definition.name, model->progress->load()));
+        model->slot->expire(now,
+                            loading_error(model->definition.name, model->progress->load(), model->fetch != nullptr));
         due = model->slot->next_deadline();
       }
       if (due) at(*due);
@@ -420,13 +447,17 @@ void Registry::Impl::stop() {
   auto ended = std::make_shared<std::promise<void>>();
   decisions_.push([this, ended] {
     load_queue_.clear();
+    fetch_queue_.clear();
     const Error error = make_error(ErrorCode::unavailable, "The server is shutting down.");
     for (const ModelPtr& model : models_) {
       model->slot->refuse(error);
       answer(model->load_waiters, error);
       answer(model->unload_waiters, {});
+      model->queued = false;
+      if (model->fetch != nullptr) model->fetch->stop.request_stop();
     }
-    ended->set_value();
+    if (fetches_ == 0) return ended->set_value();
+    when_fetched_ = [ended] { ended->set_value(); };
   });
   ended->get_future().wait();
   decisions_.close();
@@ -505,6 +536,7 @@ void Registry::Impl::define(ModelDefinition definition) {
 void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) {
   if (definition.fingerprint == model->definition.fingerprint) {
     definition.loader = model->definition.loader;
+    if (model->next && model->fetch != nullptr) forget_load(model);  // of what was to come instead
     model->next.reset();
     std::unique_lock lock(mutex_);
     model->definition = std::move(definition);
@@ -528,6 +560,7 @@ void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) 
   } else {
     model->next = std::move(definition);
   }
+  if (model->fetch != nullptr) model->fetch->stop.request_stop();  // it is another model's; end_fetch begins this one's
   if (!on_demand || model->slot->service() != nullptr) {
     queue_load(model);
   } else if (model->state != ModelState::loading) {
@@ -567,14 +600,82 @@ void Registry::Impl::queue_load(const ModelPtr& model) {
     set_state(*model, ModelState::loading);
     if (model->waits) model->slot->hold();
   }
-  load_queue_.push_back(model);
-  advance();
+  begin(model);
+}
+
+// The first step of a load that is wanted: fetch, or wait for its turn.
+void Registry::Impl::begin(const ModelPtr& model) {
+  const std::shared_ptr<ModelLoader> loader = model->next ? model->next->loader : model->definition.loader;
+  if (!loader->fetches()) {
+    load_queue_.push_back(model);
+    return advance();
+  }
+  if (model->fetch != nullptr) return;  // one that was stopped is still ending; end_fetch comes back here
+  if (fetches_ >= options_.max_fetches) {
+    fetch_queue_.push_back(model);
+    return;
+  }
+  ++fetches_;
+  auto fetch = std::make_shared<Fetch>();
+  fetch->loader = loader;
+  {
+    std::unique_lock lock(mutex_);
+    model->fetch = fetch;
+  }
+  fetch->thread = std::thread([this, model, fetch] {
+    Status outcome;
+    try {
+      outcome = fetch->loader->fetch(
+          [&](double share, std::string what) {
+            model->progress->store(share * kFetchShare);
+            std::lock_guard lock(fetch->mutex);
+            fetch->what = std::move(what);
+          },
+          fetch->stop.get_token());
+    } catch (const std::exception& error) {
+      outcome = make_error(ErrorCode::internal, std::string("fetching it failed: ") + error.what());
+    }
+    decisions_.push([this, model, fetch, outcome] { end_fetch(model, fetch, outcome); });
+  });
+}
+
+void Registry::Impl::end_fetch(const ModelPtr& model, const std::shared_ptr<Fetch>& fetch, const Status& outcome) {
+  fetch->thread.join();
+  --fetches_;
+  {
+    std::unique_lock lock(mutex_);
+    model->fetch.reset();
+  }
+  if (when_fetched_) {
+    if (fetches_ == 0) when_fetched_();
+    return;
+  }
+  const ModelDefinition wanted = model->next ? *model->next : model->definition;
+  if (!model->queued) {
+    // Nobody wants it any more.
+  } else if (fetch->stop.stop_requested() || fetch->loader != wanted.loader) {
+    begin(model);
+  } else if (outcome) {
+    load_queue_.push_back(model);
+    advance();
+  } else {
+    model->queued = false;
+    failed(model, wanted, outcome.error());
+    if (model->next) queue_load(model);
+  }
+  while (fetches_ < options_.max_fetches && !fetch_queue_.empty()) {
+    const ModelPtr next = fetch_queue_.front();
+    fetch_queue_.pop_front();
+    begin(next);
+  }
 }
 
 // Takes the model out of the queue, if its load has not begun.
 void Registry::Impl::forget_load(const ModelPtr& model) {
   if (!model->queued || (current_ && current_->model == model)) return;
   std::erase(load_queue_, model);
+  std::erase(fetch_queue_, model);
+  if (model->fetch != nullptr) model->fetch->stop.request_stop();
   model->queued = false;
   answer(model->load_waiters, make_error(ErrorCode::unavailable, "The load was called off."));
 }
@@ -668,6 +769,7 @@ void Registry::Impl::begin_load(std::uint64_t bytes) {
   current_->begun = true;
   loads_.push([this, bytes, definition = current_->definition, account = std::move(current_->model->asleep),
                progress = current_->model->progress]() mutable {
+    const double fetched = progress->load();
     Result<Service> outcome = Service();
     if (account != nullptr) {
       if (Status grown = budget_->grow(*account, bytes, options_.reclaim_timeout); !grown)
@@ -677,7 +779,9 @@ void Registry::Impl::begin_load(std::uint64_t bytes) {
     } else {
       outcome = std::move(reserved).error();
     }
-    if (outcome) outcome = definition.loader->load(account, [&progress](double share) { progress->store(share); });
+    if (outcome)
+      outcome =
+          definition.loader->load(account, [&](double share) { progress->store(fetched + (1 - fetched) * share); });
     // Everything goes along: a reference that stayed here would keep the memory reserved.
     decisions_.push([this, outcome = std::move(outcome), account = std::move(account)]() mutable {
       end_load(std::move(outcome), std::move(account));
@@ -720,19 +824,23 @@ void Registry::Impl::end_load(Result<Service> outcome, Account account) {
 }
 
 void Registry::Impl::fail_load(const Error& error) {
-  const ModelPtr model = current_->model;
+  failed(current_->model, current_->definition, error);
+  finish_load();
+}
+
+void Registry::Impl::failed(const ModelPtr& model, const ModelDefinition& tried, const Error& error) {
   const std::string name = model->definition.name;
   log::error("registry", "a model failed to load", {{"model", name}, {"reason", error.message}});
   const bool still_serves = model->slot->service() != nullptr;
   const bool no_room = error.code == ErrorCode::unavailable && error.retry_after_s > 0 && !still_serves;
-  if (model->next && model->next->fingerprint == current_->definition.fingerprint) model->next.reset();
+  if (model->next && model->next->fingerprint == tried.fingerprint) model->next.reset();
   {
     std::unique_lock lock(mutex_);
     ++counts_.failures;
     // What could not be replaced goes on as it was; what found no room may find some later.
     model->state = still_serves ? ModelState::ready : no_room ? ModelState::unloaded : ModelState::failed;
     model->detail = error.message;
-    if (!still_serves) model->definition = current_->definition;
+    if (!still_serves) model->definition = tried;
   }
   if (!still_serves && !model->removed) {
     Error shown = failed_error(name, error.message);
@@ -743,7 +851,6 @@ void Registry::Impl::fail_load(const Error& error) {
   }
   answer(model->load_waiters, error);
   answer(model->unload_waiters, {});
-  finish_load();
 }
 
 void Registry::Impl::finish_load() {

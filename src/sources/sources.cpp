@@ -95,6 +95,15 @@ Result<std::string> Sources::folder(std::string_view text) const {
   return cache_of(*source).path();
 }
 
+Status Sources::may_pull(std::string_view text) const {
+  const auto source = parse_remote_source(text);
+  if (!source) return source.error();
+  if (std::holds_alternative<S3Source>(*source) || !settings_.hub.offline) return {};
+  return make_error(ErrorCode::unavailable, "HF_HUB_OFFLINE is set, so nothing is downloaded, and " +
+                                                std::string(text) + " is not (or not whole) in the cache " +
+                                                cache_of(*source).path());
+}
+
 std::string Sources::version(std::string_view text) const {
   const auto located = locate(text);
   if (!located) return {};
@@ -216,12 +225,9 @@ Result<Pulled> Sources::download(Plan plan, const OnProgress& progress, const st
 Result<Pulled> Sources::pull(std::string_view text, const OnProgress& progress, const std::stop_token& stop) {
   const auto source = parse_remote_source(text);
   if (!source) return source.error();
-  if (std::holds_alternative<HubSource>(*source) && settings_.hub.offline) {
+  if (Status may = may_pull(text); !may) {
     auto located = locate(text);
-    if (!located) {
-      return make_error(located.error().code,
-                        located.error().message + ", and HF_HUB_OFFLINE is set: nothing is downloaded");
-    }
+    if (!located) return make_error(located.error().code, located.error().message + "; " + may.error().message);
     return Pulled{*std::move(located), 0, 0, 0};
   }
   if (progress) progress({});

@@ -63,6 +63,8 @@ class Sources {
   // What is in the cache, as a text that changes with it; empty if it is not there. What this process itself fetched
   // because it was not there counts as before.
   std::string version(std::string_view source) const;
+  // Whether pull() would ask the network at all. Errors: unavailable, naming what forbids it.
+  Status may_pull(std::string_view source) const;
   // Where its files are or would be put.
   Result<std::string> folder(std::string_view source) const;
 

@@ -90,7 +90,7 @@ TEST(Config, FaultsNameFileLineKeyAndExpectation) {
             "models.yaml:2:9: server.port: expected an integer from 0 to 65535, got 'abc'");
   EXPECT_EQ(error_of("server:\n  prot: 1\n").substr(0, 52), "models.yaml:2:3: server.prot: unknown key; expected ");
   EXPECT_EQ(error_of("serve: {}"),
-            "models.yaml:1:1: serve: unknown key; expected one of: server, log, memory, compute, defaults, models");
+            "models.yaml:1:1: serve: unknown key; expected one of: server, log, memory, compute, sources, defaults, models");
 }
 
 TEST(Config, EveryBadValueIsRefused) {
@@ -120,7 +120,9 @@ TEST(Config, EveryBadValueIsRefused) {
       {"models: [{name: a}]", "source: missing"},
       {"models: [{name: 'a b', source: builtin:xgen-demo}]", "without spaces"},
       {"models: [{name: a, source: /nonexistent/folder}]", "/nonexistent/folder"},
-      {"models: [{name: a, source: 'hf://org/repo'}]", "not supported yet"},
+      {"models: [{name: a, source: 'hf://org'}]", "expected hf://ORG/REPO[@REVISION][/FILE]"},
+      {"models: [{name: a, source: 'hf://org/repo/../x'}]", "cannot be a file of a repository"},
+      {"models: [{name: a, source: 'gs://bucket/x'}]", "expected a path, hf://ORG/REPO[@REVISION][/FILE] or s3://"},
       {"models: [{name: a, source: builtin:xgen-demo, engine: tgi}]", "only value in this version"},
       {"models: [{name: a, source: builtin:xgen-demo, pin: yes}]", "true or false"},
       {"models: [{name: a, source: builtin:xgen-demo, load: later}]", "startup | on_demand"},

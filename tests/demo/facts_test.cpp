@@ -35,7 +35,9 @@ std::set<std::string> mentioned(std::string_view list) {
 
 // Keys and routes younger than the model's last training: it says nothing of them, and so nothing wrong. The next
 // training takes them up and empties the lists.
-const std::set<std::string> kNotTaughtYet{"server.max_unsent", "models[].idle_unload", "models[].pin"};
+const std::set<std::string> kNotTaughtYet{"server.max_unsent", "models[].idle_unload", "models[].pin",
+                                          "sources.cache",     "sources.connections",  "sources.timeout",
+                                          "sources.retries"};
 const std::set<std::string> kRoutesNotTaughtYet{"/admin/models", "/admin/load", "/admin/unload",
                                                 "/admin/sleep",  "/admin/wake", "/admin/reload"};
 
