@@ -45,9 +45,9 @@ std::optional<std::chrono::seconds> retry_after(const http::Headers& headers, st
   return {};
 }
 
-std::chrono::milliseconds pause_after(int failures) {
+std::chrono::milliseconds pause_after(int failures, const Patience& patience) {
   const int doublings = std::clamp(failures - 1, 0, 10);
-  return std::min(kFirstPause * (1 << doublings), kLongestPause);
+  return std::min(patience.first_pause * (1 << doublings), kLongestPause);
 }
 
 bool wait_for(std::chrono::milliseconds time, const std::stop_token& stop) {
@@ -122,7 +122,7 @@ Result<Answer> call(http::Client& client, const std::function<Result<http::Clien
       if (!next) return std::move(next).error();
       request = std::move(next);
     }
-    std::chrono::milliseconds pause = pause_after(failures);
+    std::chrono::milliseconds pause = pause_after(failures, patience);
     if (ended) {
       if (!worth_retrying(answer.status) || failures > patience.retries) return answer;
       if (const auto asked = retry_after(answer.headers, std::time(nullptr))) {

@@ -15,14 +15,14 @@
 namespace xgen::sources {
 
 inline constexpr int kMaxRedirects = 5;
-inline constexpr std::size_t kMaxErrorBody = 4096;            // bytes that are kept of an answer that says no
-inline constexpr std::chrono::milliseconds kFirstPause{500};  // doubled with every failure in a row
+inline constexpr std::size_t kMaxErrorBody = 4096;  // bytes that are kept of an answer that says no
 inline constexpr std::chrono::milliseconds kLongestPause{16'000};
 inline constexpr std::chrono::seconds kLongestRetryAfter{600};  // a server that asks for more is given up
 
 // The end of patience with one thing to download.
 struct Patience {
   int retries = 5;                                 // failures in a row, each without one byte of progress
+  std::chrono::milliseconds first_pause{500};      // before trying again; doubled with every failure in a row
   std::chrono::milliseconds idle_timeout{30'000};  // a connection without progress
 };
 
@@ -38,7 +38,7 @@ bool worth_retrying(int status);
 // Of Retry-After, in seconds or as a date; or of the Hub's RateLimit header if nothing is left of it.
 std::optional<std::chrono::seconds> retry_after(const http::Headers& headers, std::time_t now);
 // How long to wait after so many failures in a row (from 1).
-std::chrono::milliseconds pause_after(int failures);
+std::chrono::milliseconds pause_after(int failures, const Patience& patience);
 // False if it was stopped.
 bool wait_for(std::chrono::milliseconds time, const std::stop_token& stop);
 Error stopped_error();

@@ -289,7 +289,9 @@ Status S3::describe(const S3Source& source, RemoteFile& file, const std::stop_to
     return make_error(ErrorCode::unavailable, source_text(source) + " (" + file.path +
                                                   "): the object was replaced while it was looked at; pull again");
   }
-  // Of the whole object, not of its parts ("…-3").
+  const std::size_t dash = std::min(file.id.find('-'), file.id.size());
+  // Of the whole object; that of an upload in parts may be one over the parts' own.
+  const bool of_parts = dash == 32 && dash < file.id.size() && answer->header("x-amz-checksum-type") != "FULL_OBJECT";
   constexpr std::array<std::pair<std::string_view, DigestKind>, 5> kChecksums = {
       {{"x-amz-checksum-sha256", DigestKind::sha256},
        {"x-amz-checksum-crc64nvme", DigestKind::crc64nvme},
@@ -298,7 +300,7 @@ Status S3::describe(const S3Source& source, RemoteFile& file, const std::stop_to
        {"x-amz-checksum-sha1", DigestKind::sha1}}};
   for (const auto& [name, kind] : kChecksums) {
     auto raw = from_base64(answer->header(name));
-    if (!raw || raw->size() != digest_of(kind, "").size()) continue;
+    if (!raw || raw->size() != digest_of(kind, "").size() || (of_parts && kind != DigestKind::crc64nvme)) continue;
     Expectation expected;
     expected.kind = kind;
     expected.raw = *std::move(raw);
@@ -310,7 +312,6 @@ Status S3::describe(const S3Source& source, RemoteFile& file, const std::stop_to
   const std::string encryption(answer->header("x-amz-server-side-encryption"));
   if (encryption.starts_with("aws:") || !answer->header("x-amz-server-side-encryption-customer-algorithm").empty())
     return {};
-  const std::size_t dash = std::min(file.id.find('-'), file.id.size());
   if (dash != 32 || !is_hex(std::string_view(file.id).substr(0, 32))) return {};
   Expectation expected;
   expected.kind = DigestKind::md5;

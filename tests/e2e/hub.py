@@ -24,6 +24,7 @@ class Faults:
         self.longer = 0             # bytes more than there should be
         self.wrong_range = False    # other bytes than were asked for
         self.rate = None            # bytes a second of each connection
+        self.silent = False         # after the first byte nothing more comes
 
     def next_answer(self):
         return self.answers.pop(0) if self.answers else None
@@ -84,7 +85,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not body:
             return
         cut = faults.cut_after.pop(0) if faults.cut_after else None
-        step = max(int(faults.rate / 50), 1) if faults.rate else 1 << 20
+        step = 1 if faults.silent else max(int(faults.rate / 50), 1) if faults.rate else 1 << 20
         for begin in range(0, len(data), step):
             part = data[begin:begin + step]
             if cut is not None and begin + len(part) > cut:
@@ -92,6 +93,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             self.wfile.write(part)
+            if faults.silent:
+                self.server.owner.closing.wait(60)
+                return
             if faults.rate:
                 time.sleep(0.02)
 
@@ -99,6 +103,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Server:
     def __init__(self):
         self.lock = threading.Lock()
+        self.closing = threading.Event()
         self.requests = []
         self.faults = Faults()
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -108,6 +113,7 @@ class Server:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self):
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 

@@ -25,9 +25,10 @@ TEST(Caller, RetryAfter) {
 }
 
 TEST(Caller, PausesDoubleUpToALimit) {
-  EXPECT_EQ(pause_after(1), kFirstPause);
-  EXPECT_EQ(pause_after(3), kFirstPause * 4);
-  EXPECT_EQ(pause_after(1000), kLongestPause);
+  const Patience patience;
+  EXPECT_EQ(pause_after(1, patience), patience.first_pause);
+  EXPECT_EQ(pause_after(3, patience), patience.first_pause * 4);
+  EXPECT_EQ(pause_after(1000, patience), kLongestPause);
 }
 
 TEST(Caller, TokensStayWithTheirOrigin) {
