@@ -12,6 +12,8 @@
 namespace xgen {
 namespace {
 
+constexpr std::chrono::seconds kLogPeriod{10};  // between two lines on one download
+
 Result<engine::LocalServiceOptions> service_options(const config::Model& model, const Result<std::string>& path,
                                                     const Machine& machine) {
   engine::LocalServiceOptions options;
@@ -73,11 +75,18 @@ std::string missing_text(const config::Model& model, const sources::Sources& sou
 bool LocalModelLoader::fetches() const { return is_remote_source(model_.source); }
 
 Status LocalModelLoader::fetch(const std::function<void(double, std::string)>& progress, const std::stop_token& stop) {
-  const auto tell = [&progress](const sources::Progress& now) {
+  auto logged = std::chrono::steady_clock::now() - kLogPeriod;
+  const auto tell = [&](const sources::Progress& now) {
     const double share = now.total == 0 ? 0 : static_cast<double>(now.done) / static_cast<double>(now.total);
-    progress(share, now.total == 0 ? "asking what there is to download"
-                                   : std::string(now.waiting ? "another process downloads " : "downloading ") +
-                                         now.file + ": " + format_bytes(now.done) + " of " + format_bytes(now.total));
+    const std::string what = now.total == 0
+                                 ? "asking what there is to download"
+                                 : std::string(now.waiting ? "another process downloads " : "downloading ") + now.file +
+                                       ": " + format_bytes(now.done) + " of " + format_bytes(now.total);
+    progress(share, what);
+    if (const auto time = std::chrono::steady_clock::now(); time - logged >= kLogPeriod) {
+      log::info("loader", "downloading a model", {{"model", model_.name}, {"source", model_.source}, {"now", what}});
+      logged = time;
+    }
   };
   auto located = machine_.sources->fetch(model_.source, tell, stop);
   if (!located) return at(model_, std::move(located).error());

@@ -428,6 +428,7 @@ int pull(const Flags& flags, std::vector<std::string> list) {
   }
   auto settings = source_settings(config->sources);
   if (!settings) return complain(kMisused, settings.error().message);
+  std::signal(SIGPIPE, SIG_IGN);  // a connection that has gone is an error like others
   sources::Sources sources(*std::move(settings));
   return pull_all(sources, list) ? 0 : kFailed;
 }

@@ -149,7 +149,7 @@ std::string default_model_name(const RemoteSource& source) {
     path = s3.bucket + (s3.prefix.empty() ? "" : "/" + s3.prefix);
   }
   path.erase(0, path.rfind('/') + 1);
-  if (path.ends_with(".gguf")) path.resize(path.size() - 5);
+  if (path.size() > 5 && path.ends_with(".gguf")) path.resize(path.size() - 5);
   return path;
 }
 

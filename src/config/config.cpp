@@ -292,7 +292,7 @@ const std::vector<Key<Sources>>& sources_keys() {
       integer("connections", &Sources::connections, 1, 64, "Parts of one file that are downloaded at the same time."),
       duration("timeout", &Sources::timeout, kShortest, "A connection that brings nothing for so long is tried again."),
       integer("retries", &Sources::retries, 0, 100,
-              "Failures in a row without a byte of progress before a download is given up."),
+              "Failures in a row, with less than 64KiB of progress each, before a download is given up."),
   };
   return keys;
 }
@@ -527,6 +527,9 @@ class Reader {
         fault(at.Mark(), name, "unknown key; expected one of: server, log, memory, compute, sources, defaults, models");
       }
     });
+    // "~" and "$NAME" are the user's, and not resolved here.
+    std::string& cache = config_.sources.cache;
+    if (!cache.empty() && cache.find_first_of("/~$") != 0) cache = (fs::path(file_).parent_path() / cache).string();
     if (!has_models) {
       config_.models = demo_config().models;
       config_.models.front().settings = config_.defaults;

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <stop_token>
@@ -15,13 +16,14 @@
 namespace xgen::sources {
 
 inline constexpr int kMaxRedirects = 5;
-inline constexpr std::size_t kMaxErrorBody = 4096;  // bytes that are kept of an answer that says no
+inline constexpr std::size_t kMaxErrorBody = 4096;        // bytes that are kept of an answer that says no
+inline constexpr std::uint64_t kGoodProgress = 64 << 10;  // bytes that make good a failure
 inline constexpr std::chrono::milliseconds kLongestPause{16'000};
 inline constexpr std::chrono::seconds kLongestRetryAfter{600};  // a server that asks for more is given up
 
 // The end of patience with one thing to download.
 struct Patience {
-  int retries = 5;                                 // failures in a row, each without one byte of progress
+  int retries = 5;                                 // failures in a row, each with less than kGoodProgress
   std::chrono::milliseconds first_pause{500};      // before trying again; doubled with every failure in a row
   std::chrono::milliseconds idle_timeout{30'000};  // a connection without progress
 };

@@ -13,89 +13,12 @@ namespace xgen::sources {
 namespace {
 
 constexpr std::size_t kMaxPages = 1000;
-constexpr std::size_t kMaxTokenBytes = 4096;
 
 std::optional<std::uint64_t> number(std::string_view text) {
   std::uint64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (text.empty() || error != std::errc{} || end != text.data() + text.size()) return {};
   return value;
-}
-
-void append_utf8(std::string& out, std::uint32_t code) {
-  if (code < 0x80) {
-    out += static_cast<char>(code);
-  } else if (code < 0x800) {
-    out += static_cast<char>(0xc0 | (code >> 6));
-    out += static_cast<char>(0x80 | (code & 0x3f));
-  } else if (code < 0x10000) {
-    out += static_cast<char>(0xe0 | (code >> 12));
-    out += static_cast<char>(0x80 | ((code >> 6) & 0x3f));
-    out += static_cast<char>(0x80 | (code & 0x3f));
-  } else {
-    out += static_cast<char>(0xf0 | (code >> 18));
-    out += static_cast<char>(0x80 | ((code >> 12) & 0x3f));
-    out += static_cast<char>(0x80 | ((code >> 6) & 0x3f));
-    out += static_cast<char>(0x80 | (code & 0x3f));
-  }
-}
-
-// Character data of XML. Nothing if an entity is unknown.
-std::optional<std::string> xml_text(std::string_view text) {
-  constexpr std::array<std::pair<std::string_view, char>, 5> kNames = {
-      {{"amp", '&'}, {"lt", '<'}, {"gt", '>'}, {"quot", '"'}, {"apos", '\''}}};
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != '&') {
-      out += text[i];
-      continue;
-    }
-    const std::size_t end = text.find(';', i);
-    if (end == std::string_view::npos) return {};
-    const std::string_view name = text.substr(i + 1, end - i - 1);
-    i = end;
-    if (name.starts_with('#')) {
-      const bool hex = name.size() > 1 && (name[1] == 'x' || name[1] == 'X');
-      const std::string_view digits = name.substr(hex ? 2 : 1);
-      std::uint32_t code = 0;
-      const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), code, hex ? 16 : 10);
-      if (digits.empty() || error != std::errc{} || stop != digits.data() + digits.size() || code > 0x10ffff ||
-          (code >= 0xd800 && code < 0xe000))
-        return {};
-      append_utf8(out, code);
-      continue;
-    }
-    const auto* known =
-        std::find_if(kNames.begin(), kNames.end(), [&](const auto& each) { return each.first == name; });
-    if (known == kNames.end()) return {};
-    out += known->second;
-  }
-  return out;
-}
-
-// The inside of the first <name>…</name> from `at` on, which is moved behind it. S3's answers have no attributes but a
-// name space on the root, no comments, and no element inside one of the same name.
-std::optional<std::string_view> element(std::string_view xml, std::string_view name, std::size_t& at) {
-  const std::string open = "<" + std::string(name) + ">";
-  const std::string close = "</" + std::string(name) + ">";
-  const std::size_t begin = xml.find(open, at);
-  if (begin == std::string_view::npos) return {};
-  const std::size_t inside = begin + open.size();
-  const std::size_t end = xml.find(close, inside);
-  if (end == std::string_view::npos) return {};
-  at = end + close.size();
-  return xml.substr(inside, end - inside);
-}
-
-std::string text_of(std::string_view xml, std::string_view name) {
-  std::size_t at = 0;
-  const auto inside = element(xml, name, at);
-  return inside ? xml_text(*inside).value_or("") : "";
-}
-
-std::string unquoted(std::string etag) {
-  if (etag.size() >= 2 && etag.front() == '"' && etag.back() == '"') etag = etag.substr(1, etag.size() - 2);
-  return etag;
 }
 
 bool is_hex(std::string_view text) {
@@ -123,31 +46,6 @@ bool is_host_label(const std::string& bucket) {
 }
 
 }  // namespace
-
-Result<S3Page> parse_s3_page(std::string_view xml) {
-  const auto bad = [](const std::string& what) { return make_error(ErrorCode::invalid_argument, what); };
-  if (xml.find("<ListBucketResult") == std::string_view::npos) return bad("it is no ListBucketResult");
-  S3Page page;
-  std::size_t at = 0;
-  while (const auto contents = element(xml, "Contents", at)) {
-    S3Page::Object object;
-    std::size_t inside = 0;
-    const auto key = element(*contents, "Key", inside);
-    const auto text = key ? xml_text(*key) : std::nullopt;
-    const auto size = number(text_of(*contents, "Size"));
-    if (!text || text->empty() || !size) return bad("an object without a proper Key and Size");
-    object.key = *text;
-    object.size = *size;
-    object.etag = unquoted(text_of(*contents, "ETag"));
-    page.objects.push_back(std::move(object));
-  }
-  if (text_of(xml, "IsTruncated") == "true") {
-    page.next = text_of(xml, "NextContinuationToken");
-    if (page.next.empty() || page.next.size() > kMaxTokenBytes)
-      return bad("IsTruncated without a NextContinuationToken");
-  }
-  return page;
-}
 
 S3Place s3_place(const S3Source& source) {
   S3Place place;
@@ -208,7 +106,7 @@ Result<Answer> S3::call_in_region(const std::string& method, const std::string& 
     if (!answer || answer->status == 200 || answer->status == 206 || moved) return answer;
     // A bucket says where it is when it is asked elsewhere.
     std::string there(answer->header("x-amz-bucket-region"));
-    if (there.empty()) there = text_of(answer->body, "Region");
+    if (there.empty()) there = xml_field(answer->body, "Region");
     const bool plain =
         !there.empty() && there.size() < 64 &&
         std::all_of(there.begin(), there.end(), [](unsigned char c) { return std::isalnum(c) != 0 || c == '-'; });
@@ -219,8 +117,8 @@ Result<Answer> S3::call_in_region(const std::string& method, const std::string& 
 }
 
 Error S3::explain(const S3Source& source, const std::string& file, const Answer& answer) {
-  const std::string code = text_of(answer.body, "Code");
-  const std::string said = text_of(answer.body, "Message");
+  const std::string code = xml_field(answer.body, "Code");
+  const std::string said = xml_field(answer.body, "Message");
   const std::string where = source_text(source) + (file.empty() ? "" : " (" + file + ")") + ": ";
   const std::string what = (settings_.endpoint.empty() ? "S3" : settings_.endpoint) + " answered " +
                            std::to_string(answer.status) + (code.empty() ? "" : " " + code.substr(0, 100)) +
@@ -285,7 +183,7 @@ Status S3::describe(const S3Source& source, RemoteFile& file, const std::stop_to
   const auto answer = call_in_region("HEAD", source.bucket, key, {}, {{"x-amz-checksum-mode", "ENABLED"}}, stop);
   if (!answer) return make_error(answer.error().code, source_text(source) + ": " + answer.error().message);
   if (answer->status != 200) return explain(source, file.path, *answer);
-  if (unquoted(std::string(answer->header("etag"))) != file.id) {
+  if (without_quotes(std::string(answer->header("etag"))) != file.id) {
     return make_error(ErrorCode::unavailable, source_text(source) + " (" + file.path +
                                                   "): the object was replaced while it was looked at; pull again");
   }

@@ -12,22 +12,10 @@
 
 #include "base/model_source.h"
 #include "base/result.h"
+#include "sources/s3_listing.h"
 #include "sources/settings.h"
 
 namespace xgen::sources {
-
-// One page of ListObjectsV2.
-struct S3Page {
-  struct Object {
-    std::string key;
-    std::uint64_t size = 0;
-    std::string etag;  // without quotes
-  };
-  std::vector<Object> objects;
-  std::string next;  // continuation token; empty: the last page
-};
-// Errors: invalid_argument, what is not as it should be.
-Result<S3Page> parse_s3_page(std::string_view xml);
 
 // Where a source's listing begins and what is chosen of it.
 struct S3Place {

@@ -1,5 +1,8 @@
 #include "sources/settings.h"
 
+#include <pwd.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
@@ -125,8 +128,13 @@ Status read_s3(S3Settings& s3, const Environment& environment, const std::string
 Environment process_environment() {
   return [](const std::string& name) -> std::optional<std::string> {
     const char* value = std::getenv(name.c_str());
-    if (value == nullptr || *value == '\0') return {};
-    return value;
+    if (value != nullptr && *value != '\0') return value;
+    if (name != "HOME") return {};
+    passwd entry{};
+    passwd* found = nullptr;
+    char buffer[4096];
+    if (::getpwuid_r(::geteuid(), &entry, buffer, sizeof buffer, &found) != 0 || found == nullptr) return {};
+    return found->pw_dir;
   };
 }
 

@@ -31,7 +31,7 @@ struct Settings {
   TransferOptions transfer;
 };
 
-// Value of an environment variable; nothing if it is unset or empty.
+// Value of an environment variable; nothing if it is unset or empty. An unset HOME is that of the user's entry.
 using Environment = std::function<std::optional<std::string>(const std::string& name)>;
 Environment process_environment();
 

@@ -24,7 +24,6 @@ namespace {
 
 constexpr std::size_t kVerifyBlock = std::size_t{1} << 20;
 constexpr std::chrono::milliseconds kProgressPeriod{100};
-constexpr std::uint64_t kGoodProgress = 256 << 10;  // bytes after which a lost connection is replaced without a pause
 
 std::optional<std::uint64_t> number(std::string_view text) {
   std::uint64_t value = 0;
@@ -266,12 +265,12 @@ void Transfer::work(const std::stop_token& stop) {
       if (stop.stop_requested()) return;
       if (attempt.outcome != Outcome::again) return give_up(attempt.error, attempt.outcome == Outcome::no_ranges);
       const std::uint64_t came = part_.done(*chunk) - before;
-      failures = came > 0 ? 1 : failures + 1;
-      if (came == 0 && failures > options_.patience.retries) return give_up(attempt.error);
+      failures = came >= kGoodProgress ? 0 : failures + 1;
+      if (failures > options_.patience.retries) return give_up(attempt.error);
       if (attempt.retry_after) {
         std::lock_guard lock(mutex_);
         not_before_ = std::max(not_before_, std::chrono::steady_clock::now() + *attempt.retry_after);
-      } else if (came < kGoodProgress && !wait_for(pause_after(failures, options_.patience), stop)) {
+      } else if (failures > 0 && !wait_for(pause_after(failures, options_.patience), stop)) {
         return;
       }
     }

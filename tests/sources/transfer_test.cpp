@@ -98,7 +98,7 @@ class TransferTest : public testing::Test {
     options_.connections = 4;
     options_.chunk = 64 << 10;
     options_.patience.first_pause = 1ms;
-    options_.patience.retries = 8;
+    options_.patience.retries = 50;
   }
   ~TransferTest() override { fs::remove_all(folder_); }
 
