@@ -171,7 +171,8 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
     registry::ModelLoader::Need need;
     if (const auto path = entry.loader->path(); !path) {
       if (path.error().code != ErrorCode::not_found) return at(model, path.error());
-      if (Status may = machine.sources->may_pull(model.source); !may) return at(model, std::move(may).error());
+      if (const Status may = machine.sources->may_pull(model.source); !may)
+        return at(model, make_error(ErrorCode::not_found, path.error().message + "; " + may.error().message));
       entry.here = false;
       if (!model.settings.on_demand) unknown.push_back(at_start.size());
     } else {

@@ -99,9 +99,7 @@ Status Sources::may_pull(std::string_view text) const {
   const auto source = parse_remote_source(text);
   if (!source) return source.error();
   if (std::holds_alternative<S3Source>(*source) || !settings_.hub.offline) return {};
-  return make_error(ErrorCode::unavailable, "HF_HUB_OFFLINE is set, so nothing is downloaded, and " +
-                                                std::string(text) + " is not (or not whole) in the cache " +
-                                                cache_of(*source).path());
+  return make_error(ErrorCode::unavailable, "HF_HUB_OFFLINE is set, so nothing is downloaded");
 }
 
 std::string Sources::version(std::string_view text) const {
@@ -152,7 +150,7 @@ Result<Sources::Plan> Sources::plan(const RemoteSource& source, const std::stop_
   return plan;
 }
 
-Result<Pulled> Sources::download(Plan plan, const OnProgress& progress, const std::stop_token& stop) const {
+Result<Pulled> Sources::download(Plan plan, const OnProgress& progress, const std::stop_token& stop) {
   CacheFolder& cache = plan.cache;
   if (Status made = cache.prepare(); !made) return std::move(made).error();
   // An object of S3 is named by its key, too: an ETag alone need not be its content's own.
@@ -200,8 +198,8 @@ Result<Pulled> Sources::download(Plan plan, const OnProgress& progress, const st
                     {{"source", plan.where}, {"file", file->path}});
       }
       Status outcome = transfer(
-          const_cast<Sources*>(this)->client(), plan.remote(*file), *file, part_path(*file), cache.blob_path(id),
-          settings_.transfer, [&](std::uint64_t bytes) { tell(bytes, false); }, stop);
+          client(), plan.remote(*file), *file, part_path(*file), cache.blob_path(id), settings_.transfer,
+          [&](std::uint64_t bytes) { tell(bytes, false); }, stop);
       if (!outcome) return std::move(outcome).error();
       pulled.downloaded += file->size;
     }

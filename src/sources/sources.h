@@ -74,7 +74,7 @@ class Sources {
   CacheFolder cache_of(const RemoteSource& source) const;
   std::optional<std::string> snapshot_of(const RemoteSource& source) const;
   Result<Plan> plan(const RemoteSource& source, const std::stop_token& stop);
-  Result<Pulled> download(Plan plan, const OnProgress& progress, const std::stop_token& stop) const;
+  Result<Pulled> download(Plan plan, const OnProgress& progress, const std::stop_token& stop);
 
   const Settings settings_;
   mutable std::mutex mutex_;

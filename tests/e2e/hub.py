@@ -46,10 +46,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         owner = self.server.owner
         with owner.lock:
             owner.requests.append((self.command, self.path, dict(self.headers)))
+            owner.at_once += 1
+            owner.most_at_once = max(owner.most_at_once, owner.at_once)
         try:
             owner.answer(self, body)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+        finally:
+            with owner.lock:
+                owner.at_once -= 1
 
     def say(self, status, headers=(), data=b"", body=True):
         self.send_response(status)
@@ -104,6 +109,7 @@ class Server:
     def __init__(self):
         self.lock = threading.Lock()
         self.closing = threading.Event()
+        self.at_once = self.most_at_once = 0
         self.requests = []
         self.faults = Faults()
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

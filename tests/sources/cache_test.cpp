@@ -3,8 +3,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -231,6 +234,19 @@ TEST_F(CacheTest, APartFileOfAnotherShapeBeginsAnew) {
   fs::create_symlink(root_ / "victim", path);
   EXPECT_FALSE(PartFile::open(path, 10, 4));
   EXPECT_EQ(read(root_ / "victim"), "precious");
+}
+
+TEST_F(CacheTest, AFileThatTheSystemHasNoRoomForIsAnError) {
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit small{1 << 16, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const auto file = PartFile::open((root_ / "part").string(), 1 << 20, 1 << 18);
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  ASSERT_FALSE(file);
+  EXPECT_THAT(file.error().message, HasSubstr((root_ / "part").string() + ": File too large"));
 }
 
 TEST_F(CacheTest, SourcesAreFoundWithoutTheNetwork) {
