@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Measures the whole program with one model, as a client sees it: start-up, memory, decode and prefill.
 
-usage: bench/serve_bench.py BUILD_FOLDER [--model PATH] [--shape NAME] [--runs N] [--threads T]
+usage: bench/serve_bench.py BUILD_FOLDER [--model PATH] [--shape NAME] [--runs N] [--pairs N] [--threads T]
 
 Start-up is the time from exec to the first 200 of /health/ready; memory is what is resident after one answer, above weights and
 KV cache (private memory: mapped weights are not counted). Decode is the rate of one stream after its first token; prefill is
-512 tokens over the time of a request for one token. Every figure is a median over --runs. The machine's ceilings (read bandwidth,
-FP32 multiply-adds) are measured between the runs, and the shares are those of the medians: decode reads every matrix once a token,
+512 tokens over the time of a request for one token. Every figure is a median, of --pairs for decode and of --runs for the rest.
+The machine's ceilings (read bandwidth, FP32 multiply-adds) change from minute to minute, so each measurement is compared with the mean
+of those measured right before and right after it; a share is the median of these ratios. Decode reads every matrix once a token,
 prefill multiplies every matrix but the last once a token.
 Without --model it is the built-in demo model, which fits a cache: only its start-up and memory are worth reading.
 """
@@ -84,8 +85,31 @@ def plan(program, args):
 
 def ceilings(build):
     """This machine's read bandwidth in GB/s and FP32 multiply-adds in G/s, now."""
-    text = subprocess.run([build / "bench/kernels_bench", "--ceilings"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([build / "bench/kernels_bench", "--ceilings", "--quick"], capture_output=True, text=True, check=True).stdout
     return tuple(map(float, re.search(r"read ([\d.]+) GB/s, FP32 multiply-adds ([\d.]+) G/s", text).groups()))
+
+
+def paired(count, measure, ceiling):
+    """Measurements, each with the mean of the ceilings right before and right after it."""
+    pairs, before = [], ceiling()
+    for _ in range(count):
+        value, after = measure(), ceiling()
+        pairs.append((value, (before + after) / 2))
+        before = after
+    return pairs
+
+
+def spread(values, digits=0):
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def show_shares(what, pairs):
+    if pairs:
+        print(f"  {what}: {spread([100 * value / ceiling for value, ceiling in pairs])} %, {len(pairs)} pairs")
+
+
+# Where the machine has two speeds, those of its fast minutes; GB/s.
+FAST = 60
 
 
 # Bytes of the matrices that one decoded token reads, and multiply-adds of one prompt token (without the last matrix, which only
@@ -98,6 +122,7 @@ def main():
     parser.add_argument("build", type=pathlib.Path)
     parser.add_argument("--model")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--threads")
     parser.add_argument("--shape", choices=COSTS, help="what the model is, to state shares of the machine's ceilings")
     args = parser.parse_args()
@@ -122,28 +147,30 @@ def main():
         print(f"resident after one answer: {resident / 2**20:.1f} MiB, of it not mapped from files {anonymous / 2**20:.1f} MiB "
               f"(planned: weights {weights / 2**20:.1f} MiB, KV cache {kv / 2**20:.1f} MiB, touched as it is used)")
 
-        decode, prefill, bandwidths, fmas = [], [], [], []
-        for _ in range(args.runs):
+        def decode():
             body = {"model": name, "prompt": prompt(16), "max_tokens": 64, "ignore_eos": True, "temperature": 0, "stream": True}
             times = [time.perf_counter() for line in server.post(body) if line.startswith(b"data: {")]
-            decode.append((len(times) - 2) / (times[-2] - times[0]))
+            return (len(times) - 2) / (times[-2] - times[0])
+
+        def prefill():
             start = time.perf_counter()
             server.post({"model": name, "prompt": prompt(512), "max_tokens": 1, "ignore_eos": True, "temperature": 0}).read()
-            prefill.append(512 / (time.perf_counter() - start))
-            bandwidth, fma = ceilings(args.build)
-            bandwidths.append(bandwidth)
-            fmas.append(fma)
-        show = lambda values: f"{statistics.median(values):.1f} tok/s (best {max(values):.1f})"
-        show_ceiling = lambda values: f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-        print(f"decode, one stream: {show(decode)}")
-        print(f"prefill, 512 tokens: {show(prefill)}")
-        print(f"ceilings: read {show_ceiling(bandwidths)} GB/s, FP32 multiply-adds {show_ceiling(fmas)} G/s")
+            return 512 / (time.perf_counter() - start)
+
+        decodes = paired(args.pairs, decode, lambda: ceilings(args.build)[0])
+        prefills = paired(args.runs, prefill, lambda: ceilings(args.build)[1])
+        bytes_per_token, multiply_adds = COSTS.get(args.shape, (0, 0))
+        print(f"decode, one stream: {spread([rate for rate, _ in decodes], 1)} tok/s; reading {spread([c for _, c in decodes], 1)} GB/s")
         if args.shape:
-            bytes_per_token, multiply_adds = COSTS[args.shape]
-            print(f"decode reads {statistics.median(decode) * bytes_per_token / 1e9:.1f} GB/s: "
-                  f"{100 * statistics.median(decode) * bytes_per_token / 1e9 / statistics.median(bandwidths):.0f}% of the bandwidth")
-            print(f"prefill computes {statistics.median(prefill) * multiply_adds / 1e9:.1f} G multiply-adds/s: "
-                  f"{100 * statistics.median(prefill) * multiply_adds / 1e9 / statistics.median(fmas):.0f}% of the ceiling")
+            decodes = [(rate * bytes_per_token / 1e9, ceiling) for rate, ceiling in decodes]
+            print("  GB/s of GB/s: " + ", ".join(f"{value:.1f}/{ceiling:.1f}" for value, ceiling in decodes))
+            show_shares("share of the reading", decodes)
+            show_shares(f"share where it was above {FAST} GB/s", [pair for pair in decodes if pair[1] > FAST])
+            show_shares("share where it was not", [pair for pair in decodes if pair[1] <= FAST])
+        print(f"prefill, 512 tokens: {spread([rate for rate, _ in prefills], 1)} tok/s; "
+              f"FP32 multiply-adds {spread([c for _, c in prefills], 1)} G/s")
+        if args.shape:
+            show_shares("share of the multiply-adds", [(rate * multiply_adds / 1e9, ceiling) for rate, ceiling in prefills])
     finally:
         server.stop()
 

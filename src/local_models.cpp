@@ -137,15 +137,13 @@ Result<std::shared_ptr<inference::ModelService>> LocalModelLoader::load(std::sha
   auto service = (*model)->load(*memory, progress, std::move(account));
   if (!service) return at(model_, std::move(service).error());
   const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-  char load_ms[32];
-  std::snprintf(load_ms, sizeof(load_ms), "%.1f", ms);
   log::info("loader", "model ready",
             {{"model", model_.name},
              {"architecture", (*model)->info().architecture},
              {"format", (*model)->info().weight_format},
              {"memory", engine::describe(*memory)},
-             {"max_model_len", std::to_string(memory->max_model_len)},
-             {"load_ms", load_ms}});
+             {"max_model_len", memory->max_model_len},
+             {"load_ms", log::Decimal{ms, 1}}});
   return service;
 }
 

@@ -55,12 +55,6 @@ double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
-std::string ms_text(double ms) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.1f", ms);
-  return text;
-}
-
 // The flags that set a key of the configuration, over the file.
 struct KeyFlag {
   const char* name;
@@ -289,8 +283,7 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
            const registry::Registry& registry) {
   lifecycle.set(server::Lifecycle::State::draining);
   http.close_connections_after_answers();
-  log::info("server", "draining",
-            {{"signal", strsignal(signal)}, {"requests", std::to_string(requests_in_flight(registry))}});
+  log::info("server", "draining", {{"signal", strsignal(signal)}, {"requests", requests_in_flight(registry)}});
   if (signal != SIGINT) std::this_thread::sleep_for(settings.drain_delay);
   lifecycle.set(server::Lifecycle::State::refusing);
   const Clock::time_point deadline = Clock::now() + settings.drain_timeout;
@@ -299,7 +292,7 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
   const bool clean = http.drain(std::max(left, std::chrono::milliseconds(100)));
   log::info("server", clean ? "stopped; every request was finished" : "stopped; drain_timeout cut off running requests",
-            {{"requests", std::to_string(requests_in_flight(registry))}});
+            {{"requests", requests_in_flight(registry)}});
 }
 
 // Waits for the models that are to be there from the start; the first error among them.
@@ -393,12 +386,12 @@ int serve(const Flags& flags) {
   signals.serving();
   print_hints(registry, config->server.host, (*http)->port());
   log::info("server", "ready",
-            {{"ms", ms_text(ms_since(start))},
-             {"plan_ms", ms_text(plan_ms)},
-             {"bind_ms", ms_text(bind_ms)},
-             {"load_ms", ms_text(ms_since(start) - plan_ms - bind_ms)},
-             {"port", std::to_string((*http)->port())},
-             {"threads", std::to_string(machine->pool->size())},
+            {{"ms", log::Decimal{ms_since(start), 1}},
+             {"plan_ms", log::Decimal{plan_ms, 1}},
+             {"bind_ms", log::Decimal{bind_ms, 1}},
+             {"load_ms", log::Decimal{ms_since(start) - plan_ms - bind_ms, 1}},
+             {"port", (*http)->port()},
+             {"threads", machine->pool->size()},
              {"kernels", std::string(machine->kernels->name)}});
 
   const int signal = signals.wait();
@@ -442,6 +435,10 @@ int docs(const std::string& topic) {
 }
 
 int main_with(int argc, char** argv) {
+  const std::string_view first = argc > 1 ? argv[1] : "";
+  if (first != "serve" && first != "check" && first != "docs" && !first.starts_with('-'))
+    return complain(kMisused, (first.empty() ? "a command is needed" : "unknown command '" + std::string(first) + "'") +
+                                  ": serve, check or docs; xgen-model --help tells more");
   CLI::App command{"xgen-model " XGEN_VERSION ": serves language models over the OpenAI API"};
   command.set_version_flag("--version", "xgen-model " XGEN_VERSION);
   command.require_subcommand(1);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "api/errors.h"
 #include "api/json_writer.h"
@@ -16,7 +17,11 @@ using inference::Event;
 using inference::FinishReason;
 using inference::Started;
 using inference::TokenLogprob;
+using inference::ToolCall;
+using inference::ToolCallDelta;
 using inference::Usage;
+
+constexpr int kMaxToolCalls = 1024;  // of one choice
 
 std::string_view finish_name(FinishReason reason) {
   switch (reason) {
@@ -26,6 +31,10 @@ std::string_view finish_name(FinishReason reason) {
       return "\"length\"";
     case FinishReason::abort:
       return "\"abort\"";
+    case FinishReason::tool_calls:
+      return "\"tool_calls\"";
+    case FinishReason::content_filter:
+      return "\"content_filter\"";
   }
   return "null";
 }
@@ -51,13 +60,47 @@ void append_usage(std::string& out, const Usage& usage) {
   append_json_int(out, std::int64_t{usage.prompt_tokens} + usage.completion_tokens);
   out += ",\"prompt_tokens_details\":{\"cached_tokens\":";
   append_json_int(out, usage.cached_tokens);
-  out += "}}";
+  out += '}';
+  if (usage.reasoning_tokens > 0) {
+    out += ",\"completion_tokens_details\":{\"reasoning_tokens\":";
+    append_json_int(out, usage.reasoning_tokens);
+    out += '}';
+  }
+  out += '}';
 }
 
 // Prompt tokens are known when a prompt starts, completion tokens when it has finished.
 void add_start(Usage& total, const Usage& one) {
   total.prompt_tokens += one.prompt_tokens;
   total.cached_tokens += one.cached_tokens;
+}
+
+void add_end(Usage& total, const Usage& one) {
+  total.completion_tokens += one.completion_tokens;
+  total.reasoning_tokens += one.reasoning_tokens;
+}
+
+// Puts a part of a call to the parts before it.
+void add_part(std::vector<ToolCall>& calls, const ToolCallDelta& part) {
+  if (part.index < 0 || part.index >= kMaxToolCalls) return;
+  const auto index = static_cast<std::size_t>(part.index);
+  if (calls.size() <= index) calls.resize(index + 1);
+  ToolCall& call = calls[index];
+  if (call.id.empty()) call.id = part.id;
+  if (call.name.empty()) call.name = part.name;
+  call.arguments += part.arguments;
+}
+
+void append_function(std::string& out, std::string_view name, std::string_view arguments) {
+  out += "\"function\":{";
+  if (!name.empty()) {
+    out += "\"name\":";
+    append_json_string(out, name);
+    out += ',';
+  }
+  out += "\"arguments\":";
+  append_json_string(out, arguments);
+  out += '}';
 }
 
 // {"id":…,"object":…,"created":…,"model":…,"system_fingerprint":…,"choices":[
@@ -129,7 +172,12 @@ std::size_t encoded_size(const Event& event, int n) {
   };
   if (const auto* started = std::get_if<Started>(&event))
     return static_cast<std::size_t>(n) * size(started->prompt_text, started->prompt_logprobs);
-  if (const auto* delta = std::get_if<Delta>(&event)) return size(delta->text, delta->logprobs);
+  if (const auto* delta = std::get_if<Delta>(&event)) {
+    std::size_t bytes = size(delta->text, delta->logprobs) + delta->reasoning.size();
+    for (const auto& call : delta->tool_calls)
+      bytes += kPerToken + call.id.size() + call.name.size() + call.arguments.size();
+    return bytes;
+  }
   return 0;
 }
 
@@ -213,19 +261,48 @@ void AnswerBuilder::add(std::size_t prompt, const Event& event) {
   } else if (const auto* delta = std::get_if<Delta>(&event)) {
     Choice& choice = choice_at(delta->choice);
     choice.text += delta->text;
+    choice.reasoning += delta->reasoning;
+    for (const auto& part : delta->tool_calls) add_part(choice.tool_calls, part);
     for (const auto& token : delta->logprobs) choice.logprobs.add(head_.endpoint, token, head_.top_logprobs);
   } else if (const auto* end = std::get_if<ChoiceFinished>(&event)) {
     choice_at(end->choice).end = *end;
   } else if (const auto* finished = std::get_if<inference::Finished>(&event)) {
-    usage_.completion_tokens += finished->usage.completion_tokens;
+    add_end(usage_, finished->usage);
   }
 }
+
+namespace {
+
+void append_message_end(std::string& out, const std::string& reasoning, const std::vector<ToolCall>& calls) {
+  out += ",\"refusal\":null";
+  if (!reasoning.empty()) {
+    out += ",\"reasoning_content\":";
+    append_json_string(out, reasoning);
+  }
+  if (!calls.empty()) {
+    out += ",\"tool_calls\":[";
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      out += i > 0 ? ",{\"id\":" : "{\"id\":";
+      append_json_string(out, calls[i].id);
+      out += ",\"type\":\"function\",";
+      append_function(out, calls[i].name, calls[i].arguments);
+      out += '}';
+    }
+    out += ']';
+  }
+  out += '}';
+}
+
+}  // namespace
 
 std::string AnswerBuilder::json() {
   const bool chat = head_.endpoint == Endpoint::chat;
   std::string out;
   std::size_t size = 512;
-  for (const Choice& choice : choices_) size += choice.text.size() + 192;
+  for (const Choice& choice : choices_) {
+    size += choice.text.size() + choice.reasoning.size() + 192;
+    for (const ToolCall& call : choice.tool_calls) size += call.arguments.size() + 128;
+  }
   out.reserve(size);
   append_head(out, head_, chat ? "chat.completion" : "text_completion");
   for (std::size_t i = 0; i < choices_.size(); ++i) {
@@ -234,8 +311,11 @@ std::string AnswerBuilder::json() {
     out += "{\"index\":";
     append_json_int(out, static_cast<std::int64_t>(i));
     out += chat ? ",\"message\":{\"role\":\"assistant\",\"content\":" : ",\"text\":";
-    append_json_string(out, choice.text);
-    if (chat) out += ",\"refusal\":null}";
+    if (chat && choice.text.empty() && !choice.tool_calls.empty())
+      out += "null";
+    else
+      append_json_string(out, choice.text);
+    if (chat) append_message_end(out, choice.reasoning, choice.tool_calls);
     out += ",\"logprobs\":";
     if (head_.logprobs)
       choice.logprobs.take(head_.endpoint, out);
@@ -287,6 +367,26 @@ void StreamEncoder::text_chunk(std::size_t choice, std::string_view text, std::s
   end_chunk(out);
 }
 
+void StreamEncoder::tool_chunk(std::size_t choice, std::span<const ToolCallDelta> parts, std::string& out) const {
+  begin_chunk(choice, out);
+  out += ",\"delta\":{\"tool_calls\":[";
+  bool first = true;
+  for (const ToolCallDelta& part : parts) {
+    out += std::exchange(first, false) ? "{\"index\":" : ",{\"index\":";
+    append_json_int(out, part.index);
+    if (!part.id.empty()) {
+      out += ",\"id\":";
+      append_json_string(out, part.id);
+      out += ",\"type\":\"function\"";
+    }
+    out += ',';
+    append_function(out, part.name, part.arguments);
+    out += '}';
+  }
+  out += "]},\"logprobs\":null,\"finish_reason\":null";
+  end_chunk(out);
+}
+
 void StreamEncoder::add(std::size_t prompt, const Event& event, std::string& out) {
   const std::size_t first = prompt * static_cast<std::size_t>(head_.n);
   if (const auto* started = std::get_if<Started>(&event)) {
@@ -301,15 +401,23 @@ void StreamEncoder::add(std::size_t prompt, const Event& event, std::string& out
         text_chunk(choice, started->prompt_text, started->prompt_logprobs, out);
     }
   } else if (const auto* delta = std::get_if<Delta>(&event)) {
-    if (!delta->text.empty() || !delta->logprobs.empty())
-      text_chunk(first + static_cast<std::size_t>(delta->choice), delta->text, delta->logprobs, out);
+    const std::size_t choice = first + static_cast<std::size_t>(delta->choice);
+    if (!delta->reasoning.empty()) {
+      begin_chunk(choice, out);
+      out += ",\"delta\":{\"reasoning_content\":";
+      append_json_string(out, delta->reasoning);
+      out += "},\"logprobs\":null,\"finish_reason\":null";
+      end_chunk(out);
+    }
+    if (!delta->tool_calls.empty()) tool_chunk(choice, delta->tool_calls, out);
+    if (!delta->text.empty() || !delta->logprobs.empty()) text_chunk(choice, delta->text, delta->logprobs, out);
   } else if (const auto* end = std::get_if<ChoiceFinished>(&event)) {
     begin_chunk(first + static_cast<std::size_t>(end->choice), out);
     out += head_.endpoint == Endpoint::chat ? ",\"delta\":{},\"logprobs\":null," : ",\"text\":\"\",\"logprobs\":null,";
     append_finish(out, *end);
     end_chunk(out);
   } else if (const auto* finished = std::get_if<inference::Finished>(&event)) {
-    usage_.completion_tokens += finished->usage.completion_tokens;
+    add_end(usage_, finished->usage);
   }
 }
 
@@ -332,6 +440,20 @@ void append_stream_error(const Error& error, std::string& out) {
   out += kDone;
 }
 
+namespace {
+
+void merge_parts(std::vector<ToolCallDelta>& into, std::vector<ToolCallDelta> parts) {
+  for (ToolCallDelta& part : parts) {
+    // A part that names its call begins one.
+    if (!into.empty() && into.back().index == part.index && part.id.empty() && part.name.empty())
+      into.back().arguments += part.arguments;
+    else
+      into.push_back(std::move(part));
+  }
+}
+
+}  // namespace
+
 void merge_deltas(std::vector<Event>& events) {
   std::map<int, std::size_t> last;  // choice -> its delta among the kept events
   std::size_t kept = 0;
@@ -342,6 +464,8 @@ void merge_deltas(std::vector<Event>& events) {
         auto& target = std::get<Delta>(events[at->second]);
         target.tokens += delta->tokens;
         target.text += delta->text;
+        target.reasoning += delta->reasoning;
+        merge_parts(target.tool_calls, std::move(delta->tool_calls));
         std::move(delta->logprobs.begin(), delta->logprobs.end(), std::back_inserter(target.logprobs));
         continue;
       }

@@ -56,6 +56,8 @@ class AnswerBuilder {
  private:
   struct Choice {
     std::string text;
+    std::string reasoning;
+    std::vector<inference::ToolCall> tool_calls;
     LogprobsText logprobs;
     inference::ChoiceFinished end;
   };
@@ -78,6 +80,8 @@ class StreamEncoder {
   void end_chunk(std::string& out) const;
   void text_chunk(std::size_t choice, std::string_view text, std::span<const inference::TokenLogprob> logprobs,
                   std::string& out);
+
+  void tool_chunk(std::size_t choice, std::span<const inference::ToolCallDelta> parts, std::string& out) const;
 
   AnswerHead head_;
   bool include_usage_;

@@ -1,18 +1,20 @@
 #include "api/parameters.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <map>
 
+#include "api/chat_body.h"
+#include "api/field_errors.h"
 #include "base/json.h"
 
 namespace xgen::api {
 namespace {
 
 namespace json = boost::json;
-using inference::Message;
 using inference::Prompt;
 using inference::TokenId;
 
@@ -26,42 +28,9 @@ constexpr unsigned kAll = kGenerate | kTokenize | kDetokenize;
 constexpr double kIntMax = std::numeric_limits<std::int32_t>::max();
 constexpr double kIntMin = std::numeric_limits<std::int32_t>::min();
 
-constexpr std::size_t kMaxPrompts = 256;
-constexpr std::size_t kMaxMessages = 4096;
-constexpr std::size_t kMaxParts = 1024;
-constexpr std::size_t kMaxStops = 16;
-constexpr std::size_t kMaxStopBytes = 1024;
-constexpr std::size_t kMaxStopTokens = 256;
-constexpr std::size_t kMaxLogitBias = 1024;
-constexpr std::size_t kMaxNameBytes = 256;
-
-// A value as error messages show it: short, whatever was sent.
-std::string show(const json::value& value) {
-  if (value.is_object()) return "an object";
-  if (value.is_array()) return "a list of " + std::to_string(value.as_array().size());
-  if (const json::string* text = value.if_string(); text != nullptr && text->size() > 40)
-    return "a string of " + std::to_string(text->size()) + " bytes";
-  return json::serialize(value);
-}
-
-std::string_view text_of(const json::string& text) { return {text.data(), text.size()}; }
-
-Error invalid(std::string message, std::string param) {
-  return make_error(ErrorCode::invalid_argument, std::move(message), std::move(param));
-}
-Error must_be(std::string param, std::string_view what, const json::value& got) {
-  std::string message = "'" + param + "' must be " + std::string(what) + ", got " + show(got);
-  return invalid(std::move(message), std::move(param));
-}
-Error not_supported(std::string param, const json::value& got) {
-  std::string message = "'" + param + "' is not supported by this server, got " + show(got);
-  return make_error(ErrorCode::unsupported, std::move(message), std::move(param));
-}
-
 std::string format_bound(double bound) {
-  return json::serialize(bound == std::trunc(bound) && std::abs(bound) < 1e18
-                             ? json::value(static_cast<std::int64_t>(bound))
-                             : json::value(bound));
+  return bound == std::trunc(bound) && std::abs(bound) < 1e18 ? std::to_string(static_cast<std::int64_t>(bound))
+                                                              : number_text(bound);
 }
 
 // "a number > 0 and <= 1": the words of error messages and of the reference page.
@@ -158,80 +127,6 @@ Status store_prompt(const json::value& value, Draft& draft) {
   return {};
 }
 
-// Parts of type text, joined by line breaks.
-Status read_content(const json::value& value, const std::string& where, std::string& out) {
-  if (const json::string* text = value.if_string()) {
-    out = text_of(*text);
-    return {};
-  }
-  const json::array* parts = value.if_array();
-  if (parts == nullptr) return must_be(where, "a string or a list of parts", value);
-  if (parts->size() > kMaxParts)
-    return invalid("'" + where + "' may hold at most " + std::to_string(kMaxParts) + " parts", where);
-  for (std::size_t i = 0; i < parts->size(); ++i) {
-    const std::string part_name = where + "[" + std::to_string(i) + "]";
-    const json::object* part = (*parts)[i].if_object();
-    if (part == nullptr) return must_be(part_name, "an object with type and text", (*parts)[i]);
-    const json::value* type = part->if_contains("type");
-    if (type == nullptr || !type->is_string())
-      return invalid("'" + part_name + ".type' must be a string", part_name + ".type");
-    if (type->get_string() != "text") return not_supported(part_name + ".type", *type);
-    const json::value* text = part->if_contains("text");
-    if (text == nullptr || !text->is_string())
-      return invalid("'" + part_name + ".text' must be a string", part_name + ".text");
-    for (const auto& [key, field] : *part)
-      if (key != "type" && key != "text" && !field.is_null())
-        return not_supported(part_name + "." + std::string(text_of(json::string(key))), field);
-    if (i > 0) out += '\n';
-    out += text_of(text->get_string());
-  }
-  return {};
-}
-
-bool is_empty(const json::value& value) { return value.is_null() || (value.is_array() && value.get_array().empty()); }
-
-Status store_messages(const json::value& value, Draft& draft) {
-  const json::array* list = value.if_array();
-  if (list == nullptr) return must_be("messages", "a list of messages", value);
-  if (list->empty()) return invalid("'messages' must hold at least one message", "messages");
-  if (list->size() > kMaxMessages)
-    return invalid("'messages' may hold at most " + std::to_string(kMaxMessages) + " messages, got " +
-                       std::to_string(list->size()),
-                   "messages");
-  std::vector<Message> messages;
-  messages.reserve(list->size());
-  for (std::size_t i = 0; i < list->size(); ++i) {
-    const std::string where = "messages[" + std::to_string(i) + "]";
-    const json::object* object = (*list)[i].if_object();
-    if (object == nullptr) return must_be(where, "an object with role and content", (*list)[i]);
-    Message message;
-    const json::value* role = object->if_contains("role");
-    if (role == nullptr || !role->is_string() || role->get_string().empty() ||
-        role->get_string().size() > kMaxNameBytes)
-      return invalid("'" + where + ".role' must be a string such as system, user or assistant", where + ".role");
-    message.role = text_of(role->get_string());
-    const json::value* content = object->if_contains("content");
-    if (content == nullptr || content->is_null()) {
-      // OpenAI's own answers carry null where an assistant only called tools.
-      if (message.role != "assistant")
-        return invalid("'" + where + ".content' must be a string or a list of parts", where + ".content");
-    } else if (Status status = read_content(*content, where + ".content", message.content); !status.ok()) {
-      return status;
-    }
-    for (const auto& [key, field] : *object) {
-      if (key == "role" || key == "content" || is_empty(field)) continue;
-      const std::string name = where + "." + std::string(key.data(), key.size());
-      if (key != "name") return not_supported(name, field);
-      if (!field.is_string() || field.get_string().size() > kMaxNameBytes)
-        return must_be(name, "a short string", field);
-      message.name = text_of(field.get_string());
-    }
-    messages.push_back(std::move(message));
-  }
-  draft.messages = std::move(messages);
-  return {};
-}
-
 Status store_stop(const json::value& value, Draft& draft) {
   const auto add = [&](const json::value& item) -> Status {
     const json::string* text = item.if_string();
@@ -286,7 +181,7 @@ Status store_stream_options(const json::value& value, Draft& draft) {
   draft.stream_options = true;
   for (const auto& [key, field] : *object) {
     if (field.is_null()) continue;
-    const std::string name = "stream_options." + std::string(key.data(), key.size());
+    const std::string name = member("stream_options", {key.data(), key.size()});
     if (!field.is_bool() && (key == "include_usage" || key == "continuous_usage_stats" || key == "include_obfuscation"))
       return must_be(name, "a boolean", field);
     if (key == "include_usage") {
@@ -317,6 +212,9 @@ Status store_tokens(const json::value& value, Draft& draft) {
 constexpr Parameter no_effect(std::string_view name, unsigned endpoints, std::string_view doc) {
   return {.name = name, .endpoints = endpoints, .support = Support::no_effect, .doc = doc};
 }
+constexpr Parameter passed(std::string_view name, unsigned endpoints, std::string_view no_op, std::string_view doc) {
+  return {.name = name, .endpoints = endpoints, .support = Support::passed, .no_op = no_op, .doc = doc};
+}
 constexpr Parameter refused(std::string_view name, unsigned endpoints, std::string_view no_op, std::string_view doc) {
   return {.name = name, .endpoints = endpoints, .support = Support::refused, .no_op = no_op, .doc = doc};
 }
@@ -336,8 +234,10 @@ constexpr Parameter kParameters[] = {
      .store = store_prompt},
     {.name = "messages",
      .endpoints = kChat | kTokenize,
-     .shape = "a list of messages {role, content, name}",
-     .doc = "The chat so far. Content is a string, a list of parts of type text, or (assistant) null.",
+     .shape = "a list of messages {role, content, name, tool_calls, tool_call_id, reasoning_content}",
+     .doc =
+         "The chat so far. Content is a string, a list of parts (text, image_url), or (assistant) null. What a model "
+         "cannot read (images, calls of tools) is refused by name.",
      .store = store_messages},
     {.name = "max_tokens",
      .endpoints = kCompletions,
@@ -550,6 +450,32 @@ constexpr Parameter kParameters[] = {
      .doc = "What to turn into text.",
      .store = store_tokens},
 
+    // ---- what works where the engine has it; another refuses it by name ----
+    {.name = "tools",
+     .endpoints = kChat,
+     .shape = "a list of functions",
+     .default_value = "none",
+     .doc = "Functions that the model may call. Models of remote engines only so far.",
+     .store = store_tools},
+    {.name = "tool_choice",
+     .endpoints = kChat,
+     .shape = "none, auto, required or a function of tools",
+     .default_value = "auto with tools",
+     .doc = "Whether and which of them.",
+     .store = store_tool_choice},
+    {.name = "parallel_tool_calls",
+     .endpoints = kChat,
+     .kind = Kind::boolean,
+     .default_value = "the engine's",
+     .doc = "More than one call in an answer.",
+     .store = XGEN_STORE(draft.parallel_tool_calls = value.get_bool())},
+    {.name = "response_format",
+     .endpoints = kGenerate,
+     .shape = "an object with type text, json_object or json_schema",
+     .default_value = "text",
+     .doc = "The form that the answer must have. Models of remote engines only so far.",
+     .store = store_response_format},
+
     // ---- accepted, without effect ----
     no_effect("user", kGenerate, "A name for the end user."),
     no_effect("metadata", kGenerate, "Labels of stored answers."),
@@ -557,63 +483,66 @@ constexpr Parameter kParameters[] = {
     no_effect("safety_identifier", kGenerate, "A name for the end user."),
     no_effect("prompt_cache_key", kGenerate, "Prefixes are found again without it."),
     no_effect("prompt_cache_retention", kGenerate, "Cached prefixes stay as long as there is room."),
-    no_effect("parallel_tool_calls", kChat, "Means nothing without tools."),
     no_effect("include_reasoning", kChat, "Reasoning is not told from the answer's text."),
+
+    // ---- for engines that know them ----
+    passed("reasoning_effort", kChat, "[]", "How long to reason."),
+    passed("verbosity", kChat, R"(["medium"])", "How long to answer."),
+    passed("prediction", kChat, "[]", "Expected output."),
+    passed("suffix", kCompletions, R"([""])", "Text after the gap to fill."),
+    passed("use_beam_search", kGenerate, "[false]", "Beam search."),
+    passed("length_penalty", kGenerate, "[1]", "Of beam search."),
+    passed("early_stopping", kGenerate, "[false]", "Of beam search."),
+    passed("include_stop_str_in_output", kGenerate, "[false]", "Keeps the stop string."),
+    passed("skip_special_tokens", kGenerate, "[true]", "Special tokens are left out of the text."),
+    passed("spaces_between_special_tokens", kGenerate, "[true]", "Form of special tokens in the text."),
+    passed("truncate_prompt_tokens", kGenerate, "[]", "Keeps the end of a long prompt."),
+    passed("allowed_token_ids", kGenerate, "[]", "The only tokens to choose from."),
+    passed("bad_words", kGenerate, "[[]]", "Words that must not come."),
+    passed("add_special_tokens", kCompletions, "[true]", "The prompt begins with the model's first token."),
+    passed("add_special_tokens", kChat, "[false]", "The template writes its own."),
+    passed("add_generation_prompt", kChat, "[true]", "The chat ends with the beginning of the answer."),
+    passed("continue_final_message", kChat, "[false]", "Goes on with the last message."),
+    passed("documents", kChat, "[[]]", "For templates that quote documents."),
+    passed("chat_template", kChat, "[]", "A template other than the model's."),
+    passed("chat_template_kwargs", kChat, "[{}]", "Values for the template."),
+    passed("mm_processor_kwargs", kChat, "[{}]", "Values for image processing."),
+    passed("media_io_kwargs", kChat, "[{}]", "Values for media loading."),
+    passed("structured_outputs", kGenerate, "[]", "Answers of a given form."),
+    passed("guided_json", kGenerate, "[]", "The older form of structured_outputs."),
+    passed("guided_regex", kGenerate, "[]", "The older form of structured_outputs."),
+    passed("guided_choice", kGenerate, "[]", "The older form of structured_outputs."),
+    passed("guided_grammar", kGenerate, "[]", "The older form of structured_outputs."),
+    passed("guided_decoding_backend", kGenerate, "[]", "Part of guided decoding."),
+    passed("guided_whitespace_pattern", kGenerate, "[]", "Part of guided decoding."),
+    passed("structural_tag", kGenerate, "[]", "Answers of a given form in parts."),
+    passed("cache_salt", kGenerate, "[]", "Keeps cached prefixes apart."),
+    passed("vllm_xargs", kGenerate, "[{}]", "Values for extensions of vLLM."),
+    passed("thinking_token_budget", kChat, "[]", "Tokens for reasoning."),
+    passed("repetition_detection", kGenerate, "[]", "Ends answers that repeat themselves."),
 
     // ---- refused by name until they work ----
     refused("service_tier", kGenerate, R"(["auto","default"])", "There is one tier."),
-    refused("response_format", kGenerate, R"([{"type":"text"}])", "Answers of a given form."),
-    refused("tools", kChat | kTokenize, "[[]]", "Functions the model may call."),
-    refused("tool_choice", kChat, R"(["none","auto"])", "Which of them."),
+    refused("tools", kTokenize, "[[]]", "Functions the model may call."),
     refused("functions", kChat, "[[]]", "The older form of tools."),
     refused("function_call", kChat, R"(["none","auto"])", "The older form of tool_choice."),
-    refused("reasoning_effort", kChat, "[]", "How long to reason."),
-    refused("verbosity", kChat, R"(["medium"])", "How long to answer."),
     refused("modalities", kChat, R"([["text"],[]])", "Kinds of output."),
     refused("audio", kChat, "[]", "Form of audio output."),
-    refused("prediction", kChat, "[]", "Expected output."),
     refused("web_search_options", kChat, "[]", "Search on the way."),
     refused("moderation", kChat, "[]", "Moderation of the answer."),
     refused("prompt_cache_options", kChat, "[{}]", "Control of the prefix cache."),
-    refused("suffix", kCompletions, R"([""])", "Text after the gap to fill."),
     refused("echo", kChat, "[false]", "The answer begins with the last message."),
-    refused("use_beam_search", kGenerate, "[false]", "Beam search."),
-    refused("length_penalty", kGenerate, "[1]", "Of beam search."),
-    refused("early_stopping", kGenerate, "[false]", "Of beam search."),
-    refused("include_stop_str_in_output", kGenerate, "[false]", "Keeps the stop string."),
-    refused("skip_special_tokens", kGenerate, "[true]", "Special tokens are left out of the text."),
-    refused("spaces_between_special_tokens", kGenerate, "[true]", "Form of special tokens in the text."),
-    refused("truncate_prompt_tokens", kGenerate, "[]", "Keeps the end of a long prompt."),
     refused("prompt_logprobs", kGenerate, "[]", "Use echo with logprobs."),
-    refused("allowed_token_ids", kGenerate, "[]", "The only tokens to choose from."),
-    refused("bad_words", kGenerate, "[[]]", "Words that must not come."),
-    refused("add_special_tokens", kCompletions, "[true]", "The prompt begins with the model's first token."),
-    refused("add_special_tokens", kChat, "[false]", "The template writes its own."),
-    refused("add_generation_prompt", kChat, "[true]", "The chat ends with the beginning of the answer."),
-    refused("continue_final_message", kChat | kTokenize, "[false]", "Goes on with the last message."),
-    refused("documents", kChat, "[[]]", "For templates that quote documents."),
-    refused("chat_template", kChat | kTokenize, "[]", "A template other than the model's."),
-    refused("chat_template_kwargs", kChat | kTokenize, "[{}]", "Values for the template."),
-    refused("mm_processor_kwargs", kChat | kTokenize, "[{}]", "Values for image processing."),
-    refused("media_io_kwargs", kChat, "[{}]", "Values for media loading."),
-    refused("structured_outputs", kGenerate, "[]", "Answers of a given form."),
-    refused("guided_json", kGenerate, "[]", "The older form of structured_outputs."),
-    refused("guided_regex", kGenerate, "[]", "The older form of structured_outputs."),
-    refused("guided_choice", kGenerate, "[]", "The older form of structured_outputs."),
-    refused("guided_grammar", kGenerate, "[]", "The older form of structured_outputs."),
-    refused("guided_decoding_backend", kGenerate, "[]", "Part of guided decoding."),
-    refused("guided_whitespace_pattern", kGenerate, "[]", "Part of guided decoding."),
-    refused("structural_tag", kGenerate, "[]", "Answers of a given form in parts."),
+    refused("continue_final_message", kTokenize, "[false]", "Goes on with the last message."),
+    refused("chat_template", kTokenize, "[]", "A template other than the model's."),
+    refused("chat_template_kwargs", kTokenize, "[{}]", "Values for the template."),
+    refused("mm_processor_kwargs", kTokenize, "[{}]", "Values for image processing."),
     refused("request_id", kGenerate, "[]", "Send the header x-request-id."),
     refused("logits_processors", kGenerate, "[[]]", "Code that changes scores."),
     refused("return_tokens_as_token_ids", kGenerate, "[false]", "Token ids in log-probabilities."),
     refused("return_token_ids", kGenerate, "[false]", "Token ids beside the text."),
-    refused("cache_salt", kGenerate, "[]", "Keeps cached prefixes apart."),
     refused("kv_transfer_params", kGenerate, "[]", "Prefill on another machine."),
-    refused("vllm_xargs", kGenerate, "[{}]", "Values for extensions of vLLM."),
     refused("prompt_embeds", kCompletions, "[]", "Embeddings in place of a prompt."),
-    refused("thinking_token_budget", kChat, "[]", "Tokens for reasoning."),
-    refused("repetition_detection", kGenerate, "[]", "Ends answers that repeat themselves."),
 };
 
 #undef XGEN_STORE
@@ -631,13 +560,12 @@ const Index& index_of(Endpoint endpoint) {
   return indexes[static_cast<std::size_t>(endpoint)];
 }
 
-Status refuse_unless_no_op(const Parameter& parameter, const json::value& value) {
+bool is_no_op(const Parameter& parameter, const json::value& value) {
   const json::value no_op = json::parse(parameter.no_op);
-  for (const json::value& harmless : no_op.as_array()) {
-    if (harmless == value) return {};
-    if (harmless.is_number() && value.is_number() && as_number(harmless) == as_number(value)) return {};
-  }
-  return not_supported(std::string(parameter.name), value);
+  const json::array& harmless = no_op.as_array();
+  return std::any_of(harmless.begin(), harmless.end(), [&](const json::value& each) {
+    return each == value || (each.is_number() && value.is_number() && as_number(each) == as_number(value));
+  });
 }
 
 }  // namespace
@@ -653,7 +581,12 @@ const Parameter* find_parameter(Endpoint endpoint, std::string_view name) {
 Status apply_parameter(const Parameter& parameter, const json::value& value, Draft& draft) {
   // Clients send null for what they leave unset.
   if (value.is_null() || parameter.support == Support::no_effect) return {};
-  if (parameter.support == Support::refused) return refuse_unless_no_op(parameter, value);
+  if (parameter.support == Support::refused || parameter.support == Support::passed) {
+    if (is_no_op(parameter, value)) return {};
+    if (parameter.support == Support::refused) return not_supported(std::string(parameter.name), value);
+    draft.extensions.push_back({std::string(parameter.name), json::serialize(value)});
+    return {};
+  }
   bool good = true;
   switch (parameter.kind) {
     case Kind::boolean:
@@ -681,6 +614,35 @@ Status apply_parameter(const Parameter& parameter, const json::value& value, Dra
   return parameter.store(value, draft);
 }
 
+std::string limits_markdown() {
+  struct Limit {
+    std::string_view what;
+    std::string most;
+  };
+  const Limit limits[] = {
+      {"bytes of the body", "`server.max_body`"},
+      {"bytes of the head", "`server.max_headers`"},
+      {"prompts of /v1/completions", std::to_string(kMaxPrompts)},
+      {"choices of all prompts together (prompts times `n`)", std::to_string(kMaxChoices)},
+      {"messages of a chat", std::to_string(kMaxMessages)},
+      {"parts of one message's content", std::to_string(kMaxParts)},
+      {"bytes of a message's role or name", std::to_string(kMaxNameBytes)},
+      {"functions in `tools`", std::to_string(kMaxTools)},
+      {"`tool_calls` of one message", std::to_string(kMaxToolCalls)},
+      {"bytes of a function's name", std::to_string(kMaxFunctionName)},
+      {"strings in `stop`", std::to_string(kMaxStops)},
+      {"bytes of one of them", std::to_string(kMaxStopBytes)},
+      {"ids in `stop_token_ids`", std::to_string(kMaxStopTokens)},
+      {"tokens in `logit_bias`", std::to_string(kMaxLogitBias)},
+      {"levels of nesting in the JSON", std::to_string(kMaxJsonDepth)},
+      {"tokens of a prompt and its answer together", "`max_model_len`"},
+      {"time until the answer is complete", "`server.request_timeout`"},
+  };
+  std::string out = "| of one request | at most |\n| --- | --- |\n";
+  for (const Limit& limit : limits) out.append("| ").append(limit.what).append(" | ").append(limit.most).append(" |\n");
+  return out;
+}
+
 std::string parameters_markdown() {
   const auto endpoints_of = [](unsigned bits) {
     std::string text;
@@ -703,7 +665,7 @@ std::string parameters_markdown() {
       out += "| `" + std::string(row.name) + "` | " + endpoints_of(row.endpoints) + " | ";
       if (support == Support::works)
         out += expectation(row) + " | " + std::string(row.default_value) + " | ";
-      else if (support == Support::refused)
+      else if (support == Support::refused || support == Support::passed)
         out +=
             "null" +
             (row.no_op == "[]" ? std::string() : ", `" + std::string(row.no_op.substr(1, row.no_op.size() - 2)) + "`") +
@@ -714,6 +676,12 @@ std::string parameters_markdown() {
   rows(Support::works);
   out += "\n### Parameters accepted without effect\n\n| name | endpoints | meaning |\n| --- | --- | --- |\n";
   rows(Support::no_effect);
+  out +=
+      "\n### Parameters passed on\n\nModels of a remote engine (`engine: openai`) get them as they are; the native "
+      "engine refuses them by name. The accepted values change nothing, with any engine.\n\n| name | endpoints | "
+      "accepted "
+      "values | meaning |\n| --- | --- | --- | --- |\n";
+  rows(Support::passed);
   out +=
       "\n### Parameters refused by name\n\nOnly the values that change nothing are accepted; any other is answered "
       "with 400.\n\n| name | endpoints | accepted values | meaning |\n| --- | --- | --- | --- |\n";

@@ -1,5 +1,7 @@
 #include "api/requests.h"
 
+#include "api/chat_body.h"
+#include "api/field_errors.h"
 #include "api/parameters.h"
 #include "base/json.h"
 
@@ -9,17 +11,12 @@ namespace {
 namespace json = boost::json;
 using inference::GenerateRequest;
 
-constexpr std::size_t kMaxChoices = 1024;  // of one call: prompts times n
-
-Error invalid(std::string message, std::string param) {
-  return make_error(ErrorCode::invalid_argument, std::move(message), std::move(param));
-}
-
 // Every field of the body through the table.
 Status read_body(Endpoint endpoint, std::string_view body, const ParseOptions& options, Draft& draft,
                  std::vector<std::string>& unknown) {
   draft.endpoint = endpoint;
-  auto parsed = parse_json(body);
+  if (body.empty()) return invalid("The request has no body; it must be a JSON object", {});
+  auto parsed = parse_json(body, {.max_depth = kMaxJsonDepth});
   if (!parsed) return invalid("The body of the request: " + parsed.error().message, {});
   const json::object* object = parsed->if_object();
   if (object == nullptr) return invalid("The body of the request must be a JSON object", {});
@@ -56,12 +53,15 @@ Status check_generate(Draft& draft) {
     if (draft.best_of && *draft.best_of != draft.n)
       return make_error(ErrorCode::unsupported, "'best_of' is not supported with a value other than n", "best_of");
   }
+  if (Status status = check_tools(draft); !status) return status;
   if (draft.stream_options && !draft.stream)
     return invalid("'stream_options' is only allowed when 'stream' is true", "stream_options");
   if (draft.stop.max_tokens && draft.stop.min_tokens > *draft.stop.max_tokens)
     return invalid("'min_tokens' must not be greater than 'max_tokens'", "min_tokens");
   if (draft.prompts.size() * static_cast<std::size_t>(draft.n) > kMaxChoices)
-    return invalid("prompts times 'n' must be at most " + std::to_string(kMaxChoices), "n");
+    return invalid("prompts times 'n' must be at most " + std::to_string(kMaxChoices) + ", got " +
+                       std::to_string(draft.prompts.size()) + " times " + std::to_string(draft.n),
+                   "n");
   return {};
 }
 
@@ -86,6 +86,11 @@ Result<GenerateCall> parse_generate(Endpoint endpoint, std::string_view body, co
   request.echo = draft.echo;
   request.prompt_logprobs = draft.echo && draft.logprobs.has_value();
   request.priority = draft.priority;
+  request.tools = std::move(draft.tools);
+  request.tool_choice = std::move(draft.tool_choice);
+  request.parallel_tool_calls = draft.parallel_tool_calls;
+  request.response_format = std::move(draft.response_format);
+  request.extensions = std::move(draft.extensions);
   for (std::size_t i = 0; i < draft.prompts.size(); ++i) {
     GenerateRequest& added = call.requests.emplace_back(request);
     added.prompt = std::move(draft.prompts[i]);

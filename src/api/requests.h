@@ -47,5 +47,7 @@ Result<DetokenizeCall> parse_detokenize(std::string_view body, const ParseOption
 
 // The parameters of all endpoints as Markdown, from the table that drives the parsing.
 std::string parameters_markdown();
+// What one request may hold at most, as Markdown.
+std::string limits_markdown();
 
 }  // namespace xgen::api

@@ -7,6 +7,8 @@
 
 #include <cerrno>
 #include <cstring>
+#include <optional>
+#include <utility>
 
 namespace xgen {
 namespace {
@@ -14,13 +16,25 @@ namespace {
 class Mapping {
  public:
   Mapping(void* data, std::size_t size) : data_(data), size_(size) {}
-  ~Mapping() { ::munmap(data_, size_); }
+  ~Mapping() {
+    range_.reset();
+    ::munmap(data_, size_);
+  }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
+
+  // False: too many are guarded.
+  bool guard(const std::string& path, std::shared_ptr<FileDamage> damage) {
+    damage_ = std::move(damage);
+    range_.emplace(data_, size_, path, *damage_);
+    return range_->ok();
+  }
 
  private:
   void* data_;
   std::size_t size_;
+  std::shared_ptr<FileDamage> damage_;
+  std::optional<GuardedRange> range_;
 };
 
 Error os_error(const std::string& path, int error) {
@@ -30,7 +44,7 @@ Error os_error(const std::string& path, int error) {
 
 }  // namespace
 
-Result<Bytes> map_file(const std::string& path) {
+Result<Bytes> map_file(const std::string& path, std::shared_ptr<FileDamage> damage) {
   // O_NONBLOCK: opening a FIFO must not wait for a writer; it is refused below.
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return os_error(path, errno);
@@ -54,6 +68,10 @@ Result<Bytes> map_file(const std::string& path) {
   ::close(fd);
   if (data == MAP_FAILED) return os_error(path, error);
   auto owner = std::make_shared<Mapping>(data, size);
+  if (damage != nullptr && !owner->guard(path, std::move(damage))) {
+    return make_error(ErrorCode::unavailable,
+                      path + ": " + std::to_string(kMaxGuardedFiles) + " files are mapped already, the most at a time");
+  }
   return Bytes{{static_cast<const std::byte*>(data), size}, std::move(owner)};
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/file_damage.h"
 #include "base/result.h"
 
 namespace xgen {
@@ -28,7 +29,8 @@ class Bytes {
 };
 
 // Maps a whole regular file read-only. Errors: not_found / invalid_argument naming the path and the OS reason.
-// An empty file gives empty Bytes.
-Result<Bytes> map_file(const std::string& path);
+// An empty file gives empty Bytes. `damage` is told when it cannot be read later; without it that ends the process.
+// Error unavailable beyond kMaxGuardedFiles.
+Result<Bytes> map_file(const std::string& path, std::shared_ptr<FileDamage> damage = {});
 
 }  // namespace xgen

@@ -31,7 +31,7 @@ class FolderFiles final : public FileSet {
   Result<Bytes> open(std::string_view name) const override {
     if (!is_plain_name(name)) return bad_name(name);
     if (!has(name)) return make_error(ErrorCode::not_found, describe(name) + ": no such file");
-    return map_file((folder_ / std::string(name)).string());
+    return map_file((folder_ / std::string(name)).string(), damage());
   }
   std::string describe(std::string_view name) const override {
     return name.empty() ? title_ : (folder_ / std::string(name)).string();

@@ -21,6 +21,12 @@ class FileSet {
   virtual Result<Bytes> open(std::string_view name) const = 0;
   // What to call the set, or one file of it, in messages: a path, or "built-in:xgen-demo/config.json".
   virtual std::string describe(std::string_view name = {}) const = 0;
+
+  // Of all files opened from this set; to be asked before what was read from them is believed.
+  const std::shared_ptr<FileDamage>& damage() const { return damage_; }
+
+ private:
+  std::shared_ptr<FileDamage> damage_ = std::make_shared<FileDamage>();
 };
 
 // A folder (its regular files, not recursive), or a single file (a set of one, plus the other parts where the file is

@@ -3,6 +3,8 @@
 #include <memory>
 #include <string>
 
+#include "base/utf8.h"
+
 namespace xgen {
 
 Result<boost::json::value> parse_json(std::string_view text, const JsonLimits& limits) {
@@ -24,6 +26,9 @@ Result<boost::json::value> parse_json(std::string_view text, const JsonLimits& l
   }
   if (!error) parser.finish(error);
   if (error) {
+    // The library calls it a syntax error, wherever in the sequence it noticed.
+    if (const std::size_t bad = find_invalid_utf8(text); bad <= used)
+      return make_error(ErrorCode::invalid_argument, "not valid UTF-8 at byte " + std::to_string(bad));
     std::string reason = error.message();
     if (error == boost::json::error::too_deep)
       reason = "nested deeper than " + std::to_string(limits.max_depth) + " levels";

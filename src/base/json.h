@@ -14,8 +14,8 @@ struct JsonLimits {
   std::size_t max_size = std::size_t{256} << 20;  // bytes of text
 };
 
-// Strict JSON (RFC 8259), invalid UTF-8 refused. The error message says what is wrong and at which byte; the caller
-// adds the file or field.
+// Strict JSON (RFC 8259), invalid UTF-8 refused. The error message says what is wrong and at which byte, counted from
+// 0; the caller adds the file or field.
 Result<boost::json::value> parse_json(std::string_view text, const JsonLimits& limits = {});
 
 }  // namespace xgen

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <ctime>
 
@@ -42,6 +43,12 @@ bool is_bare(std::string_view value) {
 
 }  // namespace
 
+Field::Field(std::string_view name, Decimal number) : key(name), is_number(std::isfinite(number.value)) {
+  char text[64];
+  std::snprintf(text, sizeof(text), "%.*f", number.places, number.value);
+  value = text;
+}
+
 void set_level(Level level) { g_level.store(level, std::memory_order_relaxed); }
 void set_format(Format format) { g_format.store(format, std::memory_order_relaxed); }
 bool enabled(Level level) { return level >= g_level.load(std::memory_order_relaxed) && level != Level::off; }
@@ -63,9 +70,14 @@ void write(Level level, std::string_view component, std::string_view message, st
     for (const Field& field : fields) {
       line += ",\"";
       append_json_escaped(line, field.key);
-      line += "\":\"";
-      append_json_escaped(line, field.value);
-      line += '"';
+      line += "\":";
+      if (field.is_number) {
+        line += field.value;
+      } else {
+        line += '"';
+        append_json_escaped(line, field.value);
+        line += '"';
+      }
     }
     line += "}\n";
   } else {

@@ -1,20 +1,39 @@
 // The one log of the process: every line has a time, a level, a component and a message, plus named fields.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace xgen::log {
 
 enum class Level : std::uint8_t { debug, info, warn, error, off };
 enum class Format : std::uint8_t { text, json };
 
+// A number that is written with so many digits after the point.
+struct Decimal {
+  double value = 0;
+  int places = 0;
+};
+
+// Text or a number: in JSON a number is one too, so that log viewers can compare and add.
 struct Field {
+  Field() = default;
+  Field(std::string_view name, std::string text) : key(name), value(std::move(text)) {}
+  Field(std::string_view name, std::string_view text) : key(name), value(text) {}
+  Field(std::string_view name, const char* text) : key(name), value(text) {}
+  template <std::integral T>
+  requires(!std::same_as<T, bool> && !std::same_as<T, char>) Field(std::string_view name, T number)
+      : key(name), value(std::to_string(number)), is_number(true) {}
+  Field(std::string_view name, Decimal number);
+
   std::string_view key;  // "request_id", "model", "trace_id", …
   std::string value;
+  bool is_number = false;
 };
 
 // Settings may be changed at any time from any thread. Default: info, text, to stderr.

@@ -30,10 +30,11 @@ struct Error {
   std::string message;    // a sentence for the user; names the field or file
   std::string param;      // the request field or config key at fault, empty if none
   int retry_after_s = 0;  // seconds; 0 = no hint (overloaded and unavailable set it)
+  std::string received;   // ends the message with what the caller sent: for it alone, never logged
 };
 
 inline Error make_error(ErrorCode code, std::string message, std::string param = {}) {
-  return Error{code, std::move(message), std::move(param), 0};
+  return Error{code, std::move(message), std::move(param), 0, {}};
 }
 
 template <class T>

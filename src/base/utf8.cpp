@@ -45,16 +45,18 @@ std::size_t step(std::string_view text, std::size_t i, std::size_t& bad, bool& c
 
 }  // namespace
 
-bool is_valid_utf8(std::string_view text) {
+std::size_t find_invalid_utf8(std::string_view text) {
   std::size_t bad = 0;
   bool cut = false;
   for (std::size_t i = 0; i < text.size();) {
     const std::size_t n = step(text, i, bad, cut);
-    if (n == 0) return false;
+    if (n == 0) return i;
     i += n;
   }
-  return true;
+  return std::string_view::npos;
 }
+
+bool is_valid_utf8(std::string_view text) { return find_invalid_utf8(text) == std::string_view::npos; }
 
 std::size_t complete_utf8_prefix(std::string_view text) {
   // Only the last three bytes can belong to an unfinished sequence.

@@ -8,6 +8,8 @@
 namespace xgen {
 
 bool is_valid_utf8(std::string_view text);
+// Where the first sequence begins that is not valid; npos if all are.
+std::size_t find_invalid_utf8(std::string_view text);
 
 // Length of the longest prefix that does not end inside an unfinished (but so far valid) UTF-8 sequence.
 std::size_t complete_utf8_prefix(std::string_view text);

@@ -42,7 +42,7 @@ struct Key {
 Fault expected(std::string what, const YAML::Node& node) {
   what = "expected " + what;
   if (node.IsScalar()) return what + ", got '" + node.Scalar().substr(0, 100) + "'";
-  if (node.IsSequence()) return what + ", got a list";
+  if (node.IsSequence()) return what + (node.size() == 0 ? ", got an empty list" : ", got a list");
   if (node.IsMap()) return what + ", got a mapping";
   return what + ", got nothing";
 }
@@ -240,7 +240,7 @@ const std::vector<Key<Log>>& log_keys() {
       choice<Log>(
           "level", {"debug", "info", "warn", "error", "off"},
           [](Log& l, std::size_t i) { l.level = static_cast<log::Level>(i); },
-          [](const Log& l) { return static_cast<std::size_t>(l.level); }, "Least level that is written."),
+          [](const Log& l) { return static_cast<std::size_t>(l.level); }, "Least level that is written (to stderr)."),
       choice<Log>(
           "format", {"text", "json"}, [](Log& l, std::size_t i) { l.format = static_cast<log::Format>(i); },
           [](const Log& l) { return static_cast<std::size_t>(l.format); },
@@ -304,7 +304,9 @@ const std::vector<Key<ModelSettings>>& settings_keys() {
               "Most tokens of prompt and answer together; by default what the model and the memory allow."),
       integer("max_num_seqs", &S::max_num_seqs, 1, 65536, "Sequences that are computed at the same time."),
       integer("max_num_batched_tokens", &S::max_num_batched_tokens, 1, 65536,
-              "Tokens of one engine step; long prompts are computed in chunks of this size."),
+              "Tokens of one engine step; long prompts are computed in chunks of this size. Raised to max_num_seqs "
+              "where it "
+              "is less, so that every sequence can move."),
       integer("max_waiting", &S::max_waiting, 1, 1'000'000, "Requests that may wait; further ones are answered 429."),
       size("kv_cache", &S::kv_cache, 1 << 16,
            "Memory for keys and values; by default planned within the memory budget."),
@@ -422,7 +424,7 @@ class Reader {
       if (!documents.empty()) root = documents.front();
       read_root(root);
     } catch (const YAML::Exception& error) {
-      fault(error.mark, "", error.msg);
+      syntax_fault(yaml, error);
     }
     if (faults_.empty()) return std::move(config_);
     std::string all;
@@ -432,6 +434,40 @@ class Reader {
   }
 
  private:
+  // The parser's own words, where they would not help, are put as what to do.
+  void syntax_fault(std::string_view yaml, const YAML::Exception& error) {
+    YAML::Mark mark = error.mark;
+    if (const std::optional<int> tab = indenting_tab(yaml, mark)) {
+      mark.column = *tab;
+      return fault(mark, "", "a tab: YAML forbids tabs in indentation, use spaces");
+    }
+    const std::pair<std::string_view, std::string_view> words[] = {
+        {YAML::ErrorMsg::MAP_VALUE, "a ':' where no key can be: check the indentation, or put the value into quotes"},
+        {YAML::ErrorMsg::END_OF_MAP, "indented unlike the keys above"},
+        {YAML::ErrorMsg::END_OF_SEQ, "indented unlike the list above"},
+        {YAML::ErrorMsg::END_OF_MAP_FLOW, "a '{' or a quote before this is not closed"},
+        {YAML::ErrorMsg::END_OF_SEQ_FLOW, "a '[' or a quote before this is not closed"},
+    };
+    for (const auto& [theirs, ours] : words)
+      if (error.msg == theirs) return fault(mark, "", std::string(ours));
+    fault(mark, "", error.msg);
+  }
+
+  // The column of a tab among the blanks and dashes that begin the marked line.
+  static std::optional<int> indenting_tab(std::string_view yaml, const YAML::Mark& mark) {
+    if (mark.is_null()) return {};
+    std::size_t begin = 0;
+    for (int line = 0; line < mark.line; ++line) {
+      begin = yaml.find('\n', begin);
+      if (begin == std::string_view::npos) return {};
+      ++begin;
+    }
+    const std::string_view line = yaml.substr(begin);
+    const std::size_t tab = line.substr(0, line.find_first_not_of(" \t-")).find('\t');
+    if (tab == std::string_view::npos) return {};
+    return static_cast<int>(tab);
+  }
+
   void fault(const YAML::Mark& mark, const std::string& key, const std::string& what) {
     std::string line = file_;
     if (!mark.is_null()) line += ":" + std::to_string(mark.line + 1) + ":" + std::to_string(mark.column + 1);
@@ -537,7 +573,9 @@ class Reader {
       return;
     }
     if (!models.IsSequence() || models.size() == 0) {
-      fault(models.Mark(), "models", *expected("a list of at least one model", models));
+      fault(models.Mark(), "models",
+            *expected("a list of at least one model, each {name: …, source: …}", models) +
+                "; without the key the built-in demo model is served");
       return;
     }
     if (models.size() > kMaxModels) {
@@ -705,9 +743,13 @@ Result<Config> single_model_config(const std::string& source, const std::optiona
 Result<Config> load_text(std::string_view text, const std::string& file) { return Reader(file).read(text); }
 
 Result<Config> load_file(const std::string& path) {
-  auto bytes = map_file(path);
+  const auto damage = std::make_shared<FileDamage>();
+  auto bytes = map_file(path, damage);
   if (!bytes) return std::move(bytes).error();
-  return load_text(bytes->text(), path);
+  auto config = load_text(bytes->text(), path);
+  // An editor that rewrites it in place may have cut it short meanwhile.
+  if (Status whole = damage->status(); !whole) return std::move(whole).error();
+  return config;
 }
 
 Status set(Config& config, std::string_view key, const std::string& value) {
@@ -760,8 +802,13 @@ Unknown keys, wrong types, repeated names and missing paths are errors that name
 is started then, and the exit code is 2. `xgen-model check` checks a file and prints the memory plan.
 
 Model files are mapped, not copied: replace them by renaming new ones into place, never by writing into files that are being served.
+A file that is cut short while it is served, or whose storage fails, fails its model alone: running requests end with 503, and the model
+can be loaded again (`POST /admin/load`) once the file is whole. What is overwritten in place is not noticed.
 
-Sizes are written `512MiB`, `2GiB` (powers of 1024) or `2GB` (of 1000); durations `250ms`, `30s`, `10m`, `2h`.
+The log goes to stderr. What `serve` prints once it is ready (the models, the address, a command to try) goes to stdout.
+
+Sizes are written `512MiB`, `2GiB` (powers of 1024) or `2GB` (of 1000); a number alone is bytes. Durations are written `250ms`, `30s`,
+`10m`, `2h`, `1d`; a number alone is seconds.
 
 ```yaml
 server: {port: 8000, drain_delay: 5s}

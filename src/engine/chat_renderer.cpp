@@ -31,7 +31,7 @@ Result<ChatRenderer> make_chat_renderer(const std::shared_ptr<const text::Tokeni
                           const std::vector<inference::Message>& messages, bool add_generation_prompt) {
     std::vector<text::ChatMessage> chat;
     chat.reserve(messages.size());
-    for (const inference::Message& m : messages) chat.push_back({m.role, m.content, m.name});
+    for (const inference::Message& m : messages) chat.push_back({m.role, m.content, m.name, m.reasoning});
     text::RenderOptions own = options;
     own.add_generation_prompt = add_generation_prompt;
     return text::render_chat(parsed, chat, own);

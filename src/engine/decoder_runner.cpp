@@ -6,10 +6,11 @@
 namespace xgen::engine {
 
 DecoderRunner::DecoderRunner(std::shared_ptr<model::Decoder> decoder, std::unique_ptr<model::KvCache> cache,
-                             std::shared_ptr<WorkerPool> pool)
+                             std::shared_ptr<WorkerPool> pool, std::shared_ptr<const FileDamage> files)
     : decoder_(std::move(decoder)),
       cache_(std::move(cache)),
       pool_(std::move(pool)),
+      files_(std::move(files)),
       samplers_(static_cast<std::size_t>(pool_->size())) {}
 
 DecoderRunner::~DecoderRunner() { decoder_->release(); }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/file_damage.h"
 #include "base/worker_pool.h"
 #include "engine/model_runner.h"
 #include "engine/sampler.h"
@@ -14,12 +15,14 @@ namespace xgen::engine {
 
 class DecoderRunner final : public ModelRunner {
  public:
-  // The decoder's workspace is reserved already; it is released with the runner.
+  // The decoder's workspace is reserved already; it is released with the runner. `files`: those that the weights are
+  // in.
   DecoderRunner(std::shared_ptr<model::Decoder> decoder, std::unique_ptr<model::KvCache> cache,
-                std::shared_ptr<WorkerPool> pool);
+                std::shared_ptr<WorkerPool> pool, std::shared_ptr<const FileDamage> files);
   ~DecoderRunner() override;
 
   void run(const StepPlan& plan, StepResult& result) override;
+  Status fault() const override { return files_->status(); }
   void discard(std::span<const BlockId> blocks) override { cache_->discard(blocks); }
 
  private:
@@ -35,6 +38,7 @@ class DecoderRunner final : public ModelRunner {
   std::shared_ptr<model::Decoder> decoder_;
   std::unique_ptr<model::KvCache> cache_;
   std::shared_ptr<WorkerPool> pool_;
+  std::shared_ptr<const FileDamage> files_;
   std::vector<Sampler> samplers_;  // one per part of a parallel section
   std::vector<std::int32_t> tokens_;
   std::vector<model::SequenceSlice> slices_;

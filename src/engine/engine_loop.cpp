@@ -4,6 +4,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <exception>
+#include <optional>
 
 #include "base/log.h"
 
@@ -14,6 +15,7 @@ namespace {
 constexpr double kDegradedAfterSeconds = 60;
 constexpr double kDeadAfterSeconds = 600;
 constexpr int kMaxRetryAfterSeconds = 60;
+constexpr int kRetryAfterFailureSeconds = 30;
 
 double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
 double clock_seconds(Clock::time_point t) { return seconds(t.time_since_epoch()); }
@@ -33,7 +35,9 @@ struct EngineLoop::Inbox {
   bool reclaim_must = false;
   bool stopping = false;
   bool asleep = false;
-  std::atomic<int> waiting{0};  // requests that have not begun
+  std::optional<Error> failure;           // why the loop has ended by itself
+  std::function<void(Error)> on_failure;  // until it is called
+  std::atomic<int> waiting{0};            // requests that have not begun
 
   void notify(std::unique_lock<std::mutex>& lock) {
     const bool asleep_now = asleep;
@@ -121,22 +125,47 @@ Status EngineLoop::submit(std::unique_ptr<Job> job) {
   return {};
 }
 
-// The whole of a step: plan, run, commit.
-void EngineLoop::step() {
+void EngineLoop::on_failure(std::function<void(Error)> failed) {
+  {
+    std::lock_guard lock(inbox_->mutex);
+    if (!inbox_->failure) {
+      inbox_->on_failure = std::move(failed);
+      return;
+    }
+  }
+  failed(*inbox_->failure);
+}
+
+// The whole of a step: plan, run, commit. Nothing is committed of a run that went wrong.
+Status EngineLoop::step() {
   const StepPlan& plan = scheduler_.plan();
   note_scheduled(plan);
   runner_->run(plan, result_);
+  if (Status fault = runner_->fault(); !fault.ok()) return fault;
   deliver(scheduler_.commit(result_));
+  return {};
 }
 
 void EngineLoop::run() {
+  Status status;
   try {
-    while (receive()) step();
-    give_up("is shutting down");
+    while (status.ok() && receive()) status = step();
   } catch (const std::exception& fault) {
-    log::error("engine", "the engine of a model failed", {{"model", options_.name}, {"reason", fault.what()}});
-    give_up("has failed");
+    status = make_error(ErrorCode::internal, fault.what());
   }
+  if (status.ok()) return give_up(make_error(ErrorCode::unavailable, "Model " + options_.name + " is shutting down."));
+  const std::string& reason = status.error().message;
+  log::error("engine", "the engine of a model failed", {{"model", options_.name}, {"reason", reason}});
+  Error error = make_error(ErrorCode::unavailable, "Model " + options_.name + " has failed: " + reason);
+  error.retry_after_s = kRetryAfterFailureSeconds;
+  give_up(error);
+  std::function<void(Error)> failed;
+  {
+    std::lock_guard lock(inbox_->mutex);
+    inbox_->failure = status.error();
+    failed = std::exchange(inbox_->on_failure, {});
+  }
+  if (failed) failed(status.error());
 }
 
 // Takes what has arrived, and sleeps while there is nothing to do. False: stop.
@@ -149,7 +178,7 @@ bool EngineLoop::receive() {
         step_began_.store(0, std::memory_order_relaxed);
         if (scheduler_.pool().used() != 0) {
           log::error("engine", "blocks of the KV cache are in use while no request is",
-                     {{"model", options_.name}, {"blocks", std::to_string(scheduler_.pool().used())}});
+                     {{"model", options_.name}, {"blocks", scheduler_.pool().used()}});
         }
         inbox_->asleep = true;
         inbox_->wake.wait(lock, [this] {
@@ -181,7 +210,7 @@ bool EngineLoop::receive() {
     for (RequestId id : cancelled_) {
       const auto found = jobs_.find(id);
       if (found == jobs_.end() || found->second->over) continue;
-      ++counts_.finished_abort;
+      counts_.finished_abort += static_cast<std::uint64_t>(found->second->n - found->second->ended_choices);
       found->second->ticket->ended.store(true, std::memory_order_release);
       scheduler_.cancel(*found->second);
       forget(*found->second);
@@ -358,7 +387,7 @@ void EngineLoop::finish_job(Job& job) {
 }
 
 void EngineLoop::fail(Job& job, Error error) {
-  ++counts_.finished_error;
+  counts_.finished_error += static_cast<std::uint64_t>(job.n - job.ended_choices);
   scheduler_.cancel(job);
   events_.push_back({&job, inference::Failed{std::move(error)}});
   forget(job);
@@ -408,14 +437,13 @@ void EngineLoop::publish_stats() {
 }
 
 // Ends everything: no request is left without its terminal event.
-void EngineLoop::give_up(const std::string& reason) {
+void EngineLoop::give_up(const Error& error) {
   {
     std::lock_guard lock(inbox_->mutex);
     dead_.store(true, std::memory_order_relaxed);
     for (std::unique_ptr<Job>& job : inbox_->submitted) incoming_.push_back(std::move(job));
     inbox_->submitted.clear();
   }
-  const Error error = make_error(ErrorCode::unavailable, "Model " + options_.name + " " + reason + ".");
   for (std::unique_ptr<Job>& job : incoming_) {
     if (!job) continue;
     events_.push_back({job.get(), inference::Failed{error}});

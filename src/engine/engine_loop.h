@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -84,6 +85,8 @@ class EngineLoop final : private BlockLender {
   // A job whose ticket is cancelled vanishes. Thread-safe.
   Status submit(std::unique_ptr<Job> job);
 
+  // As ModelService::on_failure.
+  void on_failure(std::function<void(Error)> failed);
   inference::Health health() const;
   inference::ServiceStats stats() const;
 
@@ -96,7 +99,7 @@ class EngineLoop final : private BlockLender {
   };
 
   void run();
-  void step();
+  Status step();
   bool receive();
   void note_scheduled(const StepPlan& plan);
   void deliver(const std::vector<Update>& updates);
@@ -111,7 +114,7 @@ class EngineLoop final : private BlockLender {
   int borrow(int blocks) override;
   void give_back();
   void publish_stats();
-  void give_up(const std::string& reason);
+  void give_up(const Error& error);
 
   const EngineLoopOptions options_;
   Scheduler scheduler_;

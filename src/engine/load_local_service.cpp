@@ -25,6 +25,8 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(LocalServiceOptions options
   load.kernels = options.kernels;
   load.max_context = options.max_model_len.value_or(0);
   Result<std::unique_ptr<model::Decoder>> decoder = model::Decoder::load(*options.files, load);
+  // What could not be read explains any other fault.
+  if (Status read = options.files->damage()->status(); !read.ok()) return std::move(read).error();
   if (!decoder.ok()) return decoder.error();
   std::unique_ptr<LocalModel> model(new LocalModel(std::move(options)));
   model->decoder_ = std::move(*decoder);
@@ -59,6 +61,7 @@ Result<MemoryPlan> LocalModel::plan(std::uint64_t budget, bool least, std::uint6
 
 Status LocalModel::check_text() const {
   const Result<std::shared_ptr<const text::Tokenizer>> tokenizer = load_tokenizer(*options_.files);
+  if (Status read = options_.files->damage()->status(); !read.ok()) return read;
   if (!tokenizer.ok()) return tokenizer.error();
   const Result<ChatRenderer> renderer = make_chat_renderer(*tokenizer, options_.files->describe());
   if (!renderer.ok()) return renderer.error();
@@ -82,11 +85,10 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   Result<std::unique_ptr<model::KvCache>> cache = model::KvCache::create(
       decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks, memory.kv_most_blocks - memory.kv_blocks);
   report(0.3);
-  if (reading.valid()) {
-    Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.get();
-    if (!tokenizer.ok()) return tokenizer.error();
-    tokenizer_ = std::move(*tokenizer);
-  }
+  Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.valid() ? reading.get() : tokenizer_;
+  if (Status read = options_.files->damage()->status(); !read.ok()) return std::move(read).error();
+  if (!tokenizer.ok()) return tokenizer.error();
+  tokenizer_ = std::move(*tokenizer);
   if (!reserved.ok()) return std::move(reserved).error();
   if (!cache.ok()) return cache.error();
   report(0.8);
@@ -110,7 +112,7 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   parts.scheduler.max_num_batched_tokens = memory.max_num_batched_tokens;
   parts.scheduler.max_score_rows = memory.max_score_rows;
   parts.scheduler.enable_prefix_caching = options_.enable_prefix_caching;
-  parts.runner = std::make_unique<DecoderRunner>(decoder_, std::move(*cache), options_.pool);
+  parts.runner = std::make_unique<DecoderRunner>(decoder_, std::move(*cache), options_.pool, options_.files->damage());
   std::shared_ptr<inference::ModelService> service = make_local_service(std::move(parts));
   report(1);
   return service;

@@ -42,7 +42,8 @@ std::size_t text_bytes(const Prompt& prompt) {
   if (const auto* text = std::get_if<std::string>(&prompt)) return text->size();
   std::size_t bytes = 0;
   if (const auto* messages = std::get_if<std::vector<Message>>(&prompt)) {
-    for (const Message& m : *messages) bytes += m.role.size() + m.content.size() + m.name.size() + kBytesPerMessage;
+    for (const Message& m : *messages)
+      bytes += m.role.size() + m.content.size() + m.name.size() + m.reasoning.size() + kBytesPerMessage;
   }
   return bytes;
 }
@@ -133,7 +134,9 @@ class LocalService final : public inference::ModelService {
     auto ticket = std::make_shared<Ticket>();
     std::unique_ptr<inference::RequestHandle> handle = loop_.make_handle(ticket);
     const std::size_t bytes = text_bytes(request.prompt);
-    if (Status size = check_size(bytes, request.prompt); !size.ok()) {
+    if (auto lacking = inference::not_offered(request, capabilities())) {
+      refuse(*ticket, *sink, *std::move(lacking));
+    } else if (Status size = check_size(bytes, request.prompt); !size.ok()) {
       refuse(*ticket, *sink, size.error());
     } else if (bytes <= kInlineBytes && ids_to_decode(request) <= kInlineIds) {
       start(std::move(request), sink, ticket, arrival);
@@ -152,7 +155,9 @@ class LocalService final : public inference::ModelService {
   void tokenize_async(inference::TokenizeRequest request,
                       std::function<void(Result<inference::Tokenized>)> done) override {
     const std::size_t bytes = text_bytes(request.prompt);
-    if (Status size = check_size(bytes, request.prompt); !size.ok()) {
+    if (auto lacking = inference::not_offered(request.prompt, capabilities())) {
+      done(*std::move(lacking));
+    } else if (Status size = check_size(bytes, request.prompt); !size.ok()) {
       done(size.error());
     } else if (bytes <= kInlineBytes) {
       done(contained([&] { return tokenize(request); }));
@@ -192,6 +197,7 @@ class LocalService final : public inference::ModelService {
   }
   inference::Health health() const override { return loop_.health(); }
   inference::ServiceStats stats() const override { return loop_.stats(); }
+  void on_failure(std::function<void(Error)> failed) override { loop_.on_failure(std::move(failed)); }
   void close() override { loop_.stop(); }
 
  private:
@@ -239,6 +245,8 @@ class LocalService final : public inference::ModelService {
       if (!result.ok()) {
         Error error = std::move(result).error();
         if (error.param.empty()) error.param = "messages";
+        // What a template says may repeat the messages.
+        error.received = ": " + std::exchange(error.message, "The chat template cannot render these messages");
         return error;
       }
       rendered = std::move(*result);

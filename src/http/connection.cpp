@@ -104,7 +104,7 @@ void Connection::start() {
 void Connection::refuse() {
   contain("a refusal", [this] {
     thread_->add(*this);
-    answer_fault(503, "This server has as many connections as it accepts.");
+    answer_fault(503, "This server has as many connections as server.max_connections allows.");
     if (!reading_ && socket_.is_open()) begin_reading();
   });
 }
@@ -502,14 +502,14 @@ void Connection::end_wait(Wait passed) {
   switch (passed) {
     case Wait::first_head:
     case Wait::head:
-      answer_fault(408, "The header of the request did not arrive in time.");
+      answer_fault(408, "The head of the request did not arrive within server.header_timeout.");
       break;
     case Wait::body:
-      answer_fault(408, "The body of the request did not arrive in time.");
+      answer_fault(408, "The body of the request did not arrive within server.body_timeout.");
       break;
     case Wait::write:
       log::info("http", "a client took no bytes for write_timeout and is disconnected",
-                {{"remote", remote_}, {"unsent_bytes", std::to_string(pending())}});
+                {{"remote", remote_}, {"unsent_bytes", pending()}});
       gone();
       break;
     case Wait::gone_check: {
@@ -671,7 +671,7 @@ void Connection::give_up() noexcept {
   schedule();
   try {
     log::warn("http", "answers that wait for slow clients have reached max_unsent: the largest is cut off",
-              {{"max_unsent_bytes", std::to_string(thread_->shared().options.max_unsent_bytes)}});
+              {{"max_unsent_bytes", thread_->shared().options.max_unsent_bytes}});
   } catch (const std::exception&) {  // for want of memory; it is cut off all the same
   }
 }

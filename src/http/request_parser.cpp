@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "base/units.h"
+
 namespace xgen::http {
 namespace {
 
@@ -114,7 +116,10 @@ struct RequestParser::Impl final : beast::http::basic_parser<true> {
 };
 
 RequestParser::RequestParser(Request& request, std::size_t max_header_bytes, std::size_t max_body_bytes)
-    : impl_(std::make_unique<Impl>(request)) {
+    : impl_(std::make_unique<Impl>(request)),
+      request_(request),
+      max_header_bytes_(max_header_bytes),
+      max_body_bytes_(max_body_bytes) {
   impl_->eager(true);
   impl_->header_limit(
       static_cast<std::uint32_t>(std::min<std::size_t>(max_header_bytes, std::numeric_limits<std::uint32_t>::max())));
@@ -155,13 +160,18 @@ std::size_t RequestParser::feed(std::string_view bytes) {
     return used;
   }
   if (ec == error::header_limit) {
-    fail(431, "The header of the request is too large.");
+    fail(431, request_.headers.size() == kMaxHeaders
+                  ? "The request has more than " + std::to_string(kMaxHeaders) + " headers."
+                  : "The head of the request is larger than server.max_headers allows, " +
+                        format_bytes(max_header_bytes_) + ".");
   } else if (ec == error::body_limit) {
-    fail(413, "The body of the request is larger than this server accepts.");
+    fail(413, "The body of the request is larger than server.max_body allows, " + format_bytes(max_body_bytes_) + ".");
   } else if (ec == error::bad_version && bytes.substr(0, bytes.find('\n')).ends_with('\r')) {
     fail(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.");
   } else if (ec == error::bad_field && impl_->head_done) {
     fail(400, "An HTTP/1.1 request needs exactly one Host header.");
+  } else if (in_head && !impl_->head_done && bytes.starts_with("\x16\x03")) {
+    fail(400, "The client speaks TLS, and this server plain HTTP.");
   } else {
     fail(400, "Malformed HTTP request: " + ec.message() + ".");
   }

@@ -38,6 +38,9 @@ class RequestParser {
   void fail(int status, std::string message);
 
   std::unique_ptr<Impl> impl_;
+  Request& request_;
+  std::size_t max_header_bytes_;
+  std::size_t max_body_bytes_;
   State state_ = State::head;
   bool http_1_1_ = true;
   bool expects_continue_ = false;

@@ -183,7 +183,7 @@ class BeastServer final : public Server {
     if (now < next_warning_) return;
     next_warning_ = now + kWarningPause;
     log::warn("http", "as many connections as max_connections allows: " + consequence,
-              {{"max_connections", std::to_string(shared_->options.max_connections)}});
+              {{"max_connections", shared_->options.max_connections}});
   }
 
   std::shared_ptr<ServerState> shared_;
@@ -206,9 +206,7 @@ void fit_into_open_files(ServerOptions& options) {
   const std::size_t fitting = std::max<std::size_t>(1, files - std::min(2 * kMaxRefusals + kOtherFiles, files / 2));
   if (options.max_connections <= fitting) return;
   log::warn("http", "max_connections is lowered to what the limit of open files allows",
-            {{"max_connections", std::to_string(options.max_connections)},
-             {"lowered_to", std::to_string(fitting)},
-             {"open_file_limit", std::to_string(files)}});
+            {{"max_connections", options.max_connections}, {"lowered_to", fitting}, {"open_file_limit", files}});
   options.max_connections = fitting;
 }
 

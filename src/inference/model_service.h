@@ -1,8 +1,10 @@
 // ModelService: one served model, whatever engine stands behind it. The seam between server and engines.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -26,7 +28,16 @@ struct Capabilities {
   bool logprobs = true;
   bool token_ids = true;  // accepts token ids as a prompt, tokenize and detokenize work
   int max_model_len = 0;  // tokens of prompt + output
+  bool tools = false;     // calls functions, and knows messages about calls
+  bool response_format = false;
+  bool images = false;
+  bool extensions = false;  // takes (or refuses) every Extension by itself
 };
+
+// The first thing that `request` asks for and a service with these capabilities does not offer, as an error that names
+// the parameter: for a service to refuse by.
+std::optional<Error> not_offered(const GenerateRequest& request, const Capabilities& capabilities);
+std::optional<Error> not_offered(const Prompt& prompt, const Capabilities& capabilities);
 
 struct TokenizeRequest {
   Prompt prompt;                   // text or messages
@@ -44,6 +55,26 @@ struct Health {
   std::string detail;
 };
 
+// What an engine has to do, as it says itself; of a remote engine, for all its clients.
+struct Load {
+  double running = 0;    // requests
+  double waiting = 0;    // requests
+  double kv_tokens = 0;  // size of its KV cache; 0 = not known
+};
+
+// One of several equal engines behind a model, as its gateway sees it.
+struct ReplicaState {
+  std::string name;  // its URL
+  bool healthy = true;
+  bool open = false;  // its circuit: nothing is sent there for a while
+  int in_flight = 0;
+  std::uint64_t sent = 0;      // requests
+  std::uint64_t failures = 0;  // of them
+  std::uint64_t ejections = 0;
+  std::uint64_t chunks = 0;          // of all prompts sent there, in units of the gateway's prefix index
+  std::uint64_t matched_chunks = 0;  // of them, expected in its prefix cache
+};
+
 // Thread-safe. Every method returns at once.
 class ModelService {
  public:
@@ -59,6 +90,12 @@ class ModelService {
   virtual Capabilities capabilities() const = 0;
   virtual Health health() const = 0;
   virtual ServiceStats stats() const = 0;
+  virtual Load load() const;  // by stats(), if not known better
+  virtual std::vector<ReplicaState> replicas() const { return {}; }
+
+  // `failed` is called, at most once and from any thread, when the service has ended by itself: every request has got
+  // its event, and no further one will be served. It must not call back.
+  virtual void on_failure(std::function<void(Error)> failed) { static_cast<void>(failed); }
 
   // Ends every request that is under way as unavailable, and refuses new ones: what holds handles gets its events.
   virtual void close() = 0;

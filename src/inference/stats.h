@@ -30,6 +30,11 @@ class Histogram {
     ++counts_[i];
     sum_ += value;
   }
+  // Of the same bounds.
+  void add(const Histogram& other) {
+    for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += other.counts_[i];
+    sum_ += other.sum_;
+  }
   std::span<const double> bounds() const { return bounds_; }
   std::span<const std::uint64_t> counts() const { return counts_; }  // per bucket, the last is +Inf; not cumulative
   double sum() const { return sum_; }
@@ -54,7 +59,7 @@ struct ServiceStats {
   std::uint64_t prompt_tokens_cached = 0;
   std::uint64_t generation_tokens = 0;
   std::uint64_t preemptions = 0;
-  std::uint64_t finished_stop = 0;
+  std::uint64_t finished_stop = 0;  // these four count choices
   std::uint64_t finished_length = 0;
   std::uint64_t finished_abort = 0;
   std::uint64_t finished_error = 0;
@@ -74,5 +79,8 @@ struct ServiceStats {
   Histogram request_n{kTokenBuckets};
   Histogram iteration_tokens{kTokenBuckets};
 };
+
+// Adds up what several services have counted. Gauges of KV blocks add up, their usage is weighted by them.
+void add(ServiceStats& into, const ServiceStats& from);
 
 }  // namespace xgen::inference

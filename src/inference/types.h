@@ -16,10 +16,27 @@ namespace xgen::inference {
 
 using TokenId = std::int32_t;
 
+// A call of a function that the model asked for.
+struct ToolCall {
+  std::string id;  // the model's or the server's; the tool's answer names it
+  std::string name;
+  std::string arguments;  // as the model wrote them: JSON, if it did well
+};
+
+struct ContentPart {
+  enum class Kind : std::uint8_t { text, image } kind = Kind::text;
+  std::string value;   // the text, or the image's URL (http:, https: or data:)
+  std::string detail;  // of an image: "low", "high", "auto"; empty = not said
+};
+
 struct Message {
   std::string role;     // "system", "user", "assistant", "developer", "tool", …: the template decides what it knows
   std::string content;  // text parts are joined by the caller
   std::string name;     // empty = none
+  std::vector<ContentPart> parts;    // instead of `content`, where not all of it is text
+  std::vector<ToolCall> tool_calls;  // of an assistant
+  std::string tool_call_id;          // of a tool: the call that it answers
+  std::string reasoning;             // of an assistant: what it thought before `content`
 };
 
 // Exactly one of: text, token ids, or a chat to be rendered by the model's template.
@@ -36,6 +53,34 @@ struct Sampling {
   float frequency_penalty = 0;              // over the output
   std::optional<std::uint64_t> seed;        // unset: drawn per request
   std::vector<std::pair<TokenId, float>> logit_bias;
+};
+
+// A function that the model may call.
+struct Tool {
+  std::string name;
+  std::string description;
+  std::string parameters;  // JSON Schema as text; empty = none
+  std::optional<bool> strict;
+};
+struct ToolChoice {
+  enum class Mode : std::uint8_t { unset, none, automatic, required, named } mode = Mode::unset;
+  std::string name;  // of the function, if named
+};
+
+// The form that the answer must have.
+struct ResponseFormat {
+  enum class Kind : std::uint8_t { text, json_object, json_schema } kind = Kind::text;
+  // Of json_schema:
+  std::string name;
+  std::string description;
+  std::string schema;  // JSON Schema as text; empty = any JSON
+  std::optional<bool> strict;
+};
+
+// A parameter that some engines know and the neutral request does not spell out.
+struct Extension {
+  std::string name;   // as clients write it
+  std::string value;  // JSON
 };
 
 // When generation ends.
@@ -57,6 +102,11 @@ struct GenerateRequest {
   bool prompt_logprobs = false;  // report the prompt's tokens with log-probabilities (echo)
   bool echo = false;             // Started carries the prompt's text
   int priority = 0;              // smaller is sooner; ties in order of arrival
+  std::vector<Tool> tools;
+  ToolChoice tool_choice;
+  std::optional<bool> parallel_tool_calls;
+  ResponseFormat response_format;
+  std::vector<Extension> extensions;
   std::optional<std::chrono::steady_clock::time_point> deadline;
 };
 
@@ -73,12 +123,13 @@ struct TokenLogprob {
   std::vector<TopLogprob> top;   // best first; the chosen token is appended if it is not among them
 };
 
-enum class FinishReason : std::uint8_t { stop, length, abort };
+enum class FinishReason : std::uint8_t { stop, length, abort, tool_calls, content_filter };
 
 struct Usage {
   int prompt_tokens = 0;
   int cached_tokens = 0;      // of the prompt, found in the prefix cache
   int completion_tokens = 0;  // over all choices
+  int reasoning_tokens = 0;   // of them, where the engine counts them
 };
 
 // Where the time of a request went, in seconds.
@@ -93,11 +144,20 @@ struct Started {
   std::string prompt_text;                    // if echo
   std::vector<TokenLogprob> prompt_logprobs;  // if prompt_logprobs
 };
+// A part of one call: name and id come with its first part, the arguments' text in pieces.
+struct ToolCallDelta {
+  int index = 0;  // of the call within its choice, 0, 1, …
+  std::string id;
+  std::string name;
+  std::string arguments;
+};
 struct Delta {
   int choice = 0;
   int tokens = 0;    // output tokens that this delta accounts for (text can lag behind: may be 0 or several)
   std::string text;  // whole UTF-8 characters only; never part of a stop string
   std::vector<TokenLogprob> logprobs;
+  std::string reasoning;  // what the model thinks before its answer, where the engine tells it apart
+  std::vector<ToolCallDelta> tool_calls;
 };
 struct ChoiceFinished {
   int choice = 0;

@@ -101,7 +101,7 @@ const std::vector<Metric>& model_metrics() {
        {{"", XGEN_VALUE(s.preemptions)}}},
       {"vllm:request_success_total",
        Type::counter,
-       "Requests ended, by reason.",
+       "Choices ended, by reason: a request with n > 1 counts n times, as in vLLM.",
        {{",finished_reason=\"stop\"", XGEN_VALUE(s.finished_stop)},
         {",finished_reason=\"length\"", XGEN_VALUE(s.finished_length)},
         {",finished_reason=\"abort\"", XGEN_VALUE(s.finished_abort)},
@@ -216,6 +216,9 @@ void append_histogram(std::string& out, std::string_view name, const std::string
   append_sample(out, name, "_count", labels, static_cast<double>(total));
 }
 
+constexpr std::string_view kResponses = "xgen_http_responses_total";
+constexpr std::string_view kResponsesHelp =
+    "HTTP answers by route (as in the list of routes, or none) and status; 499: the client went away first.";
 constexpr std::string_view kCacheInfo = "vllm:cache_config_info";
 constexpr std::string_view kCacheInfoHelp = "Facts of the KV cache, as labels.";
 
@@ -284,6 +287,12 @@ std::string render(std::span<const ModelSample> models, const ProcessSample& pro
                       std::to_string(stats.kv_blocks) + "\"",
                   1);
   }
+  append_header(out, kResponses, Type::counter, kResponsesHelp);
+  for (const HttpResponses& each : process.http_responses) {
+    const std::string status = each.status == 0 ? "other" : std::to_string(each.status);
+    append_sample(out, kResponses, "", "route=\"" + escape_label(each.route) + "\",status=\"" + status + "\"",
+                  static_cast<double>(each.count));
+  }
   for (const ProcessMetric& metric : kProcessMetrics) {
     append_header(out, metric.name, metric.type, metric.help);
     append_sample(out, metric.name, "", "", metric.value(process));
@@ -304,6 +313,7 @@ std::string reference_markdown() {
   };
   for (const Metric& metric : model_metrics()) row(metric.name, metric.type, metric.help);
   row(kCacheInfo, Type::gauge, kCacheInfoHelp);
+  row(kResponses, Type::counter, kResponsesHelp);
   for (const ProcessMetric& metric : kProcessMetrics) row(metric.name, metric.type, metric.help);
   return out;
 }

@@ -16,6 +16,12 @@ struct ModelSample {
   inference::ServiceStats stats;
 };
 
+struct HttpResponses {
+  std::string_view route;  // a pattern, never a path: there must be few
+  int status = 0;          // 0 = any other
+  std::uint64_t count = 0;
+};
+
 // Facts of the process and of HTTP that no model owns.
 struct ProcessSample {
   double start_time_seconds = 0;  // Unix time
@@ -26,8 +32,9 @@ struct ProcessSample {
   std::uint64_t max_fds = 0;
   std::uint64_t threads = 0;
   std::uint64_t http_connections = 0;
+  std::vector<HttpResponses> http_responses;
 };
-// Reads all but http_connections from /proc and getrusage.
+// Reads all but those of HTTP from /proc and getrusage.
 ProcessSample sample_process();
 
 inline constexpr std::string_view kContentType = "text/plain; version=0.0.4; charset=utf-8";

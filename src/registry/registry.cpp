@@ -91,6 +91,12 @@ Error failed_error(const std::string& name, const std::string& reason) {
   return error;
 }
 
+Error ended_error(const std::string& name, const std::string& reason) {
+  Error error = make_error(ErrorCode::unavailable, "The model '" + name + "' has failed: " + reason, "model");
+  error.retry_after_s = 30;
+  return error;
+}
+
 Error unloaded_error(const std::string& name) {
   Error error = make_error(ErrorCode::unavailable, "The model '" + name + "' was unloaded by an operator.", "model");
   error.retry_after_s = 30;
@@ -217,6 +223,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   struct Current {
     ModelPtr model;
     ModelDefinition definition;
+    bool asked = false;                     // its loader, for the need
     std::optional<ModelLoader::Need> need;  // known
     bool begun = false;
   };
@@ -248,6 +255,8 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void failed(const ModelPtr& model, const ModelDefinition& tried, const Error& error);
   void finish_load();
   Service guard(const ModelPtr& model, std::shared_ptr<ModelLoader> loader, Service service, Account account);
+  void watch(const ModelPtr& model, inference::ModelService& service);
+  void service_failed(const ModelPtr& model, const inference::ModelService* service, const Error& error);
   void leave(const ModelPtr& model, Service service, After after);
   void service_gone(const ModelPtr& model, const std::shared_ptr<ModelLoader>& loader, Account account);
   void wake_again(Model& model);
@@ -686,7 +695,15 @@ void Registry::Impl::advance() {
     if (load_queue_.empty()) return;
     const ModelPtr model = load_queue_.front();
     load_queue_.pop_front();
-    current_ = Current{model, model->next ? *model->next : model->definition, {}, false};
+    current_ = Current{model, model->next ? *model->next : model->definition, false, {}, false};
+  }
+  if (current_->begun || (current_->asked && !current_->need)) return;  // on the other thread
+  Model& model = *current_->model;
+  if (model.removed) return finish_load();
+  const bool replaces = model.slot->service() != nullptr;
+  // The service of the same definition must be gone before its loader works again.
+  if (!replaces && model.leaving > 0) return;
+  if (!std::exchange(current_->asked, true)) {
     loads_.push([this, loader = current_->definition.loader] {
       const Result<ModelLoader::Need> need = loader->need();
       decisions_.push([this, need] {
@@ -697,12 +714,6 @@ void Registry::Impl::advance() {
     });
     return;
   }
-  if (!current_->need || current_->begun) return;
-  Model& model = *current_->model;
-  if (model.removed) return finish_load();
-  const bool replaces = model.slot->service() != nullptr;
-  // The service of the same definition must be gone before its loader works again.
-  if (!replaces && model.leaving > 0) return;
   const std::uint64_t held = model.asleep ? model.asleep->reserved() : 0;
   const std::uint64_t least = std::max(current_->need->least, held) - held;
   const std::uint64_t wanted = std::max(current_->need->wanted, held) - held;
@@ -813,7 +824,9 @@ void Registry::Impl::end_load(Result<Service> outcome, Account account) {
   }
   account.reset();
   if (model->next && model->next->fingerprint == model->definition.fingerprint) model->next.reset();
+  inference::ModelService& opened = *service;
   model->slot->open(std::move(service));
+  watch(model, opened);
   if (old != nullptr) {
     ++model->leaving;
     leaving_.push_back({old, Clock::now() + options_.drain_timeout, false});
@@ -894,6 +907,28 @@ Service Registry::Impl::guard(const ModelPtr& model, std::shared_ptr<ModelLoader
   return {raw, Guard{weak_from_this(), model, std::move(loader), budget_, std::move(account), std::move(service)}};
 }
 
+void Registry::Impl::watch(const ModelPtr& model, inference::ModelService& service) {
+  service.on_failure([self = weak_from_this(), weak = std::weak_ptr<Model>(model), which = &service](Error error) {
+    const auto impl = self.lock();
+    if (impl == nullptr) return;
+    impl->decisions_.push([impl = impl.get(), weak, which, error = std::move(error)] {
+      if (const ModelPtr failed = weak.lock()) impl->service_failed(failed, which, error);
+    });
+  });
+}
+
+// An address stands for one service here: what it has pushed comes before the load of another at the same place.
+void Registry::Impl::service_failed(const ModelPtr& model, const inference::ModelService* service, const Error& error) {
+  if (model->slot->service().get() != service) return;  // it is leaving already
+  const std::string& name = model->definition.name;
+  log::error("registry", "a model failed", {{"model", name}, {"reason", error.message}});
+  model->failed_at = Clock::now();
+  leave(model, model->slot->refuse(ended_error(name, error.message)), After::unloaded);
+  set_state(*model, model->queued ? ModelState::loading : ModelState::failed, error.message);
+  std::unique_lock lock(mutex_);
+  ++counts_.failures;
+}
+
 void Registry::Impl::leave(const ModelPtr& model, Service service, After after) {
   if (service == nullptr) return;
   model->after = after;
@@ -956,7 +991,7 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
   if (service != nullptr) return leave(model, std::move(service), After::unloaded);
   if (model->leaving > 0) {
     model->after = After::unloaded;
-    return;
+    return set_state(*model, ModelState::draining);
   }
   if (model->asleep) model->definition.loader->release();
   model->asleep.reset();

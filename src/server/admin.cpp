@@ -51,7 +51,7 @@ Result<std::string> parse_model_name(std::string_view body) {
   auto value = parse_json(body, {.max_depth = 4, .max_size = 65536});
   if (!value) {
     Error error = std::move(value).error();
-    error.message = "The body is not valid JSON: " + error.message;
+    error.message = "The body of the request: " + error.message;
     return error;
   }
   const auto* object = value->if_object();

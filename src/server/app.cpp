@@ -28,20 +28,26 @@ struct Context {
   void respond(http::Response response) {
     const int status = response.status;
     response.headers.emplace_back("x-request-id", info.id);
+    add_retry_after(response, 0);
     exchange->respond(std::move(response));
-    log_request(info, status);
+    finish_request(info, {.status = status});
   }
-  void fail(const Error& error) {
-    http::Response response = error_response(error, info.id);
-    const int status = response.status;
+  void fail(const Error& error) { fail(error, api::error_kind(error.code)); }
+  void fail(const Error& error, const api::ErrorKind& kind, const http::Headers& headers = {}) {
+    http::Response response = error_response(error, info.id, kind);
+    response.headers.insert(response.headers.end(), headers.begin(), headers.end());
     exchange->respond(std::move(response));
-    log_request(info, status);
+    finish_request(info, {.status = kind.status, .reason = error.message});
   }
 };
 
 struct App::Impl {
   Impl(AppOptions given, registry::Registry& models, Lifecycle& cycle)
-      : options(std::move(given)), registry(models), lifecycle(cycle), fingerprint("xgen-" + options.version) {}
+      : options(std::move(given)),
+        registry(models),
+        lifecycle(cycle),
+        fingerprint("xgen-" + options.version),
+        responses(std::make_shared<ResponseCounts>(route_list().size())) {}
 
   void handle(std::shared_ptr<http::Exchange> exchange);
 
@@ -74,6 +80,7 @@ struct App::Impl {
   registry::Registry& registry;
   Lifecycle& lifecycle;
   std::string fingerprint;
+  std::shared_ptr<ResponseCounts> responses;  // shared, because exchanges may outlive the app
 };
 
 namespace {
@@ -167,6 +174,21 @@ bool matches(const Route& route, std::string_view path, std::string_view& rest) 
   return true;
 }
 
+// The path without a prefix, as the routes have it.
+std::string_view without_prefix(std::string_view path) {
+  for (const std::string_view prefix : kPrefixes)
+    if (path.starts_with(prefix) && path.size() > prefix.size() && path[prefix.size()] == '/')
+      return path.substr(prefix.size());
+  return path;
+}
+
+// The place of the first route that fits, whatever its method; the number of routes if there is none.
+std::size_t route_of(std::string_view path) {
+  std::string_view rest;
+  const auto fits = [&](const Route& route) { return matches(route, path, rest); };
+  return static_cast<std::size_t>(std::find_if(std::begin(kRoutes), std::end(kRoutes), fits) - std::begin(kRoutes));
+}
+
 http::Response status_json(int status, std::string_view word) {
   return {.status = status, .body = "{\"status\":\"" + std::string(word) + "\"}"};
 }
@@ -175,14 +197,9 @@ http::Response status_json(int status, std::string_view word) {
 
 void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
   http::Request& request = exchange->request();
-  Context context{std::move(exchange), describe(request), {}};
-  std::string_view path = request.path;
-  for (const std::string_view prefix : kPrefixes) {
-    if (path.starts_with(prefix) && path.size() > prefix.size() && path[prefix.size()] == '/') {
-      path.remove_prefix(prefix.size());
-      break;
-    }
-  }
+  Context context{std::move(exchange), describe(request, responses), {}};
+  const std::string_view path = without_prefix(request.path);
+  context.info.route = route_of(path);
   std::string allowed;
   for (const Route& route : kRoutes) {
     std::string_view rest;
@@ -191,6 +208,7 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
       allowed += (allowed.empty() ? "" : ", ") + std::string(route.method) + (route.method == "GET" ? ", HEAD" : "");
       continue;
     }
+    context.info.route = static_cast<std::size_t>(&route - kRoutes);
     context.info.quiet = route.log == Log::quiet;
     if (!rest.empty()) {
       auto decoded = percent_decode(rest);
@@ -203,9 +221,7 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
                                      "The header Content-Encoding: " + std::string(coding.substr(0, 64)) +
                                          " is not supported; send the body without compression.",
                                      "Content-Encoding");
-      return context.respond({.status = 415,
-                              .body = api::error_json(error, "unsupported_content_encoding"),
-                              .headers = {{"Accept-Encoding", "identity"}}});
+      return context.fail(error, api::error_kind("unsupported_content_encoding"), {{"Accept-Encoding", "identity"}});
     }
     if (route.inference && lifecycle.state() == State::refusing)
       return context.fail(make_error(ErrorCode::unavailable, "This server is shutting down."));
@@ -214,12 +230,11 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
   if (!allowed.empty()) {
     const Error error = make_error(ErrorCode::invalid_argument,
                                    "The method " + request.method + " is not allowed here, only " + allowed + ".");
-    return context.respond(
-        {.status = 405, .body = api::error_json(error, "method_not_allowed"), .headers = {{"Allow", allowed}}});
+    return context.fail(error, api::error_kind("method_not_allowed"), {{"Allow", allowed}});
   }
   const Error error = make_error(ErrorCode::not_found,
                                  "There is nothing at " + request.path.substr(0, 256) + "; GET / lists what there is.");
-  context.respond({.status = 404, .body = api::error_json(error, "not_found")});
+  context.fail(error, api::error_kind("not_found"));
 }
 
 void App::Impl::log_unknown(const Context& context, const std::vector<std::string>& fields) const {
@@ -385,6 +400,10 @@ void App::Impl::metrics_page(Context context) {
     if (entry.service) samples.push_back({entry.name, entry.service->stats()});
   metrics::ProcessSample process = metrics::sample_process();
   if (options.open_connections) process.http_connections = options.open_connections();
+  for (const ResponseCounts::Count& each : responses->counts()) {
+    process.http_responses.push_back(
+        {each.route < std::size(kRoutes) ? kRoutes[each.route].pattern : "none", each.status, each.count});
+  }
   context.respond({.body = metrics::render(samples, process), .content_type = std::string(metrics::kContentType)});
 }
 
@@ -440,18 +459,13 @@ http::Handler App::handler() {
 }
 
 http::ErrorPage App::error_page() {
-  return [](const http::Request& request, int status, std::string_view message) {
-    const RequestInfo info = describe(request);
-    const Error error = make_error(api::error_code_of_status(status), std::string(message));
-    http::Response response = error_response(error, info.id);
-    response.status = status;
-    const log::Level level = status == 500 ? log::Level::error : log::Level::info;
-    if (log::enabled(level))
-      log::write(level, "http", "request failed",
-                 {{"status", std::to_string(status)},
-                  {"reason", error.message},
-                  {"remote", request.remote},
-                  {"request_id", info.id}});
+  return [counts = impl_->responses](const http::Request& request, int status, std::string_view message) {
+    RequestInfo info = describe(request, counts);
+    info.route = route_of(without_prefix(request.path));
+    const api::ErrorKind& kind = api::error_kind_of_status(status);
+    const Error error = make_error(kind.code, std::string(message));
+    http::Response response = error_response(error, info.id, kind);
+    finish_request(info, {.status = status, .reason = error.message, .remote = request.remote});
     return response;
   };
 }
@@ -473,16 +487,19 @@ std::string reference_markdown() {
   for (std::size_t i = 0; i < std::size(kPrefixes); ++i)
     out += (i == 0 ? " `" : " and `") + std::string(kPrefixes[i]) + "`";
   out +=
-      ". HEAD is answered wherever GET is. A request may carry `x-request-id` (up to 128 printable characters); it, or "
-      "one made here, comes back with every answer.\n\n## Parameters\n\nA field that is null counts as left out. A "
-      "field "
-      "that no specification knows is refused with 400, unless `server.unknown_fields` is `warn`.\n\n" +
-      api::parameters_markdown() +
+      ". HEAD is answered wherever GET is.\n\nA request may carry `x-request-id`: 1 to 128 characters of printable "
+      "ASCII, "
+      "none of them a space. It comes back with the answer and stands in the log. Any other, with a space or a letter "
+      "outside ASCII for example, is replaced by one made here, as is a missing one: 32 hexadecimal digits.\n\nThe "
+      "operators' routes under `/admin` answer on this machine only: 403 for requests from another address, with a "
+      "`Host` that is not this machine, or from a web page of another origin.\n\n## Parameters\n\nA field that is null "
+      "counts as left out. A field that no specification knows is refused with 400, unless `server.unknown_fields` is "
+      "`warn`.\n\n" +
+      api::parameters_markdown() + "\n### Limits\n\n" + api::limits_markdown() +
       "\n## Errors\n\nEvery error is `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`; `param` names the field "
-      "at "
-      "fault. 429 and 503 carry `Retry-After`. An error inside a stream is one `data:` chunk of this shape, then "
-      "`data: [DONE]`. Beside the table: 405 for a method that a path does not know, 415 for a body in a "
-      "Content-Encoding other than identity.\n\n" +
+      "at fault, or is null. 429 and 503 carry `Retry-After`, those of `/health` too. An error inside a stream is one "
+      "`data:` chunk of this shape, then `data: [DONE]`. The log tells the reason of every refusal, without what the "
+      "message quotes of the request.\n\n" +
       api::errors_markdown() +
       "\n## Disconnects\n\nA client that goes away cancels its request within one step of the engine. A client that "
       "closes its sending side after the request (`shutdown(SHUT_WR)`, as `nc -N` does) cannot be told from one that "

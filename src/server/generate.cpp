@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "api/answer.h"
-#include "api/errors.h"
 #include "base/units.h"
 
 namespace xgen::server {
@@ -30,11 +29,16 @@ std::size_t memory_of(const std::vector<inference::TokenLogprob>& logprobs) {
   for (const inference::TokenLogprob& each : logprobs) bytes += each.top.size() * sizeof(inference::TopLogprob);
   return bytes;
 }
+std::size_t memory_of(const std::vector<inference::ToolCallDelta>& calls) {
+  std::size_t bytes = calls.size() * sizeof(inference::ToolCallDelta);
+  for (const inference::ToolCallDelta& each : calls) bytes += each.id.size() + each.name.size() + each.arguments.size();
+  return bytes;
+}
 // About what an event takes while it waits.
 std::size_t memory_of(const Event& event) {
   std::size_t bytes = sizeof(std::pair<std::size_t, Event>);
   if (const auto* delta = std::get_if<inference::Delta>(&event))
-    bytes += delta->text.size() + memory_of(delta->logprobs);
+    bytes += delta->text.size() + delta->reasoning.size() + memory_of(delta->logprobs) + memory_of(delta->tool_calls);
   if (const auto* started = std::get_if<inference::Started>(&event))
     bytes += started->prompt_text.size() + memory_of(started->prompt_logprobs);
   return bytes;
@@ -109,7 +113,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   void take(std::size_t prompt, const Event& event);
   void flush_held();
   void fail(const Error& error);
-  void end(int status);
+  void end(int status, std::string_view reason = {});
 
   std::shared_ptr<http::Exchange> exchange_;
   RequestInfo info_;
@@ -247,13 +251,13 @@ void Call::fail(const Error& error) {
   } else {
     exchange_->respond(error_response(error, info_.id));
   }
-  end(status);
+  end(status, error.message);
 }
 
-void Call::on_close() { end(499); }
+void Call::on_close() { end(499, "the client went away"); }
 
 // Logs, and lets go of everything that could keep this call or its requests alive.
-void Call::end(int status) {
+void Call::end(int status, std::string_view reason) {
   std::vector<std::pair<std::size_t, Event>> dropped;
   {
     std::lock_guard lock(mutex_);
@@ -264,18 +268,25 @@ void Call::end(int status) {
   handles_.clear();
   for (const auto& [prompt, event] : dropped)
     if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
-  log_request(info_, status, model_, tokens_);
+  finish_request(info_, {.status = status, .model = model_, .tokens = tokens_, .reason = reason});
 }
 
 }  // namespace
 
-http::Response error_response(const Error& error, const std::string& request_id) {
-  const api::ErrorKind& kind = api::error_kind(error.code);
-  http::Response response{.status = kind.status, .body = api::error_json(error)};
+void add_retry_after(http::Response& response, int seconds) {
+  if (response.status == 429 || response.status == 503)
+    response.headers.emplace_back("Retry-After", std::to_string(std::max(1, seconds)));
+}
+
+http::Response error_response(const Error& error, const std::string& request_id, const api::ErrorKind& kind) {
+  http::Response response{.status = kind.status, .body = api::error_json(error, kind)};
   response.headers.emplace_back("x-request-id", request_id);
-  if (kind.status == 429 || kind.status == 503)
-    response.headers.emplace_back("Retry-After", std::to_string(std::max(1, error.retry_after_s)));
+  add_retry_after(response, error.retry_after_s);
   return response;
+}
+
+http::Response error_response(const Error& error, const std::string& request_id) {
+  return error_response(error, request_id, api::error_kind(error.code));
 }
 
 void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call,

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "api/errors.h"
 #include "api/requests.h"
 #include "http/server.h"
 #include "inference/model_service.h"
@@ -16,7 +17,10 @@ namespace xgen::server {
 void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call,
               inference::ModelService& service, std::string fingerprint);
 
-// The answer to a request that failed, with Retry-After where waiting helps.
+// The answer to a request that failed.
 http::Response error_response(const Error& error, const std::string& request_id);
+http::Response error_response(const Error& error, const std::string& request_id, const api::ErrorKind& kind);
+// Says when to come back, where waiting helps. `seconds` 0: soon.
+void add_retry_after(http::Response& response, int seconds);
 
 }  // namespace xgen::server

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 #include <random>
+#include <utility>
 
 #include "base/log.h"
 
@@ -11,6 +11,7 @@ namespace xgen::server {
 namespace {
 
 constexpr std::size_t kMaxRequestId = 128;
+constexpr std::size_t kMaxLogged = 256;  // bytes of one field
 
 bool is_hex(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
@@ -42,8 +43,10 @@ std::string make_request_id() {
   return id;
 }
 
-RequestInfo describe(const http::Request& request) {
+RequestInfo describe(const http::Request& request, std::shared_ptr<ResponseCounts> counts) {
   RequestInfo info;
+  if (counts) info.route = counts->none();
+  info.counts = std::move(counts);
   info.start = std::chrono::steady_clock::now();
   info.method = request.method;
   info.path = request.path;
@@ -55,22 +58,26 @@ RequestInfo describe(const http::Request& request) {
   return info;
 }
 
-void log_request(const RequestInfo& info, int status, std::string_view model, int tokens) {
-  const log::Level level = info.quiet ? log::Level::debug : log::Level::info;
+void finish_request(const RequestInfo& info, const Outcome& outcome) {
+  if (info.counts) info.counts->add(info.route, outcome.status);
+  const log::Level level = outcome.status == 500 ? log::Level::error  // our own fault
+                           : info.quiet          ? log::Level::debug
+                                                 : log::Level::info;
   if (!log::enabled(level)) return;
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - info.start;
-  char duration[32];
-  std::snprintf(duration, sizeof(duration), "%.2f", took.count());
-  std::array<log::Field, 7> fields;
+  std::array<log::Field, 9> fields;
   std::size_t count = 0;
-  const auto add = [&](std::string_view key, std::string value) { fields[count++] = {key, std::move(value)}; };
-  add("method", info.method);
-  add("path", info.path.substr(0, 256));
-  add("status", std::to_string(status));
-  add("duration_ms", duration);
-  add("request_id", info.id);
-  if (!model.empty()) add("model", std::string(model.substr(0, 256)));
-  if (tokens >= 0) add("tokens", std::to_string(tokens));
+  const auto add = [&](log::Field field) { fields[count++] = std::move(field); };
+  // Of a request that the HTTP server refuses, little may have been read.
+  if (!info.method.empty()) add({"method", info.method.substr(0, kMaxLogged)});
+  if (!info.path.empty()) add({"path", info.path.substr(0, kMaxLogged)});
+  add({"status", outcome.status});
+  if (outcome.remote.empty()) add({"duration_ms", log::Decimal{took.count(), 2}});
+  add({"request_id", info.id});
+  if (!outcome.remote.empty()) add({"remote", outcome.remote});
+  if (!outcome.model.empty()) add({"model", outcome.model.substr(0, kMaxLogged)});
+  if (outcome.tokens >= 0) add({"tokens", outcome.tokens});
+  if (!outcome.reason.empty()) add({"reason", outcome.reason.substr(0, kMaxLogged)});
   // In the message, so that both formats hold the literal text by which log viewers link to traces.
   const std::string message = info.trace_id.empty() ? "request" : "request trace_id=" + info.trace_id;
   log::write(level, "http", message, std::span<const log::Field>(fields.data(), count));

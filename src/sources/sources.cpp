@@ -242,7 +242,7 @@ Result<Located> Sources::fetch(std::string_view text, const OnProgress& progress
   if (!pulled) return std::move(pulled).error();
   log::info(
       "sources", "downloaded a model",
-      {{"source", std::string(text)}, {"path", pulled->located.path}, {"bytes", std::to_string(pulled->downloaded)}});
+      {{"source", std::string(text)}, {"path", pulled->located.path}, {"bytes", pulled->downloaded}});
   std::lock_guard lock(mutex_);
   fetched_[std::string(text)] = pulled->located.version;
   return std::move(pulled->located);

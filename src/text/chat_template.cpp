@@ -61,11 +61,13 @@ Result<std::string> render_chat(const ChatTemplate& chat_template, std::span<con
   list.reserve(messages.size());
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const ChatMessage& message = messages[i];
-    if (!is_valid_utf8(message.role) || !is_valid_utf8(message.content) || !is_valid_utf8(message.name))
+    if (!is_valid_utf8(message.role) || !is_valid_utf8(message.content) || !is_valid_utf8(message.name) ||
+        !is_valid_utf8(message.reasoning_content))
       return make_error(ErrorCode::invalid_argument, "messages[" + std::to_string(i) + "] is not valid UTF-8",
                         "messages");
     std::vector<std::pair<std::string, Value>> fields = {{"role", message.role}, {"content", message.content}};
     if (!message.name.empty()) fields.emplace_back("name", message.name);
+    if (!message.reasoning_content.empty()) fields.emplace_back("reasoning_content", message.reasoning_content);
     list.push_back(Value::dict(std::move(fields)));
   }
   std::vector<std::pair<std::string, Value>> context = {{"messages", Value::list(std::move(list))},

@@ -44,7 +44,8 @@ class ChatTemplate {
 struct ChatMessage {
   std::string role;
   std::string content;
-  std::string name;  // empty = none
+  std::string name;               // empty = none
+  std::string reasoning_content;  // empty = none
 };
 
 struct RenderOptions {

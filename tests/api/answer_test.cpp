@@ -53,12 +53,17 @@ TEST(Errors, EveryCodeHasAStatus) {
   for (int code = 0; code <= static_cast<int>(ErrorCode::unavailable); ++code)
     EXPECT_EQ(error_kind(static_cast<ErrorCode>(code)).code, static_cast<ErrorCode>(code));
   EXPECT_EQ(error_kind(ErrorCode::overloaded).status, 429);
-  EXPECT_EQ(error_code_of_status(431), ErrorCode::invalid_argument);
-  EXPECT_EQ(error_code_of_status(505), ErrorCode::invalid_argument);
+  for (const int status : {400, 404, 408, 413, 431, 500, 503, 505})
+    EXPECT_EQ(error_kind_of_status(status).status, status);
+  EXPECT_EQ(error_kind("not_found").status, 404);
+  EXPECT_EQ(error_kind("method_not_allowed").status, 405);
   const auto value = parse(error_json(make_error(ErrorCode::invalid_argument, "a \"b\"", "p")));
   EXPECT_EQ(value.at("error").at("message").as_string(), "a \"b\"");
   EXPECT_EQ(value.at("error").at("param").as_string(), "p");
   EXPECT_TRUE(value.at("error").at("code").is_null());
+  Error quoting = make_error(ErrorCode::unsupported, "'p' must be a number");
+  quoting.received = ", got \"x\"";
+  EXPECT_EQ(parse(error_json(quoting)).at("error").at("message").as_string(), "'p' must be a number, got \"x\"");
 }
 
 // A token may be part of a character: its text is replaced, its bytes are exact.
@@ -135,6 +140,29 @@ TEST(MergeDeltas, KeepsTheOrderWithinEachChoice) {
   EXPECT_EQ(std::get<Delta>(events[1]).logprobs.size(), 2U);
   EXPECT_EQ(std::get<Delta>(events[2]).text, "xy");
   EXPECT_EQ(std::get<inference::ChoiceFinished>(events[3]).choice, 0);
+}
+
+TEST(MergeDeltas, JoinsThePartsOfCalls) {
+  const auto delta = [](std::string reasoning, std::vector<inference::ToolCallDelta> parts) {
+    Delta made{0, 1, {}, {}};
+    made.reasoning = std::move(reasoning);
+    made.tool_calls = std::move(parts);
+    return made;
+  };
+  std::vector<Event> events;
+  events.emplace_back(delta("a", {}));
+  events.emplace_back(delta("b", {{0, "x", "f", "{"}}));
+  events.emplace_back(delta("", {{0, "", "", "}"}, {1, "y", "g", ""}}));
+  events.emplace_back(delta("", {{1, "", "", "1"}}));
+  events.emplace_back(delta("", {{1, "", "", "2"}}));
+  merge_deltas(events);
+  ASSERT_EQ(events.size(), 1U);
+  const auto& merged = std::get<Delta>(events[0]);
+  EXPECT_EQ(merged.reasoning, "ab");
+  ASSERT_EQ(merged.tool_calls.size(), 2U);
+  EXPECT_EQ(merged.tool_calls[0].arguments, "{}");
+  EXPECT_EQ(merged.tool_calls[1].name, "g");
+  EXPECT_EQ(merged.tool_calls[1].arguments, "12");
 }
 
 TEST(Models, ListsThem) {

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <numeric>
 #include <thread>
 
@@ -87,6 +88,11 @@ TEST(Json, LimitsAndFaults) {
   EXPECT_TRUE(parse_json(std::string(60, '[') + std::string(60, ']')).ok());
   EXPECT_THAT(parse_json(std::string(100'000, '[')).error().message, HasSubstr("deeper than 64"));
   EXPECT_FALSE(parse_json("[1]", {.max_depth = 8, .max_size = 2}).ok());
+  for (const char* bad : {"\"\xFF\"", "\"\xE2\x82\"", "\"\xE2\x82", "\xC0", "\"\xED\xA0\x80\""})
+    EXPECT_EQ(parse_json(std::string("[1,") + bad).error().message,
+              "not valid UTF-8 at byte " + std::to_string(*bad == '"' ? 4 : 3))
+        << bad;
+  EXPECT_THAT(parse_json("[x, \"\xFF\"]").error().message, HasSubstr("invalid JSON at byte 1")) << "what comes first";
 }
 
 class FileSetTest : public ::testing::Test {
@@ -190,6 +196,33 @@ TEST(Log, NoValueCanForgeALineOrAField) {
   ASSERT_TRUE(parsed.ok()) << line;
   EXPECT_EQ(parsed.value().at("message").as_string(), "a\nb \"c\"\x7f");
   EXPECT_EQ(parsed.value().at("id").as_string(), "bare");
+}
+
+TEST(Log, NumbersAreNumbersInJson) {
+  const auto written = [](log::Format format) {
+    log::set_format(format);
+    ::testing::internal::CaptureStderr();
+    log::info("http", "m",
+              {{"status", 404},
+               {"bytes", std::uint64_t{1} << 63},
+               {"least", std::int64_t{-5}},
+               {"ms", log::Decimal{1.005, 2}},
+               {"share", log::Decimal{std::numeric_limits<double>::quiet_NaN(), 1}},
+               {"text", "7"}});
+    log::set_format(log::Format::text);
+    return ::testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(written(log::Format::text),
+              ::testing::EndsWith(" m status=404 bytes=9223372036854775808 least=-5 ms=1.00 share=nan text=7\n"));
+  const std::string line = written(log::Format::json);
+  const auto parsed = parse_json(line);
+  ASSERT_TRUE(parsed.ok()) << line;
+  EXPECT_EQ(parsed.value().at("status"), 404);
+  EXPECT_EQ(parsed.value().at("bytes"), std::uint64_t{1} << 63);
+  EXPECT_EQ(parsed.value().at("least"), -5);
+  EXPECT_EQ(parsed.value().at("ms"), 1.00);
+  EXPECT_EQ(parsed.value().at("share"), "nan");  // no number of JSON
+  EXPECT_EQ(parsed.value().at("text"), "7");
 }
 
 }  // namespace

@@ -2,9 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 namespace xgen::config {
 namespace {
@@ -134,7 +137,7 @@ TEST(Config, EveryBadValueIsRefused) {
       {"memory: {host: 101%}", "a share"},
       {"memory: {gpu: 90%}", "no GPU support"},
       {"compute: {threads: 0}", "expected auto"},
-      {"models: []", "at least one model"},
+      {"models: []", "each {name: …, source: …}, got an empty list; without the key the built-in demo model"},
       {"models: {}", "at least one model"},
       {"models: [5]", "expected a mapping"},
       {"models: [{source: builtin:xgen-demo}]", "name: missing"},
@@ -162,6 +165,27 @@ TEST(Config, EveryBadValueIsRefused) {
   for (const auto& [text, want] : cases) EXPECT_THAT(error_of(text), HasSubstr(want)) << text;
 }
 
+TEST(Config, TabsInIndentationAreNamed) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"server:\n\tport: 1\n", "models.yaml:2:1: a tab: YAML forbids tabs in indentation, use spaces"},
+      {"server:\n  port: 1\n\thost: a\n", "models.yaml:3:1: a tab: "},
+      {"server:\n \tport: 1\n", "models.yaml:2:2: a tab: "},
+      {"models:\n\t- name: a\n", "models.yaml:2:1: a tab: "},
+      {"models:\n  -\tname: a\n    source: b\n", "models.yaml:2:4: a tab: "},
+      {"models:\n  - name: a\n    source: b\n\tpin: true\n", "models.yaml:4:1: a tab: "},
+  };
+  for (const auto& [text, want] : cases) EXPECT_THAT(error_of(text), ::testing::StartsWith(want)) << text;
+  // Where YAML takes them they are no fault, and get no blame for others.
+  EXPECT_EQ(error_of("server: {\n\tport:\t9000}\n"), "");
+  EXPECT_THAT(error_of("server:\tport: 1\n"), ::testing::StartsWith("models.yaml:1:13: a ':' where no key can be"));
+}
+
+TEST(Config, SyntaxErrorsSayWhatToLookFor) {
+  EXPECT_THAT(error_of("server: {port: 1\n"), HasSubstr("a '{' or a quote before this is not closed"));
+  EXPECT_THAT(error_of("models: [\n"), HasSubstr("a '[' or a quote before this is not closed"));
+  EXPECT_THAT(error_of("server:\n  port: 1\n host: a\n"), HasSubstr("models.yaml:3:2: indented unlike the keys above"));
+}
+
 TEST(Config, ReportsAllFaultsAtOnce) {
   EXPECT_THAT(error_of("server: {port: x}\nlog: {level: loud}\n"),
               AllOf(HasSubstr("server.port"), HasSubstr("log.level")));
@@ -181,6 +205,28 @@ TEST(Config, RelativeSourcesAreRelativeToTheFile) {
   ASSERT_TRUE(config.ok()) << config.error().message;
   EXPECT_EQ(config->models[0].source, fs::absolute(folder / "m").string());
   fs::remove_all(folder);
+}
+
+TEST(Config, AFileThatIsCutShortWhileItIsReadIsRefused) {
+  const auto path = std::filesystem::path(::testing::TempDir()) / ("xgen_cut_" + std::to_string(::getpid()) + ".yaml");
+  std::string text;
+  while (text.size() < std::size_t{1} << 18) text += "# A comment that takes the reader some time.\n";
+  std::atomic<bool> over{false};
+  std::thread editor([&] {
+    while (!over.load()) {
+      std::ofstream(path) << text;
+      std::filesystem::resize_file(path, 1);
+    }
+  });
+  bool refused = false;
+  for (int i = 0; i < 5000 && !refused; ++i) {
+    const auto config = load_file(path.string());
+    refused = !config.ok() && config.error().message.find("cut short") != std::string::npos;
+  }
+  over.store(true);
+  editor.join();
+  std::filesystem::remove(path);
+  EXPECT_TRUE(refused);
 }
 
 TEST(Config, ASinglePathNeedsNoFile) {

@@ -76,10 +76,16 @@ TEST(DemoFacts, ParametersAndMetricsExist) {
   for (const std::string& name : mentioned("parameters")) {
     EXPECT_NE(parameters.find("`" + name + "`"), std::string::npos) << name;
   }
-  const std::string refused = parameters.substr(parameters.find("### Parameters refused by name"));
   EXPECT_FALSE(mentioned("refused").empty());
   for (const std::string& name : mentioned("refused")) {
-    EXPECT_NE(refused.find("`" + name + "`"), std::string::npos) << name << " is said to be refused";
+    for (const char* value : {R"("required")", R"({"type":"json_object"})", R"({"a":1})",
+                              R"([{"type":"function","function":{"name":"f"}}])"}) {
+      const auto call =
+          api::parse_generate(api::Endpoint::chat, R"({"model":"m","messages":[{"role":"user","content":"x"}],")" +
+                                                       name + "\":" + value + "}");
+      EXPECT_TRUE(!call.ok() || inference::not_offered(call->requests.at(0), {}).has_value())
+          << name << " is said to be refused, and " << value << " is not";
+    }
   }
   const std::string page = metrics::reference_markdown();
   for (const std::string& name : mentioned("metrics"))

@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import socket
+import subprocess
 import threading
 import time
 import urllib.request
@@ -246,11 +247,21 @@ def test_a_disconnect_frees_the_request(demo):
 
 
 def test_the_binary_needs_nothing_but_glibc():
-    import subprocess
     if PATIENCE != 1:
         pytest.skip("a sanitizer build links its runtime")
     libraries = re.findall(r"NEEDED.*\[(.*?)\]", subprocess.run(["readelf", "-d", PROGRAM], capture_output=True, text=True, check=True).stdout)
     assert set(libraries) <= {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2"}, libraries
+
+
+def test_unknown_commands_are_named():
+    result = run("srve")
+    assert result.returncode == 2 and "unknown command 'srve': serve, check or docs" in result.stderr
+    result = run()
+    assert result.returncode == 2 and "a command is needed" in result.stderr
+    for words, named in ((["buidl"], "unknown command 'buidl'"), (["test", "asam"], "'asam'")):
+        result = subprocess.run([ROOT / "xgen", *words], capture_output=True, text=True, timeout=60)
+        assert result.returncode == 2 and not result.stdout
+        assert named in result.stderr.splitlines()[0] and "./xgen build" in result.stderr
 
 
 def test_the_reference_pages_are_current():

@@ -1,6 +1,8 @@
 // The promise, end to end with real forward passes: a request's tokens and the bits of its log-probabilities depend on
 // the request alone, not on its neighbours, on chunking, preemption, prefix hits, nor on the number of threads.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <bit>
 #include <cmath>
@@ -396,6 +398,40 @@ TEST(LocalModel, LoadsAgainWhenItsServiceIsGone) {
     if (i == 0) first = text;
     EXPECT_EQ(text, first);
   }
+}
+
+TEST(LocalModel, AFileCutShortFailsItsServiceAndTheNextLoad) {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::path(::testing::TempDir()) / ("xgen_cut_short_" + std::to_string(::getpid()));
+  fs::create_directories(folder);
+  const auto source = random_llama();
+  for (const std::string& name : source->list()) std::ofstream(folder / name) << source->open(name)->text();
+  LocalServiceOptions options;
+  options.name = "test";
+  options.files = *open_files(folder.string());
+  options.pool = std::make_shared<WorkerPool>(2);
+  const auto model = LocalModel::open(options);
+  ASSERT_TRUE(model.ok());
+  const auto memory = (*model)->plan(0);
+  ASSERT_TRUE(memory.ok());
+  {
+    const auto service = (*model)->load(*memory);
+    ASSERT_TRUE(service.ok());
+    auto request = ask("again");
+    request.stop.ignore_eos = true;
+    request.stop.max_tokens = 4;
+    EXPECT_FALSE(answer(**service, request)->error.has_value());
+    fs::resize_file(folder / "model.safetensors", 4096);
+    const auto cut = answer(**service, request);
+    ASSERT_TRUE(cut->error.has_value());
+    EXPECT_EQ(cut->error->code, ErrorCode::unavailable);
+    EXPECT_THAT(cut->error->message, ::testing::HasSubstr((folder / "model.safetensors").string()));
+    EXPECT_EQ(cut->tokens, 0) << "nothing of what was computed from zeros";
+  }
+  const auto again = (*model)->load(*memory);
+  ASSERT_FALSE(again.ok());
+  EXPECT_THAT(again.error().message, ::testing::HasSubstr((folder / "model.safetensors").string()));
+  fs::remove_all(folder);
 }
 
 TEST(LoadLocalService, ServesAModelThroughItsTemplate) {

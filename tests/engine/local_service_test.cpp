@@ -499,6 +499,23 @@ TEST(LocalService, DroppingTheHandleFreesTheBlocksWithinOneStep) {
   EXPECT_EQ(sink.use_count(), 1) << "the engine has let go of the sink";
 }
 
+TEST(LocalService, EveryChoiceOfACancelledRequestCounts) {
+  auto gate = std::make_shared<Gate>();
+  const auto service =
+      make_local_service(parts_with(std::make_unique<GatedRunner>(gate, spell(std::string(5000, 'z')))));
+  auto request = ask("abc");
+  request.n = 4;
+  auto sink = std::make_shared<Collector>();
+  auto handle = service->generate_async(request, sink);
+  gate->wait_entered(1);
+  handle.reset();
+  gate->allow(1);
+  for (int i = 0; i < 6000 && service->stats().finished_abort == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_EQ(service->stats().finished_abort, 4u);
+}
+
 TEST(LocalService, DeadlinesFailTheRequestAsTimeout) {
   auto gate = std::make_shared<Gate>();
   const auto service =
@@ -535,7 +552,7 @@ TEST(LocalService, AModelErrorFailsOneRequest) {
   ASSERT_TRUE(bad->error.has_value());
   EXPECT_EQ(bad->error->code, ErrorCode::internal);
   EXPECT_EQ(good->text(), "kkkkkkkkkk");
-  EXPECT_EQ(service->stats().finished_error, 1u);
+  EXPECT_EQ(service->stats().finished_error, 3u) << "one per choice";
 }
 
 TEST(LocalService, ARunnerThatThrowsFailsTheModelAndNotTheProcess) {
@@ -551,6 +568,45 @@ TEST(LocalService, ARunnerThatThrowsFailsTheModelAndNotTheProcess) {
   }
   EXPECT_EQ(service->health().state, inference::Health::State::dead);
   EXPECT_EQ(answer(*service, ask("a"))->error->code, ErrorCode::unavailable);
+}
+
+TEST(LocalService, NothingOfAStepThatWentWrongIsSent) {
+  struct Faulty final : ModelRunner {
+    ScriptedRunner inner{spell(std::string(400, 'q'))};
+    int steps = 0;
+    void run(const StepPlan& plan, StepResult& result) override {
+      ++steps;
+      inner.run(plan, result);
+    }
+    Status fault() const override {
+      if (steps < 4) return {};
+      return make_error(ErrorCode::unavailable, "weights.gguf is gone");
+    }
+  };
+  const auto service = make_local_service(parts_with(std::make_unique<Faulty>()));
+  std::promise<Error> failed;
+  service->on_failure([&failed](Error error) { failed.set_value(std::move(error)); });
+  const auto seen = answer(*service, ask("a"));
+  EXPECT_EQ(seen->text(), "qqq");
+  ASSERT_TRUE(seen->error.has_value());
+  EXPECT_EQ(seen->error->code, ErrorCode::unavailable);
+  EXPECT_THAT(seen->error->message, HasSubstr("weights.gguf is gone"));
+  EXPECT_GT(seen->error->retry_after_s, 0);
+  EXPECT_EQ(failed.get_future().get().message, "weights.gguf is gone");
+  std::string late;
+  service->on_failure([&late](const Error& error) { late = error.message; });
+  EXPECT_EQ(late, "weights.gguf is gone") << "who asks afterwards hears it at once";
+}
+
+TEST(LocalService, AServiceThatIsClosedHasNotFailed) {
+  bool failed = false;
+  {
+    const auto service = scripted(spell("x"));
+    service->on_failure([&failed](const Error&) { failed = true; });
+    answer(*service, ask("a"));
+    service->close();
+  }
+  EXPECT_FALSE(failed);
 }
 
 TEST(LocalService, EndingTheServiceEndsEveryRequestOnce) {
@@ -668,6 +724,20 @@ TEST(LocalService, WhatIsThrownWhileAPromptIsPreparedFailsItsRequest) {
   }
   EXPECT_FALSE(answer(*service, ask("a"))->error);
   log::set_level(log::Level::info);
+}
+
+// A template may raise what it read: that is for the client, not for the log.
+TEST(LocalService, WhatATemplateSaysIsKeptApart) {
+  LocalServiceParts parts = parts_with(std::make_unique<ScriptedRunner>(spell("x")));
+  parts.render_chat = [](const std::vector<inference::Message>& messages, bool) -> Result<std::string> {
+    return make_error(ErrorCode::invalid_argument, "no word of " + messages.front().content);
+  };
+  const auto service = make_local_service(std::move(parts));
+  const auto seen = answer(*service, ask(std::vector<Message>{{"user", "secret", ""}}));
+  ASSERT_TRUE(seen->error);
+  EXPECT_EQ(seen->error->param, "messages");
+  EXPECT_EQ(seen->error->message, "The chat template cannot render these messages");
+  EXPECT_EQ(seen->error->received, ": no word of secret");
 }
 
 TEST(PrepThread, OutlivesWhatItsWorkThrows) {

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/ioctl.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -271,6 +272,70 @@ TEST_F(ServerTest, SaysContinueBeforeABody) {
   EXPECT_EQ(client.read_answer().status, 100);
   ASSERT_TRUE(client.send("body"));
   EXPECT_EQ(client.read_answer().body, "POST /echo?|body");
+}
+
+// The server's end of a client's connection, which lives in this process too.
+int server_end_of(const RawClient& client) {
+  for (int fd = 3; fd < 1024; ++fd) {
+    sockaddr_in peer{};
+    socklen_t size = sizeof(peer);
+    if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0 && peer.sin_family == AF_INET &&
+        ntohs(peer.sin_port) == client.local_port())
+      return fd;
+  }
+  return -1;
+}
+
+// Adds to the answer on its way until the socket takes not one byte more.
+void fill_up(int fd) {
+  const int small = 16 << 10;
+  ::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+  const std::string more(4096, 'a');
+  std::size_t size = more.size();
+  for (int refused = 0; refused < 20;) {
+    if (::send(fd, more.data(), size, MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
+      refused = 0;
+      continue;
+    }
+    if (std::exchange(size, 1) == 1) ++refused;
+    std::this_thread::sleep_for(10ms);
+  }
+}
+
+// A client that does not read its first answer sends a second request that wants to hear Continue, and its body
+// without hearing it.
+TEST_F(ServerTest, AContinueBlockedBehindAnAnswerKeepsItsTimeOut) {
+  constexpr auto kTimeout = 1s;
+  start({.write_timeout = kTimeout});
+  for (const bool reads : {false, true}) {
+    handled = closes = 0;
+    RawClient client(server->port(), 4096);
+    ASSERT_TRUE(client.get("/echo"));
+    ASSERT_TRUE(client.has_unread());
+    const int fd = server_end_of(client);
+    ASSERT_GE(fd, 0);
+    fill_up(fd);
+    const auto taken_in = [&] {
+      int unread = 0;
+      return ::ioctl(fd, FIONREAD, &unread) == 0 && unread == 0;
+    };
+    const auto blocked = std::chrono::steady_clock::now();
+    ASSERT_TRUE(client.send("POST /silent HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"));
+    ASSERT_TRUE(eventually(taken_in));  // with the body it would be a request that waits for nothing
+    ASSERT_TRUE(client.send("body"));
+    ASSERT_TRUE(eventually([&] { return handled.load() == 2; }));
+    if (reads) {
+      ASSERT_TRUE(client.read_until("HTTP/1.1 100 Continue\r\n\r\n"));
+      std::this_thread::sleep_for(kTimeout + 500ms);
+      EXPECT_EQ(closes.load(), 0) << "the request is being answered";
+      std::lock_guard lock(mutex);
+      kept.back()->respond({.body = "late"});
+      EXPECT_TRUE(client.read_until("late"));
+    } else {
+      EXPECT_TRUE(eventually([&] { return closes.load() == 1; }));
+      EXPECT_GE(std::chrono::steady_clock::now() - blocked, kTimeout);
+    }
+  }
 }
 
 TEST_F(ServerTest, RefusesALargeBodyBeforeItIsSent) {

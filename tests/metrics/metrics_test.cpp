@@ -33,6 +33,16 @@ TEST(Metrics, SamplesCarryLabelsAndValues) {
   EXPECT_THAT(text, HasSubstr("vllm:time_to_first_token_seconds_count{engine=\"0\",model_name=\"a\\\"b\"} 3\n"));
 }
 
+TEST(Metrics, AnswersHaveRouteAndStatus) {
+  ProcessSample process;
+  process.http_responses = {{"/v1/models/{id}", 200, 7}, {"none", 0, 1}};
+  const std::string text = render({}, process);
+  EXPECT_THAT(text, HasSubstr("# TYPE xgen_http_responses_total counter\n"
+                              "xgen_http_responses_total{route=\"/v1/models/{id}\",status=\"200\"} 7\n"
+                              "xgen_http_responses_total{route=\"none\",status=\"other\"} 1\n"));
+  EXPECT_THAT(reference_markdown(), HasSubstr("`xgen_http_responses_total`"));
+}
+
 TEST(Metrics, EveryLineIsACommentOrASample) {
   ModelSample models[2];
   models[0].name = "a";

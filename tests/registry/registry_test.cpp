@@ -59,6 +59,19 @@ class FakeService final : public inference::ModelService {
   void detokenize_async(std::vector<inference::TokenId>, std::function<void(Result<std::string>)> done) override {
     done(std::string("text"));
   }
+  void on_failure(std::function<void(Error)> failed) override {
+    std::lock_guard lock(state_->mutex);
+    failed_ = std::move(failed);
+  }
+  void fail(const std::string& reason) {
+    close();
+    std::function<void(Error)> failed;
+    {
+      std::lock_guard lock(state_->mutex);
+      failed = failed_;
+    }
+    if (failed) failed(make_error(ErrorCode::unavailable, reason));
+  }
   inference::Capabilities capabilities() const override { return {}; }
   inference::Health health() const override { return {}; }
   inference::ServiceStats stats() const override { return {}; }
@@ -79,6 +92,7 @@ class FakeService final : public inference::ModelService {
     for (auto& [id, sink] : open) sink->on_event(event);
   }
   std::shared_ptr<State> state_ = std::make_shared<State>();
+  std::function<void(Error)> failed_;
 };
 
 // Loads at once, unless it is told to wait or to fail.
@@ -86,7 +100,10 @@ class FakeLoader final : public ModelLoader {
  public:
   FakeLoader(std::uint64_t least, std::uint64_t wanted) : need_{least, wanted} {}
 
-  Result<Need> need() override { return need_; }
+  Result<Need> need() override {
+    ++needs_;
+    return need_;
+  }
   Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
                                                         const std::function<void(double)>& progress) override {
     progress(0.5);
@@ -142,6 +159,7 @@ class FakeLoader final : public ModelLoader {
   void keep_asleep(std::uint64_t bytes) { asleep_ = bytes; }
   int loads() const { return loads_; }
   int releases() const { return releases_; }
+  int needs() const { return needs_; }
   std::uint64_t reserved() const { return reserved_; }
   std::shared_ptr<FakeService> service() {
     std::lock_guard lock(mutex_);
@@ -180,6 +198,7 @@ class FakeLoader final : public ModelLoader {
   std::atomic<std::uint64_t> asleep_{0};
   std::atomic<int> loads_{0};
   std::atomic<int> releases_{0};
+  std::atomic<int> needs_{0};
   std::atomic<std::uint64_t> reserved_{0};
   std::weak_ptr<FakeService> service_;
   std::vector<std::weak_ptr<FakeService>> services_;
@@ -552,6 +571,84 @@ TEST_F(RegistryTest, AReloadThatFailsKeepsTheOldOneAndSaysWhy) {
   EXPECT_FALSE(request.sink->error);
 }
 
+TEST_F(RegistryTest, AServiceThatFailsIsLetGoAndCanBeLoadedAgain) {
+  auto a = model("a", 10);
+  auto b = model("b", 10);
+  make({a, b});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  Request request = ask("a");
+  loader(a).service()->fail("a.gguf cannot be read");
+  ASSERT_TRUE(becomes("a", ModelState::failed));
+  EXPECT_EQ(registry_->entry("a")->detail, "a.gguf cannot be read");
+  EXPECT_EQ(registry_->entry("a")->service, nullptr);
+  EXPECT_TRUE(request.sink->wait());
+  Request refused = ask("a");
+  ASSERT_TRUE(refused.sink->wait());
+  EXPECT_EQ(refused.sink->error->code, ErrorCode::unavailable);
+  EXPECT_THAT(refused.sink->error->message, HasSubstr("has failed: a.gguf cannot be read"));
+  EXPECT_GT(refused.sink->error->retry_after_s, 0);
+  EXPECT_EQ(state("b"), ModelState::ready);
+  // Somebody still holds the service: nothing is read again before it is gone.
+  std::promise<Status> loaded;
+  registry_->load("a", [&](Status status) { loaded.set_value(std::move(status)); });
+  ASSERT_TRUE(becomes("a", ModelState::loading));
+  std::this_thread::sleep_for(20ms);
+  EXPECT_EQ(loader(a).needs(), 1);
+  EXPECT_EQ(loader(a).releases(), 0);
+  request.handle.reset();
+  EXPECT_TRUE(loaded.get_future().get().ok());
+  EXPECT_EQ(loader(a).needs(), 2);
+  EXPECT_EQ(loader(a).releases(), 1) << "it is opened afresh";
+  EXPECT_EQ(state("a"), ModelState::ready);
+  EXPECT_EQ(registry_->entry("a")->detail, "");
+  EXPECT_EQ(reserved(), 20 * kMiB);
+  EXPECT_EQ(registry_->counts().failures, 1u);
+}
+
+TEST_F(RegistryTest, AFailedModelOnDemandIsTriedAgainByARequestLater) {
+  auto a = model("a", 10, true);
+  RegistryOptions options;
+  options.retry_failed_after = 50ms;
+  make({a}, options);
+  EXPECT_TRUE(act(&Registry::load, "a").ok());
+  loader(a).service()->fail("gone");
+  ASSERT_TRUE(becomes("a", ModelState::failed));
+  ASSERT_TRUE(eventually([&] {
+    ask("a").sink->wait(1ms);
+    return loader(a).loads() == 2;
+  }));
+}
+
+TEST_F(RegistryTest, AServiceThatFailsWhileItLeavesChangesNothing) {
+  auto a = model("a", 10);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request request = ask("a");
+  const auto service = loader(a).service();
+  registry_->unload("a", [](const Status&) {});
+  ASSERT_TRUE(becomes("a", ModelState::draining));
+  service->fail("too late");
+  request.handle.reset();
+  EXPECT_TRUE(becomes("a", ModelState::unloaded));
+  EXPECT_EQ(registry_->counts().failures, 0u);
+}
+
+TEST_F(RegistryTest, AFailedModelIsUnloadedWhileItsServiceIsStillHeld) {
+  auto a = model("a", 10);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request request = ask("a");
+  loader(a).service()->fail("gone");
+  ASSERT_TRUE(becomes("a", ModelState::failed));
+  std::promise<Status> unloaded;
+  registry_->unload("a", [&](Status status) { unloaded.set_value(std::move(status)); });
+  ASSERT_TRUE(becomes("a", ModelState::draining));
+  request.handle.reset();
+  EXPECT_TRUE(unloaded.get_future().get().ok());
+  EXPECT_TRUE(becomes("a", ModelState::unloaded));
+}
+
 TEST_F(RegistryTest, AReloadAddsAndRemoves) {
   auto a = model("a", 30);
   auto b = model("b", 30);
@@ -748,7 +845,7 @@ TEST_F(RegistryTest, AnyInterleavingKeepsTheBudgetAndEndsEveryRequestOnce) {
     ASSERT_TRUE(registry_->apply(current).ok());
     for (int step = 0; step < 150; ++step) {
       const std::string name(1, static_cast<char>('a' + pick(4)));
-      switch (pick(9)) {
+      switch (pick(10)) {
         case 0:
           registry_->load(name, [](const Status&) {});
           break;
@@ -778,6 +875,10 @@ TEST_F(RegistryTest, AnyInterleavingKeepsTheBudgetAndEndsEveryRequestOnce) {
           break;
         case 6:
           std::this_thread::sleep_for(std::chrono::microseconds(pick(3000)));
+          break;
+        case 7:
+          for (const ModelDefinition& each : current)
+            if (const auto service = loader(each).service(); service && pick(4) == 0) service->fail("broken down");
           break;
         default:
           asked.push_back({ask(name, std::chrono::milliseconds(pick(40))), false});

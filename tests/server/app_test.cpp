@@ -1,5 +1,7 @@
 #include <gmock/gmock.h>
 
+#include <sstream>
+
 #include "server/fixture.h"
 
 namespace xgen::server {
@@ -114,19 +116,19 @@ TEST_F(ControllerTest, ManyStreamsAtOnce) {
 TEST_F(ControllerTest, TheLifecycleShowsInHealth) {
   start();
   const auto expect = [&](int health, int live, int ready, int startup, int inference) {
-    EXPECT_EQ(get("/health").status, health);
-    EXPECT_EQ(get("/health/live").status, live);
-    EXPECT_EQ(get("/health/ready").status, ready);
-    EXPECT_EQ(get("/health/startup").status, startup);
-    const Answer answer = post("/v1/completions", completion("say x"));
-    EXPECT_EQ(answer.status, inference);
-    if (inference == 503) {
-      EXPECT_TRUE(answer.headers.contains("retry-after"));
-    }
+    const auto is = [](const Answer& answer, int status) {
+      EXPECT_EQ(answer.status, status);
+      EXPECT_EQ(answer.headers.contains("retry-after"), status == 503);
+    };
+    is(get("/health"), health);
+    is(get("/health/live"), live);
+    is(get("/health/ready"), ready);
+    is(get("/health/startup"), startup);
+    is(post("/v1/completions", completion("say x")), inference);
   };
   lifecycle.set(Lifecycle::State::starting);
   expect(503, 200, 503, 503, 200);  // a model that is loaded may answer before all are
-  EXPECT_THAT(get("/health/startup").body, HasSubstr("\"progress\":0.8333"));
+  EXPECT_THAT(get("/health/startup").body, HasSubstr("\"progress\":0.875"));
   lifecycle.set(Lifecycle::State::ready);
   expect(200, 200, 200, 200, 200);
   lifecycle.set(Lifecycle::State::draining);
@@ -197,6 +199,52 @@ TEST_F(ControllerTest, RequestsCarryTheirParametersToTheModel) {
   EXPECT_LT(*request.deadline, std::chrono::steady_clock::now() + 5s);
 }
 
+TEST_F(ControllerTest, RequestsCarryToolsAndFormsToTheModel) {
+  using inference::ContentPart;
+  start();
+  ASSERT_EQ(post("/v1/chat/completions",
+                 R"({"model":"able","messages":[{"role":"user","content":[{"type":"text","text":"what?"},
+                      {"type":"image_url","image_url":{"url":"data:image/png;base64,AA==","detail":"low"}}]},
+                    {"role":"assistant","content":null,"reasoning_content":"hm",
+                     "tool_calls":[{"id":"c1","type":"function","function":{"name":"f","arguments":"{}"}}]},
+                    {"role":"tool","tool_call_id":"c1","content":"say 4"}],
+                    "tools":[{"type":"function","function":{"name":"f","description":"d","strict":true,
+                              "parameters":{"type":"object","properties":{}}}}],
+                    "tool_choice":{"type":"function","function":{"name":"f"}},"parallel_tool_calls":false,
+                    "response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"a":[1,2.5]}}},
+                    "reasoning_effort":"low","bad_words":["x"],"skip_special_tokens":true})")
+                .status,
+            200);
+  std::lock_guard lock(able->last_mutex);
+  const inference::GenerateRequest& request = able->last;
+  const auto& messages = std::get<std::vector<inference::Message>>(request.prompt);
+  ASSERT_EQ(messages.size(), 3U);
+  EXPECT_TRUE(messages[0].content.empty());
+  ASSERT_EQ(messages[0].parts.size(), 2U);
+  EXPECT_EQ(messages[0].parts[0].value, "what?");
+  EXPECT_EQ(messages[0].parts[1].kind, ContentPart::Kind::image);
+  EXPECT_EQ(messages[0].parts[1].value, "data:image/png;base64,AA==");
+  EXPECT_EQ(messages[0].parts[1].detail, "low");
+  ASSERT_EQ(messages[1].tool_calls.size(), 1U);
+  EXPECT_EQ(messages[1].tool_calls[0].id, "c1");
+  EXPECT_EQ(messages[1].tool_calls[0].arguments, "{}");
+  EXPECT_EQ(messages[1].reasoning, "hm");
+  EXPECT_EQ(messages[2].tool_call_id, "c1");
+  ASSERT_EQ(request.tools.size(), 1U);
+  EXPECT_EQ(request.tools[0].description, "d");
+  EXPECT_EQ(request.tools[0].strict, true);
+  EXPECT_EQ(request.tools[0].parameters, R"({"type":"object","properties":{}})");
+  EXPECT_EQ(request.tool_choice.mode, inference::ToolChoice::Mode::named);
+  EXPECT_EQ(request.tool_choice.name, "f");
+  EXPECT_EQ(request.parallel_tool_calls, false);
+  EXPECT_EQ(request.response_format.kind, inference::ResponseFormat::Kind::json_schema);
+  EXPECT_EQ(request.response_format.name, "n");
+  EXPECT_EQ(request.response_format.schema, R"({"a":[1,2.5E0]})");
+  ASSERT_EQ(request.extensions.size(), 2U);  // what changes nothing is not passed on
+  EXPECT_EQ(request.extensions[0].name, "reasoning_effort");
+  EXPECT_EQ(request.extensions[1].value, R"(["x"])");
+}
+
 TEST_F(ControllerTest, TheLogLinksRequestsToTraces) {
   start();
   const std::string id = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -217,6 +265,91 @@ TEST_F(ControllerTest, TheLogLinksRequestsToTraces) {
     EXPECT_THAT(logged(log::Format::text, none), Not(HasSubstr("trace_id"))) << none;
 }
 
+// Whatever is refused, the log says why, and holds nothing of what was asked.
+TEST_F(ControllerTest, TheLogTellsTheReasonAndNoPrompt) {
+  start();
+  const std::pair<const char*, const char*> cases[] = {
+      {R"({"model":"scripted","prompt":"error 7"})", R"(status=429 .*reason="scripted failure")"},
+      {R"({"model":"scripted","prompt":[[1],"secret"]})", R"(status=400 .*reason="'prompt' must be a string, )"},
+      {R"({"model":"scripted","prompt":"x","suffix":"secret"})", R"(status=400 .*reason="'suffix' is not supported)"},
+      {R"({"model":"scripted","prompt":"secret","n":0})", R"(status=400 .*reason="'n' must be an integer)"},
+      {R"({"model":"scripted","prompt":"break secret"} x)", R"(reason="The body of the request: invalid JSON at)"},
+      {R"({"model":"nothing","prompt":"secret"})", R"(status=404 .*reason=".*'nothing')"},
+      {R"({"model":"scripted","prompt":"break"})", R"( error http: .*status=500 .*reason="scripted failure in)"},
+      {R"({"model":"scripted","prompt":"break","stream":true})", R"(status=500 .*reason="scripted failure in)"},
+  };
+  for (const auto& [body, want] : cases) {
+    log::set_level(log::Level::info);
+    ::testing::internal::CaptureStderr();
+    const Answer answer = post("/v1/completions", body);
+    log::set_level(log::Level::error);
+    const std::string lines = ::testing::internal::GetCapturedStderr();
+    EXPECT_THAT(lines, ::testing::ContainsRegex(want)) << body;
+    EXPECT_THAT(lines, Not(HasSubstr("secret"))) << body;
+    EXPECT_THAT(lines, HasSubstr("path=/v1/completions")) << body;
+  }
+  EXPECT_THAT(post("/v1/completions", cases[1].first).body, HasSubstr("got \\\"secret\\\"")) << "the client may see it";
+
+  log::set_level(log::Level::info);
+  ::testing::internal::CaptureStderr();
+  {
+    RawClient client(http->port());
+    client.send("POST /tokenize HTTP/1.1\r\nHost: t\r\nContent-Length: 104857600\r\n\r\n");
+    client.read_answer();
+    RawClient gone(http->port());
+    gone.post("/v1/completions", completion("hold"));
+    ASSERT_TRUE(eventually([&] { return service->running.load() == 1; }));
+  }
+  EXPECT_TRUE(eventually([&] { return service->running.load() == 0; }));
+  log::set_level(log::Level::error);
+  const std::string lines = ::testing::internal::GetCapturedStderr();
+  EXPECT_THAT(lines, ::testing::ContainsRegex("path=/tokenize status=413 .*remote=127.* reason=\".*server.max_body"));
+  EXPECT_THAT(lines, ::testing::ContainsRegex("status=499 .*reason=\"the client went away\""));
+}
+
+TEST_F(ControllerTest, TheLogHasNumbersInJson) {
+  start();
+  log::set_level(log::Level::info);
+  log::set_format(log::Format::json);
+  ::testing::internal::CaptureStderr();
+  post("/v1/completions", completion("tok", R"(,"max_tokens":3)"));
+  log::set_level(log::Level::error);
+  log::set_format(log::Format::text);
+  const auto line = parse(::testing::internal::GetCapturedStderr());
+  EXPECT_EQ(line.at("status"), 200);
+  EXPECT_EQ(line.at("tokens"), 3);
+  EXPECT_TRUE(line.at("duration_ms").is_number());
+}
+
+TEST_F(ControllerTest, AnswersAreCountedByRouteAndStatus) {
+  start();
+  EXPECT_THAT(get("/metrics").body, Not(HasSubstr("xgen_http_responses_total{")));
+  post("/v1/completions", completion("say x"));
+  post("/api/vllm/v1/completions", completion("say x", R"(,"stream":true)"));
+  post("/v1/completions", "{");
+  get("/v1/completions");
+  get("/v1/models/scripted");
+  get("/v1/models/org/slashed?x=1");
+  get("/v1/models/nothing");
+  for (const char* path : {"/nowhere", "/v2", "/v1/completions/x"}) get(path);
+  RawClient large(http->port());
+  large.send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: 104857600\r\n\r\n");
+  large.read_answer();
+  RawClient garbage(http->port());
+  garbage.send("garbage\r\n\r\n");
+  garbage.read_answer();
+  std::vector<std::string> lines;
+  std::istringstream page(get("/metrics").body);
+  for (std::string line; std::getline(page, line);)
+    if (line.starts_with("xgen_http_responses_total{")) lines.push_back(line.substr(line.find('{')));
+  EXPECT_THAT(lines, ::testing::UnorderedElementsAre(
+                         R"({route="/v1/completions",status="200"} 2)", R"({route="/v1/completions",status="400"} 1)",
+                         R"({route="/v1/completions",status="405"} 1)", R"({route="/v1/completions",status="413"} 1)",
+                         R"({route="/v1/models/{id}",status="200"} 2)", R"({route="/v1/models/{id}",status="404"} 1)",
+                         R"({route="/metrics",status="200"} 1)", R"({route="none",status="404"} 3)",
+                         R"({route="none",status="400"} 1)"));
+}
+
 TEST_F(ControllerTest, TheLogCountsTheTokensOfBrokenAnswers) {
   start();
   for (const char* stream : {"", R"(,"stream":true)"}) {
@@ -226,7 +359,7 @@ TEST_F(ControllerTest, TheLogCountsTheTokensOfBrokenAnswers) {
     post("/v1/completions", completion("tok", std::string(R"(,"n":2,"max_tokens":3)") + stream));
     log::set_level(log::Level::error);
     const std::string lines = ::testing::internal::GetCapturedStderr();
-    EXPECT_THAT(lines, ::testing::ContainsRegex("status=500 .*tokens=1\n"));
+    EXPECT_THAT(lines, ::testing::ContainsRegex("status=500 .*tokens=1 reason="));
     EXPECT_THAT(lines, ::testing::ContainsRegex("status=200 .*tokens=6\n"));
   }
 }
@@ -259,6 +392,11 @@ TEST_F(ControllerTest, TheReferenceCoversEveryRoute) {
     EXPECT_THAT(page, HasSubstr("| " + route.substr(0, blank) + " | `" + route.substr(blank + 1) + "` |"));
   }
   for (const char* name : {"temperature", "tools", "user", "429"}) EXPECT_THAT(page, HasSubstr(name));
+  // What can be answered, and nothing else.
+  for (const char* row : {"| 404 | invalid_request_error | not_found |", "| 405 |", "| 415 |", "| 431 |", "| 505 |",
+                          "| 403 | permission_error | permission_denied |"})
+    EXPECT_THAT(page, HasSubstr(row));
+  for (const char* row : {"| 401 |", "| 499 |"}) EXPECT_THAT(page, Not(HasSubstr(row)));
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Plays the conversations of tests/cases/http/*.json. A file is a list of cases:
 //   name     what it shows
 //   request  {method = POST, path, headers, json | body | raw}; raw is the bytes to send, all else makes them;
-//            "repeat": {"text", "times"} puts a long body together
+//            "repeat": {"text", "times"} stands in the place of @@ in body or raw
 //   status   expected
 //   headers  expected, by lower-case name; null = absent
 //   json     expected subset: every given key must be there, lists must have the given length; "*" is anything
@@ -53,8 +53,18 @@ std::string difference(const json::value& expected, const json::value& actual, c
   return expected == actual ? "" : where + " is " + json::serialize(actual) + ", not " + json::serialize(expected);
 }
 
+// Puts what "repeat" says in the place of @@.
+std::string expanded(std::string bytes, const json::object& request) {
+  if (const json::value* value = request.if_contains("repeat")) {
+    std::string repeated;
+    for (std::int64_t i = 0; i < value->at("times").as_int64(); ++i) repeated += text(value->at("text"));
+    bytes.replace(bytes.find("@@"), 2, repeated);
+  }
+  return bytes;
+}
+
 std::string bytes_of(const json::object& request) {
-  if (const json::value* raw = request.if_contains("raw")) return text(*raw);
+  if (const json::value* raw = request.if_contains("raw")) return expanded(text(*raw), request);
   std::string body;
   if (const json::value* value = request.if_contains("json")) body = json::serialize(*value);
   if (const json::value* value = request.if_contains("body")) body = text(*value);
@@ -63,12 +73,7 @@ std::string bytes_of(const json::object& request) {
     for (std::size_t i = 0; i + 1 < hex.size(); i += 2)
       body += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
   }
-  if (const json::value* value = request.if_contains("repeat")) {
-    std::string repeated;
-    for (std::int64_t i = 0; i < value->at("times").as_int64(); ++i) repeated += text(value->at("text"));
-    const std::size_t at = body.find("@@");
-    body.replace(at, 2, repeated);
-  }
+  body = expanded(std::move(body), request);
   const json::value* method = request.if_contains("method");
   std::string bytes = (method != nullptr ? text(*method) : std::string("POST")) + " " + text(request.at("path")) +
                       " HTTP/1.1\r\nHost: test\r\n";

@@ -21,11 +21,12 @@ class ControllerTest : public ::testing::Test {
   void start(AppOptions options = {.version = "1.2.3"}, http::ServerOptions http_options = {}) {
     service = std::make_shared<scripted::ScriptedService>();
     const auto loader = std::make_shared<scripted::ScriptedLoader>(service);
-    ASSERT_TRUE(
-        registry
-            .apply({scripted::scripted_model("scripted", {"default"}, loader),
-                    scripted::scripted_model("org/slashed", {}, loader), scripted::scripted_model("slow", {}, slow)})
-            .ok());
+    ASSERT_TRUE(registry
+                    .apply({scripted::scripted_model("scripted", {"default"}, loader),
+                            scripted::scripted_model("org/slashed", {}, loader),
+                            scripted::scripted_model("able", {}, std::make_shared<scripted::ScriptedLoader>(able)),
+                            scripted::scripted_model("slow", {}, slow)})
+                    .ok());
     ASSERT_TRUE(eventually([this] { return registry.entry("slow")->progress == 0.5; }));
     app = std::make_unique<App>(std::move(options), registry, lifecycle);
     http_options.host = "127.0.0.1";
@@ -69,6 +70,8 @@ class ControllerTest : public ::testing::Test {
   registry::Registry registry{std::make_shared<MemoryBudget>(100)};
   Lifecycle lifecycle;
   std::shared_ptr<scripted::ScriptedService> service;
+  const std::shared_ptr<scripted::ScriptedService> able =
+      std::make_shared<scripted::ScriptedService>(std::chrono::microseconds{}, true);
   std::unique_ptr<App> app;
   std::unique_ptr<http::Server> http;
 };

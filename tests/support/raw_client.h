@@ -43,6 +43,17 @@ class RawClient {
   void close() {
     if (fd_ >= 0) ::close(std::exchange(fd_, -1));
   }
+  std::uint16_t local_port() const {
+    sockaddr_in address{};
+    socklen_t size = sizeof(address);
+    ::getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size);
+    return ntohs(address.sin_port);
+  }
+  // Whether something has come that is not read yet; waits for it.
+  bool has_unread(std::chrono::milliseconds wait = std::chrono::seconds(10)) const {
+    pollfd poll_fd{fd_, POLLIN, 0};
+    return ::poll(&poll_fd, 1, static_cast<int>(wait.count())) == 1;
+  }
   void shut_writing() { ::shutdown(fd_, SHUT_WR); }
 
   // False if the server closed before it took everything.

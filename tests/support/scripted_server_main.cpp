@@ -1,5 +1,6 @@
 // scripted_server [--port N] [--threads N] [--step-us N] [--quiet]: the whole controller over a ScriptedService, for
-// the end-to-end tests and the HTTP bench. Models: "scripted" (alias "default") and "org/slashed".
+// the end-to-end tests and the HTTP bench. Models: "scripted" (alias "default"), "org/slashed"
+// and "able", which offers what ScriptedService can.
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -41,12 +42,13 @@ int main(int argc, char** argv) {
   server::Lifecycle lifecycle;
   const auto service = std::make_shared<scripted::ScriptedService>(step);
   const auto loader = std::make_shared<scripted::ScriptedLoader>(service);
+  const auto able = std::make_shared<scripted::ScriptedLoader>(std::make_shared<scripted::ScriptedService>(step, true));
   if (!registry
            .apply({scripted::scripted_model("scripted", {"default"}, loader),
-                   scripted::scripted_model("org/slashed", {}, loader)})
+                   scripted::scripted_model("org/slashed", {}, loader), scripted::scripted_model("able", {}, able)})
            .ok())
     return 1;
-  while (registry.entry("org/slashed")->state != registry::ModelState::ready)
+  while (registry.entry("able")->state != registry::ModelState::ready)
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   server::App app({.version = "0.0-scripted"}, registry, lifecycle);
   auto http = http::Server::bind(options, app.handler(), app.error_page());

@@ -9,6 +9,8 @@
 //   burst        100 megabytes before anybody can send one
 //   drizzle      the same of memory, a byte at a time
 //   drop         is forgotten without a terminal event, as a faulty engine might
+//   think TEXT   reasons "Let me think.", then answers TEXT
+//   call         calls every function of `tools` with the arguments {"n": its index}, in pieces
 //   else         "tok " up to max_tokens (default 16)
 #pragma once
 
@@ -30,7 +32,9 @@ using namespace inference;
 
 class ScriptedService final : public ModelService {
  public:
-  explicit ScriptedService(std::chrono::microseconds step = {}) : step_(step), thread_([this] { run(); }) {}
+  // `able`: offers tools, forms of answers, images and extensions, and does nothing with them beyond the script.
+  explicit ScriptedService(std::chrono::microseconds step = {}, bool able = false)
+      : step_(step), able_(able), thread_([this] { run(); }) {}
   ~ScriptedService() override {
     {
       std::lock_guard lock(mutex_);
@@ -50,6 +54,10 @@ class ScriptedService final : public ModelService {
     {
       std::lock_guard lock(last_mutex);
       last = request;
+    }
+    if (auto lacking = not_offered(request, capabilities())) {
+      sink->on_event(Failed{*std::move(lacking)});
+      return nullptr;
     }
     const std::string text = prompt_text(request.prompt);
     if (text.starts_with("error ")) {
@@ -107,7 +115,12 @@ class ScriptedService final : public ModelService {
     done(replace_invalid_utf8(text));
   }
   Capabilities capabilities() const override {
-    return {.chat = true, .completions = true, .logprobs = true, .token_ids = true, .max_model_len = 4096};
+    return {.chat = true,
+            .max_model_len = 4096,
+            .tools = able_,
+            .response_format = able_,
+            .images = able_,
+            .extensions = able_};
   }
   Health health() const override { return {health_state.load(), 0, ""}; }
   ServiceStats stats() const override { return {}; }
@@ -191,8 +204,32 @@ class ScriptedService final : public ModelService {
       job.sink->on_event(Failed{make_error(ErrorCode::internal, "scripted failure in the middle")});
       return false;
     }
-    if (job.text.starts_with("say ")) {
-      std::string answer = job.text.substr(4);
+    if (job.text == "call") {
+      int index = 0;
+      for (const Tool& tool : job.request.tools) {
+        const auto part = [&](ToolCallDelta piece) {
+          Delta delta{0, ++job.made == 1 ? 1 : 0, {}, {}};
+          delta.tool_calls.push_back(std::move(piece));
+          for (delta.choice = 0; delta.choice < n; ++delta.choice) job.sink->on_event(delta);
+        };
+        part({index, "call_" + std::to_string(index), tool.name, ""});
+        part({index, "", "", "{\"n\": "});
+        part({index, "", "", std::to_string(index) + "}"});
+        ++index;
+      }
+      return finish(FinishReason::tool_calls);
+    }
+    if (job.text.starts_with("think ") && job.made == 0) {
+      ++job.made;
+      for (int choice = 0; choice < n; ++choice) {
+        Delta delta{choice, 1, {}, {}};
+        delta.reasoning = "Let me think.";
+        job.sink->on_event(std::move(delta));
+      }
+      return true;
+    }
+    if (job.text.starts_with("say ") || job.text.starts_with("think ")) {
+      std::string answer = job.text.substr(job.text.find(' ') + 1);
       std::optional<std::variant<std::string, TokenId>> why;
       for (const std::string& stop : job.request.stop.stop)
         if (const auto at = answer.find(stop); at != std::string::npos) {
@@ -240,7 +277,8 @@ class ScriptedService final : public ModelService {
     lock.unlock();  // letting go of a sink may let go of a handle, which takes the lock
   }
 
-  std::chrono::microseconds step_;
+  const std::chrono::microseconds step_;
+  const bool able_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::shared_ptr<Job>> inbox_;

@@ -1,0 +1,288 @@
+#include "gateway/gateway_service.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "base/log.h"
+#include "inference/failover.h"
+
+namespace xgen::gateway {
+namespace {
+
+using inference::ModelService;
+using Clock = std::chrono::steady_clock;
+using Service = std::shared_ptr<ModelService>;
+using Outcome = Balancer::Outcome;
+
+constexpr std::chrono::seconds kRest{1};  // of a replica that had no room, if it does not say how long
+
+// Whether the fault may be the replica's own, so that another could do better.
+bool another_may_do(const Error& error) {
+  return error.code == ErrorCode::unavailable || error.code == ErrorCode::internal ||
+         error.code == ErrorCode::overloaded;
+}
+
+Outcome outcome_of(const Error& error) {
+  switch (error.code) {
+    case ErrorCode::unavailable:
+    case ErrorCode::internal:
+      return Outcome::failed;
+    case ErrorCode::overloaded:
+    case ErrorCode::timeout:
+    case ErrorCode::cancelled:
+      return Outcome::neutral;
+    default:
+      return Outcome::good;
+  }
+}
+
+}  // namespace
+
+// What the gateway and the requests that are under way share.
+class GatewayService::State {
+ public:
+  State(GatewayOptions options, ReplicaFactory factory)
+      : options_(std::move(options)), factory_(std::move(factory)), balancer_(options_.balancer) {}
+
+  const GatewayOptions& options() const { return options_; }
+
+  void set_replicas(const std::vector<std::string>& names);
+
+  struct Picked {
+    Service service;
+    std::string name;
+    std::size_t unmatched = 0;
+  };
+  // Errors: unavailable, with when to try again.
+  Result<Picked> pick(std::span<const std::uint64_t> chunks, const std::set<std::string>& tried);
+  void answered(const Picked& picked) {
+    std::lock_guard lock(mutex_);
+    balancer_.answered(picked.name, picked.unmatched);
+  }
+  void ended(const Picked& picked, bool answered, Outcome outcome, const Error* error);
+
+  std::vector<Service> services() const {
+    std::lock_guard lock(mutex_);
+    std::vector<Service> out;
+    for (const auto& [name, service] : services_) out.push_back(service);
+    return out;
+  }
+  inference::ServiceStats gone() const {
+    std::lock_guard lock(mutex_);
+    return gone_;
+  }
+  std::vector<inference::ReplicaState> states() {
+    std::lock_guard lock(mutex_);
+    refresh(Clock::now());
+    return balancer_.states(Clock::now());
+  }
+
+ private:
+  void refresh(Time now);
+
+  const GatewayOptions options_;
+  const ReplicaFactory factory_;
+  mutable std::mutex mutex_;
+  Balancer balancer_;
+  std::map<std::string, Service> services_;
+  inference::ServiceStats gone_;  // counters of replicas that have left
+  Time refreshed_{};
+};
+
+void GatewayService::State::set_replicas(const std::vector<std::string>& names) {
+  std::vector<Service> left;
+  std::lock_guard lock(mutex_);
+  balancer_.set_replicas(names);
+  for (auto it = services_.begin(); it != services_.end();) {
+    if (std::find(names.begin(), names.end(), it->first) != names.end()) {
+      ++it;
+      continue;
+    }
+    log::info("gateway", "replica gone", {{"model", options_.model}, {"replica", it->first}});
+    inference::ServiceStats stats = it->second->stats();
+    stats.requests_running = stats.requests_waiting = stats.kv_blocks = 0;
+    stats.kv_cache_usage = 0;
+    inference::add(gone_, stats);
+    left.push_back(std::move(it->second));
+    it = services_.erase(it);
+  }
+  for (const std::string& name : names) {
+    if (services_.contains(name)) continue;
+    log::info("gateway", "replica", {{"model", options_.model}, {"replica", name}});
+    services_.emplace(name, factory_(name));
+  }
+  refreshed_ = {};
+}
+
+void GatewayService::State::refresh(Time now) {
+  if (refreshed_ != Time() && now - refreshed_ < options_.refresh_interval) return;
+  refreshed_ = now;
+  for (const auto& [name, service] : services_) {
+    const bool dead = service->health().state == inference::Health::State::dead;
+    balancer_.checked(name, dead ? std::nullopt : std::optional(service->load()));
+  }
+}
+
+Result<GatewayService::State::Picked> GatewayService::State::pick(std::span<const std::uint64_t> chunks,
+                                                                  const std::set<std::string>& tried) {
+  const Time now = Clock::now();
+  std::lock_guard lock(mutex_);
+  refresh(now);
+  if (const auto pick = balancer_.pick(chunks, tried, now))
+    return Picked{services_.at(pick->name), pick->name, chunks.size() - pick->matched};
+  Error error = make_error(ErrorCode::unavailable,
+                           "No replica of the model '" + options_.model + "' can be reached (" +
+                               std::to_string(services_.size()) + " are known).",
+                           "model");
+  const auto chance = balancer_.next_chance(now);
+  error.retry_after_s = 1;
+  if (chance) error.retry_after_s = static_cast<int>(std::chrono::ceil<std::chrono::seconds>(*chance - now).count());
+  return error;
+}
+
+void GatewayService::State::ended(const Picked& picked, bool answered, Outcome outcome, const Error* error) {
+  const Time now = Clock::now();
+  std::lock_guard lock(mutex_);
+  balancer_.ended(picked.name, answered ? 0 : picked.unmatched, outcome, now);
+  if (error != nullptr && error->code == ErrorCode::overloaded)
+    balancer_.rest(picked.name, now + std::max(std::chrono::seconds(error->retry_after_s), kRest));
+  if (error != nullptr && outcome == Outcome::failed)
+    log::warn("gateway", "a replica failed a request",
+              {{"model", options_.model}, {"replica", picked.name}, {"reason", error->message}});
+}
+
+class GatewayService::GenerateRoute final : public inference::Route {
+ public:
+  GenerateRoute(std::shared_ptr<State> state, const inference::GenerateRequest& request)
+      : state_(std::move(state)), chunks_(chunk_hashes(request)), deadline_(request.deadline) {}
+
+  Result<Service> next(const Error* failure) override {
+    if (failure != nullptr) {
+      state_->ended(*std::exchange(picked_, std::nullopt), false, outcome_of(*failure), failure);
+      if (!another_may_do(*failure) || static_cast<int>(tried_.size()) >= state_->options().max_attempts ||
+          (deadline_ && Clock::now() >= *deadline_))
+        return *failure;
+    }
+    auto picked = state_->pick(chunks_, tried_);
+    if (!picked) return failure != nullptr ? *failure : std::move(picked).error();
+    tried_.insert(picked->name);
+    picked_ = *std::move(picked);
+    return picked_->service;
+  }
+  void on_answer() override {
+    answered_ = true;
+    state_->answered(*picked_);
+  }
+  void on_end(End end, const Error* failure) override {
+    if (!picked_) return;
+    const Outcome outcome = end == End::finished    ? Outcome::good
+                            : end == End::cancelled ? Outcome::neutral
+                                                    : outcome_of(*failure);
+    state_->ended(*picked_, answered_, outcome, failure);
+  }
+
+ private:
+  const std::shared_ptr<State> state_;
+  const std::vector<std::uint64_t> chunks_;
+  const std::optional<Time> deadline_;
+  std::set<std::string> tried_;
+  std::optional<State::Picked> picked_;
+  bool answered_ = false;
+};
+
+GatewayService::GatewayService(GatewayOptions options, ReplicaFactory factory, const std::vector<std::string>& replicas)
+    : state_(std::make_shared<State>(std::move(options), std::move(factory))) {
+  state_->set_replicas(replicas);
+}
+GatewayService::~GatewayService() = default;
+
+void GatewayService::set_replicas(const std::vector<std::string>& names) { state_->set_replicas(names); }
+
+std::unique_ptr<inference::RequestHandle> GatewayService::generate_async(inference::GenerateRequest request,
+                                                                         std::shared_ptr<inference::EventSink> sink) {
+  auto route = std::make_unique<GenerateRoute>(state_, request);
+  return inference::generate_with_failover(std::move(request), std::move(sink), std::move(route));
+}
+
+// Asks one replica after the other, as far as their faults are their own. `ask` may be called several times.
+template <class T>
+void GatewayService::ask_one(std::shared_ptr<State> state, Ask<T> ask, std::function<void(Result<T>)> done,
+                             std::set<std::string> tried) {
+  auto picked = state->pick({}, tried);
+  if (!picked) return done(std::move(picked).error());
+  tried.insert(picked->name);
+  const Service service = picked->service;
+  ask(*service, [state, ask, done = std::move(done), tried = std::move(tried),
+                 picked = *std::move(picked)](Result<T> result) mutable {
+    const Error* error = result ? nullptr : &result.error();
+    state->ended(picked, true, error == nullptr ? Outcome::good : outcome_of(*error), error);
+    if (error != nullptr && another_may_do(*error) && static_cast<int>(tried.size()) < state->options().max_attempts)
+      return ask_one<T>(std::move(state), std::move(ask), std::move(done), std::move(tried));
+    done(std::move(result));
+  });
+}
+
+void GatewayService::tokenize_async(inference::TokenizeRequest request,
+                                    std::function<void(Result<inference::Tokenized>)> done) {
+  ask_one<inference::Tokenized>(state_,
+                                [request = std::move(request)](ModelService& service, auto answer) {
+                                  service.tokenize_async(request, std::move(answer));
+                                },
+                                std::move(done), {});
+}
+
+void GatewayService::detokenize_async(std::vector<inference::TokenId> ids,
+                                      std::function<void(Result<std::string>)> done) {
+  ask_one<std::string>(
+      state_,
+      [ids = std::move(ids)](ModelService& service, auto answer) { service.detokenize_async(ids, std::move(answer)); },
+      std::move(done), {});
+}
+
+inference::Capabilities GatewayService::capabilities() const {
+  const auto services = state_->services();
+  return services.empty() ? inference::Capabilities{} : services.front()->capabilities();
+}
+
+inference::Health GatewayService::health() const {
+  inference::Health health;
+  std::size_t in = 0;
+  const auto states = state_->states();
+  for (const auto& each : states) {
+    if (each.healthy && !each.open) {
+      ++in;
+      continue;
+    }
+    health.detail += (health.detail.empty() ? "" : ", ") + each.name + (each.healthy ? " fails" : " is not ready");
+  }
+  using Condition = inference::Health::State;
+  health.state = in == 0 ? Condition::dead : in < states.size() ? Condition::degraded : Condition::ready;
+  return health;
+}
+
+inference::ServiceStats GatewayService::stats() const {
+  inference::ServiceStats sum = state_->gone();
+  for (const Service& each : state_->services()) inference::add(sum, each->stats());
+  return sum;
+}
+
+inference::Load GatewayService::load() const {
+  inference::Load sum;
+  for (const Service& each : state_->services()) {
+    const inference::Load one = each->load();
+    sum.running += one.running;
+    sum.waiting += one.waiting;
+    sum.kv_tokens += one.kv_tokens;
+  }
+  return sum;
+}
+
+std::vector<inference::ReplicaState> GatewayService::replicas() const { return state_->states(); }
+
+void GatewayService::close() {
+  for (const Service& each : state_->services()) each->close();
+}
+
+}  // namespace xgen::gateway

@@ -1,0 +1,28 @@
+#include "inference/stats.h"
+
+namespace xgen::inference {
+
+void add(ServiceStats& into, const ServiceStats& from) {
+  const auto blocks = static_cast<double>(into.kv_blocks + from.kv_blocks);
+  if (blocks > 0) {
+    into.kv_cache_usage = (into.kv_cache_usage * static_cast<double>(into.kv_blocks) +
+                           from.kv_cache_usage * static_cast<double>(from.kv_blocks)) /
+                          blocks;
+  }
+  if (from.kv_block_size != 0) into.kv_block_size = from.kv_block_size;
+  for (const auto field :
+       {&ServiceStats::requests_running, &ServiceStats::requests_waiting, &ServiceStats::kv_blocks,
+        &ServiceStats::prefix_cache_queries, &ServiceStats::prefix_cache_hits, &ServiceStats::prompt_tokens,
+        &ServiceStats::prompt_tokens_cached, &ServiceStats::generation_tokens, &ServiceStats::preemptions,
+        &ServiceStats::finished_stop, &ServiceStats::finished_length, &ServiceStats::finished_abort,
+        &ServiceStats::finished_error, &ServiceStats::rejected_queue_full})
+    into.*field += from.*field;
+  for (const auto field :
+       {&ServiceStats::time_to_first_token, &ServiceStats::inter_token_latency, &ServiceStats::time_per_output_token,
+        &ServiceStats::e2e_latency, &ServiceStats::queue_time, &ServiceStats::prefill_time, &ServiceStats::decode_time,
+        &ServiceStats::inference_time, &ServiceStats::request_prompt_tokens, &ServiceStats::request_generation_tokens,
+        &ServiceStats::request_max_tokens, &ServiceStats::request_n, &ServiceStats::iteration_tokens})
+    (into.*field).add(from.*field);
+}
+
+}  // namespace xgen::inference

@@ -1,0 +1,34 @@
+// How many answers each route has given with each status: a fixed table of counters, whatever clients ask for.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace xgen::server {
+
+// Thread-safe.
+class ResponseCounts {
+ public:
+  struct Count {
+    std::size_t route = 0;
+    int status = 0;  // 0: one that the table does not know
+    std::uint64_t count = 0;
+  };
+
+  explicit ResponseCounts(std::size_t routes) : rows_(routes + 1) {}
+
+  // Stands for requests that no route was found for.
+  std::size_t none() const { return rows_.size() - 1; }
+  void add(std::size_t route, int status);
+  // Those that are not 0, by route and status.
+  std::vector<Count> counts() const;
+
+ private:
+  static constexpr std::array kStatuses{200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 499, 500, 503, 505, 0};
+  std::vector<std::array<std::atomic<std::uint64_t>, kStatuses.size()>> rows_;
+};
+
+}  // namespace xgen::server

@@ -1,0 +1,310 @@
+#include "gateway/balancer.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+
+namespace xgen::gateway {
+namespace {
+
+using namespace std::chrono_literals;
+using Outcome = Balancer::Outcome;
+
+const Time kStart = Time() + 1h;
+
+std::vector<std::uint64_t> chunks(std::uint64_t conversation, std::size_t count) {
+  std::vector<std::uint64_t> out;
+  for (std::size_t i = 0; i < count; ++i) out.push_back(conversation * 1000003 + i);
+  return out;
+}
+
+// Sends one request and ends it well.
+std::string send(Balancer& balancer, const std::vector<std::uint64_t>& prompt, Time now = kStart) {
+  const auto pick = balancer.pick(prompt, {}, now);
+  if (!pick) return "";
+  balancer.answered(pick->name, prompt.size() - pick->matched);
+  balancer.ended(pick->name, 0, Outcome::good, now);
+  return pick->name;
+}
+
+TEST(Balancer, RequestsInFlightCount) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b", "c"});
+  std::map<std::string, int> sent;
+  for (int i = 0; i < 30; ++i) ++sent[balancer.pick({}, {}, kStart)->name];
+  EXPECT_EQ(sent, (std::map<std::string, int>{{"a", 10}, {"b", 10}, {"c", 10}}));
+  for (int i = 0; i < 5; ++i) balancer.ended("b", 0, Outcome::good, kStart);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(balancer.pick({}, {}, kStart)->name, "b");
+}
+
+TEST(Balancer, AConversationGoesWhereItsBeginningIs) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b", "c"});
+  std::map<std::uint64_t, std::string> homes;
+  std::map<std::string, int> share;
+  for (std::uint64_t c = 0; c < 30; ++c) ++share[homes[c] = send(balancer, chunks(c, 4))];
+  EXPECT_EQ(share.size(), 3u);
+  for (const auto& [name, count] : share) EXPECT_EQ(count, 10) << name;
+  for (std::size_t turn = 5; turn < 9; ++turn)
+    for (std::uint64_t c = 0; c < 30; ++c) EXPECT_EQ(send(balancer, chunks(c, turn)), homes[c]) << c << " " << turn;
+}
+
+TEST(Balancer, AffinityGivesWayToLoad) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b"});
+  const auto prompt = chunks(1, 10);
+  const std::string home = send(balancer, prompt);
+  std::map<std::string, int> sent;
+  for (int i = 0; i < 40; ++i) ++sent[balancer.pick(prompt, {}, kStart)->name];  // none of them ends
+  const std::string other = home == "a" ? "b" : "a";
+  EXPECT_GE(sent[home], sent[other]);
+  EXPECT_GE(sent[other], 10) << "the replica with the prefix must not take everything";
+}
+
+TEST(Balancer, RoundRobinKnowsNoLoadAndLeastLoadedNoPrefix) {
+  Balancer round({.policy = Policy::round_robin});
+  round.set_replicas({"a", "b", "c"});
+  std::map<std::string, int> sent;
+  for (int i = 0; i < 9; ++i) ++sent[send(round, chunks(1, 5))];
+  EXPECT_EQ(sent, (std::map<std::string, int>{{"a", 3}, {"b", 3}, {"c", 3}}));
+  Balancer least({.policy = Policy::least_loaded});
+  least.set_replicas({"a", "b"});
+  sent.clear();
+  for (int i = 0; i < 10; ++i) ++sent[send(least, chunks(1, 5))];
+  EXPECT_EQ(sent["a"], 5);
+}
+
+TEST(Balancer, OtherClientsLoadCounts) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b"});
+  balancer.checked("a", inference::Load{4, 6, 0});
+  balancer.checked("b", inference::Load{0, 0, 0});
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(balancer.pick({}, {}, kStart)->name, "b");
+  // What was sent from here is not counted twice.
+  balancer.checked("b", inference::Load{8, 0, 0});
+  balancer.checked("a", inference::Load{0, 0, 0});
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(balancer.pick({}, {}, kStart)->name, "a");
+  EXPECT_NE(balancer.pick({}, {}, kStart)->name, balancer.pick({}, {}, kStart)->name);
+}
+
+TEST(Balancer, TriedReplicasAreLeftOut) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b"});
+  EXPECT_EQ(balancer.pick({}, {"a"}, kStart)->name, "b");
+  EXPECT_FALSE(balancer.pick({}, {"a", "b"}, kStart).has_value());
+}
+
+TEST(Balancer, WhatDoesNotAnswerItsHealthCheckGetsNothing) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b"});
+  balancer.checked("a", std::nullopt);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(send(balancer, {}), "b");
+  balancer.checked("b", std::nullopt);
+  EXPECT_EQ(send(balancer, {}), "");
+  EXPECT_FALSE(balancer.next_chance(kStart).has_value());
+  balancer.checked("a", inference::Load{});
+  EXPECT_EQ(send(balancer, {}), "a");
+}
+
+TEST(Balancer, FailuresInARowOpenTheCircuitAndOneProbeClosesIt) {
+  Balancer balancer({.max_failures = 3, .open_time = 1s, .max_open_time = 3s});
+  balancer.set_replicas({"a"});
+  Time now = kStart;
+  const auto fail = [&] {
+    ASSERT_TRUE(balancer.pick({}, {}, now).has_value());
+    balancer.ended("a", 0, Outcome::failed, now);
+  };
+  for (int i = 0; i < 3; ++i) fail();
+  EXPECT_FALSE(balancer.pick({}, {}, now).has_value());
+  EXPECT_EQ(balancer.next_chance(now), now + 1s);
+  EXPECT_TRUE(balancer.states(now)[0].open);
+  // A failed probe opens it for twice as long, up to the limit.
+  for (const auto wait : {1s, 2s, 3s, 3s}) {
+    now += wait - 1ms;
+    EXPECT_FALSE(balancer.pick({}, {}, now).has_value());
+    now += 1ms;
+    ASSERT_TRUE(balancer.pick({}, {}, now).has_value());
+    EXPECT_FALSE(balancer.pick({}, {}, now).has_value()) << "one probe at a time";
+    balancer.ended("a", 0, Outcome::failed, now);
+  }
+  now += 3s;
+  ASSERT_TRUE(balancer.pick({}, {}, now).has_value());
+  balancer.ended("a", 0, Outcome::neutral, now);  // a cancelled probe says nothing
+  ASSERT_TRUE(balancer.pick({}, {}, now).has_value());
+  balancer.ended("a", 0, Outcome::good, now);
+  EXPECT_FALSE(balancer.states(now)[0].open);
+  EXPECT_TRUE(balancer.pick({}, {}, now).has_value());
+  EXPECT_TRUE(balancer.pick({}, {}, now).has_value());
+  EXPECT_EQ(balancer.states(now)[0].ejections, 5u);
+}
+
+TEST(Balancer, AnOutlierIsEjectedUnlessAllAreAlike) {
+  const auto run = [](bool all_fail) {
+    Balancer balancer({.policy = Policy::round_robin, .max_failures = 1000});
+    balancer.set_replicas({"a", "b", "c"});
+    std::map<std::string, int> count;
+    for (int i = 0; i < 90; ++i) {
+      const auto pick = balancer.pick({}, {}, kStart);
+      if (!pick) return std::string("none");
+      // Two of three fail, never all in a row.
+      const bool fails = (all_fail || pick->name == "b") && ++count[pick->name] % 3 != 0;
+      balancer.ended(pick->name, 0, fails ? Outcome::failed : Outcome::good, kStart);
+    }
+    std::string open;
+    for (const auto& state : balancer.states(kStart))
+      if (state.open) open += state.name;
+    return open;
+  };
+  EXPECT_EQ(run(false), "b");
+  EXPECT_EQ(run(true), "");
+}
+
+TEST(Balancer, AFullReplicaRestsWhileOthersCan) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b"});
+  balancer.rest("a", kStart + 2s);
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(balancer.pick({}, {}, kStart)->name, "b");
+  EXPECT_EQ(balancer.pick({}, {"b"}, kStart)->name, "a") << "better than none";
+  EXPECT_EQ(balancer.pick({}, {}, kStart + 2s)->name, "a");
+}
+
+TEST(Balancer, ReplicasThatStayKeepWhatIsKnownOfThem) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b"});
+  const auto prompt = chunks(7, 20);
+  const std::string home = send(balancer, prompt);
+  balancer.set_replicas({home, "c", "d", "c"});
+  EXPECT_EQ(balancer.states(kStart).size(), 3u);
+  EXPECT_EQ(send(balancer, prompt), home);
+  balancer.ended("gone", 3, Outcome::failed, kStart);  // a request of one that has left
+  balancer.set_replicas({});
+  EXPECT_FALSE(balancer.pick({}, {}, kStart).has_value());
+}
+
+// Replicas with an LRU prefix cache of their own, conversations that come back turn after turn.
+struct Simulated {
+  double cached_share = 0;
+  double worst_queue = 0;  // 99th percentile of the work in front of a request
+};
+Simulated simulate(Policy policy) {
+  constexpr int kConversations = 300, kActive = 60, kTurns = 12, kGrowth = 6;
+  BalancerOptions options;
+  options.policy = policy;
+  Balancer balancer(options);
+  balancer.set_replicas({"a", "b", "c"});
+  // All of them together hold 40% of what the active conversations have come to on average.
+  const std::size_t capacity = kActive * kTurns / 2 * kGrowth * 4 / 10 / 3;
+  std::map<std::string, PrefixIndex> caches;
+  for (const char* name : {"a", "b", "c"}) {
+    caches.emplace(name, PrefixIndex(capacity));
+    balancer.checked(name, inference::Load{0, 0, static_cast<double>(capacity * kChunkBytes) / 4});
+  }
+  std::mt19937 random(1);
+  std::vector<int> turn(kConversations, 0);
+  std::vector<std::uint64_t> active;
+  std::uint64_t opened = 0;
+  struct Running {
+    std::string name;
+    std::size_t unmatched;
+    double done;
+  };
+  std::vector<Running> running;
+  std::map<std::string, double> busy_until;
+  std::vector<double> queues;
+  double total = 0, cached = 0, now = 0;
+  const auto open_more = [&] {
+    while (active.size() < kActive && opened < kConversations) active.push_back(opened++);
+  };
+  for (open_more(); !active.empty(); open_more()) {
+    now += std::exponential_distribution<double>(0.12)(random);
+    std::erase_if(running, [&](const Running& each) {
+      if (each.done > now) return false;
+      balancer.answered(each.name, each.unmatched);
+      balancer.ended(each.name, 0, Outcome::good, kStart);
+      return true;
+    });
+    const std::size_t which = std::uniform_int_distribution<std::size_t>(0, active.size() - 1)(random);
+    const std::uint64_t conversation = active[which];
+    const int this_turn = ++turn[conversation];
+    if (this_turn == kTurns) active.erase(active.begin() + static_cast<std::ptrdiff_t>(which));
+    const auto prompt = chunks(conversation, static_cast<std::size_t>(this_turn * kGrowth));
+    const auto pick = balancer.pick(prompt, {}, kStart);
+    PrefixIndex& cache = caches.at(pick->name);
+    const std::size_t hit = cache.match(prompt);
+    cache.add(prompt);
+    total += static_cast<double>(prompt.size());
+    cached += static_cast<double>(hit);
+    double& busy = busy_until[pick->name];
+    queues.push_back(std::max(0.0, busy - now));
+    busy = std::max(busy, now) + static_cast<double>(prompt.size() - hit) * 0.5 + 1;
+    running.push_back({pick->name, prompt.size() - pick->matched, busy});
+  }
+  std::sort(queues.begin(), queues.end());
+  return {cached / total, queues[queues.size() * 99 / 100]};
+}
+
+TEST(Balancer, PrefixAffinityFindsMoreInTheCachesAtNoMoreWaiting) {
+  const Simulated prefix = simulate(Policy::prefix), round = simulate(Policy::round_robin);
+  RecordProperty("prefix", std::to_string(prefix.cached_share));
+  RecordProperty("round_robin", std::to_string(round.cached_share));
+  EXPECT_GE(prefix.cached_share, 1.5 * round.cached_share) << prefix.cached_share << " " << round.cached_share;
+  EXPECT_LE(prefix.worst_queue, round.worst_queue);
+}
+
+TEST(PrefixIndex, FindsTheLongestBeginningAndForgetsTheEndsFirst) {
+  PrefixIndex index(10);
+  index.add(chunks(1, 8));
+  EXPECT_EQ(index.match(chunks(1, 20)), 8u);
+  EXPECT_EQ(index.match(chunks(2, 3)), 0u);
+  EXPECT_EQ(index.match({}), 0u);
+  index.add(chunks(2, 5));  // three of the first go
+  EXPECT_EQ(index.size(), 10u);
+  EXPECT_EQ(index.match(chunks(1, 8)), 5u);
+  EXPECT_EQ(index.match(chunks(2, 5)), 5u);
+  index.set_capacity(4);
+  EXPECT_EQ(index.match(chunks(1, 8)), 0u);
+  EXPECT_EQ(index.match(chunks(2, 5)), 4u);
+}
+
+inference::GenerateRequest chat(std::vector<inference::Message> messages) {
+  inference::GenerateRequest request;
+  request.prompt = std::move(messages);
+  return request;
+}
+std::size_t common(const inference::GenerateRequest& a, const inference::GenerateRequest& b) {
+  const auto x = chunk_hashes(a), y = chunk_hashes(b);
+  std::size_t i = 0;
+  while (i < x.size() && i < y.size() && x[i] == y[i]) ++i;
+  return i;
+}
+
+TEST(ChunkHashes, EqualWhereThePromptsAre) {
+  const std::string system(1000, 's');
+  const std::string question(600, 'q');
+  const auto first = chat({{"system", system}, {"user", question}});
+  const auto second =
+      chat({{"system", system}, {"user", question}, {"assistant", std::string(300, 'a')}, {"user", "b"}});
+  EXPECT_EQ(common(first, second), chunk_hashes(first).size());
+  EXPECT_GT(chunk_hashes(second).size(), chunk_hashes(first).size());
+  EXPECT_EQ(common(first, chat({{"system", system}, {"user", std::string(600, 'r')}})), 1000 / kChunkBytes);
+  // The border between messages counts, and so does a role.
+  EXPECT_EQ(common(chat({{"user", std::string(600, 'x')}}), chat({{"system", std::string(600, 'x')}})), 0u);
+  EXPECT_LT(common(chat({{"user", system + question}}), chat({{"user", system}, {"user", question}})), 5u);
+  auto salted = first;
+  salted.extensions.push_back({"cache_salt", "\"mine\""});
+  EXPECT_EQ(common(first, salted), 0u);
+  auto tools = first;
+  tools.tools.push_back({"f", "", "{}", {}});
+  EXPECT_EQ(common(first, tools), 0u);
+  inference::GenerateRequest text;
+  text.prompt = std::string(kChunkBytes * 2 + 5, 't');
+  EXPECT_EQ(chunk_hashes(text).size(), 2u);
+  text.prompt = std::string(kChunkBytes * (kMaxChunks + 10), 't');
+  EXPECT_EQ(chunk_hashes(text).size(), kMaxChunks);
+  text.prompt = std::vector<inference::TokenId>(kChunkBytes, 5);
+  EXPECT_EQ(chunk_hashes(text).size(), sizeof(inference::TokenId));
+}
+
+}  // namespace
+}  // namespace xgen::gateway

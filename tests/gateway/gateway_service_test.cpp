@@ -1,0 +1,348 @@
+#include "gateway/gateway_service.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "base/log.h"
+#include "inference/failover.h"
+#include "support/scripted_service.h"
+
+namespace xgen::gateway {
+namespace {
+
+using namespace std::chrono_literals;
+using namespace inference;
+using scripted::ScriptedService;
+using ::testing::HasSubstr;
+
+// Gathers the events of one request.
+class Gathered final : public EventSink {
+  template <class Fn>
+  auto locked(Fn fn) {
+    std::lock_guard lock(mutex_);
+    return fn();
+  }
+
+ public:
+  void on_event(Event event) override {
+    {
+      std::lock_guard lock(mutex_);
+      if (const auto* delta = std::get_if<Delta>(&event)) text_ += delta->text;
+      if (std::holds_alternative<Started>(event)) ++started_;
+      if (auto* failed = std::get_if<Failed>(&event)) error_ = failed->error;
+      if (std::holds_alternative<Finished>(event) || std::holds_alternative<Failed>(event)) ++ends_;
+      ++events_;
+    }
+    changed_.notify_all();
+  }
+  bool wait(std::chrono::milliseconds patience = 5s) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, patience, [this] { return ends_ > 0; });
+  }
+  bool wait_for_text(std::chrono::milliseconds patience = 5s) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, patience, [this] { return !text_.empty(); });
+  }
+  std::string text() {
+    return locked([this] { return text_; });
+  }
+  std::optional<Error> error() {
+    return locked([this] { return error_; });
+  }
+  int started() {
+    return locked([this] { return started_; });
+  }
+  int ends() {
+    return locked([this] { return ends_; });
+  }
+  int events() {
+    return locked([this] { return events_; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::string text_;
+  std::optional<Error> error_;
+  int started_ = 0, ends_ = 0, events_ = 0;
+};
+
+GenerateRequest ask(std::string text) {
+  GenerateRequest request;
+  request.prompt = std::move(text);
+  request.stop.max_tokens = 3;
+  return request;
+}
+
+// A replica whose faults a test sets.
+class Replica final : public ModelService {
+ public:
+  explicit Replica(std::string name) : name_(std::move(name)) {}
+
+  std::atomic<int> asked{0};
+  std::atomic<int> fault{-1};            // an ErrorCode: every request fails with it
+  std::atomic<bool> after_start{false};  // not before it has started, and from another thread
+  std::atomic<bool> dead{false};
+
+  std::unique_ptr<RequestHandle> generate_async(GenerateRequest request, std::shared_ptr<EventSink> sink) override {
+    ++asked;
+    if (fault >= 0) {
+      Error error = make_error(static_cast<ErrorCode>(fault.load()), "fault of " + name_);
+      if (!after_start) {
+        sink->on_event(Failed{error});
+        return nullptr;
+      }
+      std::lock_guard lock(mutex_);
+      threads_.emplace_back([sink, error] {
+        sink->on_event(Started{});
+        sink->on_event(Failed{error});
+      });
+      return std::make_unique<RequestHandle>();
+    }
+    return inner_.generate_async(std::move(request), std::move(sink));
+  }
+  void tokenize_async(TokenizeRequest request, std::function<void(Result<Tokenized>)> done) override {
+    ++asked;
+    if (fault >= 0) return done(make_error(static_cast<ErrorCode>(fault.load()), "fault of " + name_));
+    inner_.tokenize_async(std::move(request), std::move(done));
+  }
+  void detokenize_async(std::vector<TokenId> ids, std::function<void(Result<std::string>)> done) override {
+    inner_.detokenize_async(std::move(ids), std::move(done));
+  }
+  Capabilities capabilities() const override { return inner_.capabilities(); }
+  Health health() const override {
+    return {dead ? Health::State::dead : Health::State::ready, 0, dead ? "not there" : ""};
+  }
+  ServiceStats stats() const override {
+    ServiceStats stats;
+    stats.generation_tokens = 10;
+    return stats;
+  }
+  void close() override {}
+  ~Replica() override {
+    for (std::thread& each : threads_) each.join();
+  }
+
+  ScriptedService& inner() { return inner_; }
+
+ private:
+  const std::string name_;
+  ScriptedService inner_;
+  std::mutex mutex_;
+  std::vector<std::thread> threads_;
+};
+
+class GatewayTest : public ::testing::Test {
+ protected:
+  void SetUp() override { log::set_level(log::Level::error); }
+  void start(std::vector<std::string> names, GatewayOptions options = {}) {
+    options.model = "m";
+    options.refresh_interval = 0ms;
+    gateway = std::make_unique<GatewayService>(
+        options, [this](const std::string& name) { return made(name); }, names);
+  }
+  std::shared_ptr<Replica> made(const std::string& name) {
+    auto& replica = replicas[name];
+    if (replica == nullptr) replica = std::make_shared<Replica>(name);
+    return replica;
+  }
+  std::shared_ptr<Gathered> send(const std::string& text) {
+    auto sink = std::make_shared<Gathered>();
+    handles.push_back(gateway->generate_async(ask(text), sink));
+    return sink;
+  }
+  int in_flight() {
+    int sum = 0;
+    for (const auto& each : gateway->replicas()) sum += each.in_flight;
+    return sum;
+  }
+
+  std::map<std::string, std::shared_ptr<Replica>> replicas;
+  std::unique_ptr<GatewayService> gateway;
+  std::vector<std::unique_ptr<RequestHandle>> handles;
+};
+
+TEST_F(GatewayTest, SpreadsRequestsAndPassesTheirEventsOn) {
+  start({"a", "b", "c"});
+  std::vector<std::shared_ptr<Gathered>> sinks;
+  for (int i = 0; i < 30; ++i) sinks.push_back(send("say x" + std::to_string(i)));
+  for (int i = 0; i < 30; ++i) {
+    ASSERT_TRUE(sinks[i]->wait());
+    EXPECT_EQ(sinks[i]->text(), "x" + std::to_string(i));
+    EXPECT_EQ(sinks[i]->started(), 1);
+  }
+  for (const auto& [name, replica] : replicas) EXPECT_GT(replica->asked, 0) << name;
+  EXPECT_EQ(in_flight(), 0);
+}
+
+TEST_F(GatewayTest, AFaultyReplicaCostsNoRequest) {
+  for (const bool after_start : {false, true}) {
+    for (const ErrorCode code : {ErrorCode::unavailable, ErrorCode::internal, ErrorCode::overloaded}) {
+      replicas.clear();
+      start({"a", "b", "c"});
+      replicas["a"]->after_start = after_start;
+      replicas["a"]->fault = static_cast<int>(code);
+      std::vector<std::shared_ptr<Gathered>> sinks;
+      for (int i = 0; i < 30; ++i) sinks.push_back(send("say yes"));
+      for (const auto& sink : sinks) {
+        ASSERT_TRUE(sink->wait());
+        EXPECT_FALSE(sink->error().has_value()) << sink->error()->message;
+        EXPECT_EQ(sink->text(), "yes");
+        EXPECT_EQ(sink->started(), 1) << "of the attempt that answered";
+        EXPECT_EQ(sink->ends(), 1);
+      }
+      EXPECT_GE(replicas["a"]->asked, 1);
+      if (code != ErrorCode::overloaded && !after_start) {
+        EXPECT_EQ(replicas["a"]->asked, 5) << "then its circuit is open";
+        EXPECT_EQ(gateway->health().state, Health::State::degraded);
+      }
+      EXPECT_EQ(in_flight(), 0);
+      handles.clear();
+    }
+  }
+}
+
+TEST_F(GatewayTest, AFaultOfTheRequestIsNotTriedElsewhere) {
+  start({"a", "b"});
+  for (auto& [name, replica] : replicas) replica->fault = static_cast<int>(ErrorCode::invalid_argument);
+  const auto sink = send("say x");
+  ASSERT_TRUE(sink->wait());
+  EXPECT_EQ(sink->error()->code, ErrorCode::invalid_argument);
+  EXPECT_EQ(replicas["a"]->asked + replicas["b"]->asked, 1);
+}
+
+TEST_F(GatewayTest, NothingIsTriedAgainOnceATokenHasCome) {
+  start({"a", "b"});
+  const auto sink = send("break");
+  ASSERT_TRUE(sink->wait());
+  EXPECT_EQ(sink->text(), "part");
+  EXPECT_THAT(sink->error()->message, HasSubstr("in the middle"));
+  EXPECT_EQ(sink->ends(), 1);
+  EXPECT_EQ(replicas["a"]->asked + replicas["b"]->asked, 1);
+}
+
+TEST_F(GatewayTest, AttemptsAreLimitedAndTheLastErrorIsTold) {
+  start({"a", "b", "c", "d", "e"});
+  for (auto& [name, replica] : replicas) replica->fault = static_cast<int>(ErrorCode::unavailable);
+  const auto sink = send("say x");
+  ASSERT_TRUE(sink->wait());
+  EXPECT_THAT(sink->error()->message, HasSubstr("fault of"));
+  int asked = 0;
+  for (auto& [name, replica] : replicas) asked += replica->asked;
+  EXPECT_EQ(asked, 3);
+}
+
+TEST_F(GatewayTest, WithoutAnyReplicaTheRequestSaysWhenToTryAgain) {
+  start({"a", "b"});
+  for (auto& [name, replica] : replicas) replica->dead = true;
+  const auto sink = send("say x");
+  ASSERT_TRUE(sink->wait());
+  EXPECT_EQ(sink->error()->code, ErrorCode::unavailable);
+  EXPECT_GT(sink->error()->retry_after_s, 0);
+  EXPECT_THAT(sink->error()->message, HasSubstr("'m'"));
+  EXPECT_EQ(gateway->health().state, Health::State::dead);
+  EXPECT_THAT(gateway->health().detail, HasSubstr("a is not ready"));
+  replicas["b"]->dead = false;
+  const auto again = send("say x");
+  ASSERT_TRUE(again->wait());
+  EXPECT_EQ(again->text(), "x");
+}
+
+TEST_F(GatewayTest, CancellingReachesTheReplica) {
+  start({"a", "b"});
+  const auto sink = send("hold");
+  for (int i = 0; i < 1000 && replicas["a"]->inner().running + replicas["b"]->inner().running == 0; ++i)
+    std::this_thread::sleep_for(1ms);
+  EXPECT_EQ(in_flight(), 1);
+  handles.clear();
+  EXPECT_EQ(in_flight(), 0);
+  for (int i = 0; i < 5000 && replicas["a"]->inner().cancelled + replicas["b"]->inner().cancelled == 0; ++i)
+    std::this_thread::sleep_for(1ms);
+  EXPECT_EQ(replicas["a"]->inner().cancelled + replicas["b"]->inner().cancelled, 1);
+  EXPECT_EQ(sink->events(), 0) << "its start was held back";
+}
+
+TEST_F(GatewayTest, ConversationsStayWithTheirReplica) {
+  start({"a", "b", "c"});
+  const std::string talk = "say " + std::string(3000, 'x');
+  ASSERT_TRUE(send(talk)->wait());
+  std::string home;
+  for (auto& [name, replica] : replicas)
+    if (replica->asked == 1) home = name;
+  for (int turn = 1; turn < 8; ++turn) ASSERT_TRUE(send(talk + std::string(500 * turn, 'y'))->wait());
+  EXPECT_EQ(replicas[home]->asked, 8);
+}
+
+TEST_F(GatewayTest, ReplicasComeAndGo) {
+  start({"a"});
+  const auto running = send("hold");
+  gateway->set_replicas({"b"});
+  const auto sink = send("say x");
+  ASSERT_TRUE(sink->wait());
+  EXPECT_EQ(replicas["b"]->asked, 1);
+  EXPECT_EQ(running->ends(), 0) << "runs on";
+  EXPECT_EQ(gateway->stats().generation_tokens, 20u) << "what has gone is still counted";
+  gateway->set_replicas({});
+  const auto none = send("say x");
+  ASSERT_TRUE(none->wait());
+  EXPECT_TRUE(none->error().has_value());
+}
+
+TEST_F(GatewayTest, TokensAreAskedOfOneReplicaAndThenAnother) {
+  start({"a", "b", "c"});
+  replicas["a"]->fault = static_cast<int>(ErrorCode::unavailable);
+  for (int i = 0; i < 10; ++i) {
+    std::optional<Result<Tokenized>> answer;
+    gateway->tokenize_async({std::string("ab")}, [&](Result<Tokenized> result) { answer = std::move(result); });
+    ASSERT_TRUE(answer.has_value() && answer->ok());
+    EXPECT_EQ((*answer)->ids.size(), 2u);
+  }
+  std::optional<Result<std::string>> text;
+  gateway->detokenize_async({104, 105}, [&](Result<std::string> result) { text = std::move(result); });
+  EXPECT_EQ(text->value(), "hi");
+  EXPECT_EQ(in_flight(), 0);
+}
+
+// Requests that are sent, cancelled and failed at once end exactly once each, and nothing stays counted.
+TEST_F(GatewayTest, ManyRequestsOfAllKindsAtOnce) {
+  start({"a", "b", "c"}, {.max_attempts = 2});
+  replicas["b"]->after_start = true;
+  std::atomic<bool> stop{false};
+  std::thread weather([&] {
+    for (int i = 0; !stop; ++i) {
+      replicas["a"]->fault = i % 3 == 0 ? static_cast<int>(ErrorCode::unavailable) : -1;
+      replicas["b"]->fault = i % 4 == 0 ? static_cast<int>(ErrorCode::internal) : -1;
+      if (i % 50 == 0) gateway->set_replicas({"a", "b", i % 100 == 0 ? "c" : "d"});
+      std::this_thread::sleep_for(100us);
+    }
+  });
+  std::vector<std::thread> clients;
+  for (int c = 0; c < 4; ++c) {
+    clients.emplace_back([&, c] {
+      for (int i = 0; i < 150; ++i) {
+        auto sink = std::make_shared<Gathered>();
+        auto handle = gateway->generate_async(ask(i % 5 == 0 ? "break" : "say hello"), sink);
+        if ((i + c) % 7 == 0) {
+          handle.reset();
+          EXPECT_LE(sink->ends(), 1);
+          continue;
+        }
+        ASSERT_TRUE(sink->wait());
+        EXPECT_EQ(sink->ends(), 1);
+      }
+    });
+  }
+  for (std::thread& each : clients) each.join();
+  stop = true;
+  weather.join();
+  EXPECT_EQ(in_flight(), 0);
+}
+
+}  // namespace
+}  // namespace xgen::gateway
