@@ -436,9 +436,9 @@ int docs(const std::string& topic) {
 
 int main_with(int argc, char** argv) {
   const std::string_view first = argc > 1 ? argv[1] : "";
-  if (first != "serve" && first != "check" && first != "docs" && !first.starts_with('-'))
+  if (first != "serve" && first != "check" && first != "pull" && first != "docs" && !first.starts_with('-'))
     return complain(kMisused, (first.empty() ? "a command is needed" : "unknown command '" + std::string(first) + "'") +
-                                  ": serve, check or docs; xgen-model --help tells more");
+                                  ": serve, check, pull or docs; xgen-model --help tells more");
   CLI::App command{"xgen-model " XGEN_VERSION ": serves language models over the OpenAI API"};
   command.set_version_flag("--version", "xgen-model " XGEN_VERSION);
   command.require_subcommand(1);
