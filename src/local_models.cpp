@@ -5,19 +5,24 @@
 #include <cstdio>
 
 #include "base/log.h"
+#include "base/model_source.h"
 #include "base/units.h"
 #include "demo_model.h"
 
 namespace xgen {
 namespace {
 
-Result<engine::LocalServiceOptions> service_options(const config::Model& model, const Machine& machine) {
+constexpr std::chrono::seconds kLogPeriod{10};  // between two lines on one download
+
+Result<engine::LocalServiceOptions> service_options(const config::Model& model, const Result<std::string>& path,
+                                                    const Machine& machine) {
   engine::LocalServiceOptions options;
   options.name = model.name;
   if (model.source == config::kDemoSource) {
     options.files = demo_model_files();
   } else {
-    auto files = open_files(model.source);
+    if (!path) return path.error();
+    auto files = open_files(*path);
     if (!files) return std::move(files).error();
     options.files = *std::move(files);
   }
@@ -112,11 +117,57 @@ registry::ModelDefinition definition_of(const config::Model& model, std::shared_
   return definition;
 }
 
+std::string missing_text(const config::Model& model, const sources::Sources& sources) {
+  const auto folder = sources.folder(model.source);
+  return model.name + " (not here yet" + (model.settings.on_demand ? ", on demand" : "") +
+         (model.settings.pin ? ", pinned" : "") + ")\n  source     " + model.source + "\n  cache      " +
+         (folder ? *folder : folder.error().message) + "\n  it would be downloaded " +
+         (model.settings.on_demand ? "for the first request" : "before it is loaded") + ", or now by xgen-model pull\n";
+}
+
 }  // namespace
+
+std::string LocalModelLoader::version() const {
+  return fetches() ? "\n" + machine_.sources->version(model_.source) : std::string();
+}
+
+bool LocalModelLoader::fetches() const { return is_remote_source(model_.source); }
+
+Status LocalModelLoader::fetch(const std::function<void(double, std::string)>& progress, const std::stop_token& stop) {
+  auto logged = std::chrono::steady_clock::now() - kLogPeriod;
+  const auto tell = [&](const sources::Progress& now) {
+    const double share = now.total == 0 ? 0 : static_cast<double>(now.done) / static_cast<double>(now.total);
+    const std::string what = now.total == 0
+                                 ? "asking what there is to download"
+                                 : std::string(now.waiting ? "another process downloads " : "downloading ") + now.file +
+                                       ": " + format_bytes(now.done) + " of " + format_bytes(now.total);
+    progress(share, what);
+    if (const auto time = std::chrono::steady_clock::now(); time - logged >= kLogPeriod) {
+      log::info("loader", "downloading a model", {{"model", model_.name}, {"source", model_.source}, {"now", what}});
+      logged = time;
+    }
+  };
+  auto located = machine_.sources->fetch(model_.source, tell, stop);
+  if (!located) return at(model_, std::move(located).error());
+  std::lock_guard lock(mutex_);
+  fetched_ = std::move(located->path);
+  return {};
+}
+
+Result<std::string> LocalModelLoader::path() const {
+  if (!fetches()) return model_.source;
+  {
+    std::lock_guard lock(mutex_);
+    if (!fetched_.empty()) return fetched_;
+  }
+  auto located = machine_.sources->locate(model_.source);
+  if (!located) return std::move(located).error();
+  return std::move(located->path);
+}
 
 Result<engine::LocalModel*> LocalModelLoader::opened() {
   if (opened_ == nullptr) {
-    auto options = service_options(model_, machine_);
+    auto options = service_options(model_, path(), machine_);
     if (!options) return at(model_, std::move(options).error());
     auto model = engine::LocalModel::open(*std::move(options));
     if (!model) return at(model_, std::move(model).error());
@@ -160,34 +211,51 @@ std::uint64_t LocalModelLoader::kept_asleep() const {
 }
 
 registry::ModelDefinition define(std::shared_ptr<LocalModelLoader> loader) {
-  const config::Model& model = loader->model();
-  return definition_of(model, std::move(loader));
+  registry::ModelDefinition definition = definition_of(loader->model(), loader);
+  definition.fingerprint += loader->version();
+  return definition;
 }
 
 Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget) {
   const std::string where = config.file.empty() ? std::string() : config.file + ": ";
-  std::vector<std::shared_ptr<LocalModelLoader>> loaders;
+  struct Entry {
+    std::shared_ptr<LocalModelLoader> loader;
+    bool here = true;  // not: to be downloaded
+    std::size_t share = 0;
+  };
+  std::vector<Entry> entries;
   std::vector<registry::ModelLoader::Need> at_start;
+  std::vector<std::size_t> unknown;  // of at_start
   std::uint64_t least = 0;
   std::uint64_t pinned = 0;
   std::string list;
   for (const config::Model& model : config.models) {
     if (model.is_remote()) continue;
-    auto loader = std::make_shared<LocalModelLoader>(model, machine, budget);
-    const auto need = loader->need();
-    if (!need) return need.error();
-    if (need->least > budget) {
-      // The plan within the budget says which of its parts is too large.
-      const auto refused = (*loader->opened())->plan(budget, true);
-      if (!refused) return at(model, refused.error());
+    Entry entry{std::make_shared<LocalModelLoader>(model, machine, budget), true, at_start.size()};
+    registry::ModelLoader::Need need;
+    if (const auto path = entry.loader->path(); !path) {
+      if (path.error().code != ErrorCode::not_found) return at(model, path.error());
+      if (const Status may = machine.sources->may_pull(model.source); !may)
+        return at(model, make_error(ErrorCode::not_found, path.error().message + "; " + may.error().message));
+      entry.here = false;
+      if (!model.settings.on_demand) unknown.push_back(at_start.size());
+    } else {
+      const auto known = entry.loader->need();
+      if (!known) return known.error();
+      need = *known;
+      if (need.least > budget) {
+        // The plan within the budget says which of its parts is too large.
+        const auto refused = (*entry.loader->opened())->plan(budget, true);
+        if (!refused) return at(model, refused.error());
+      }
     }
     if (!model.settings.on_demand) {
-      at_start.push_back(*need);
-      least += need->least;
-      list += (list.empty() ? "" : ", ") + ("'" + model.name + "' " + format_bytes(need->least));
+      at_start.push_back(need);
+      least += need.least;
+      if (entry.here) list += (list.empty() ? "" : ", ") + ("'" + model.name + "' " + format_bytes(need.least));
     }
-    if (model.settings.pin) pinned += need->least;
-    loaders.push_back(std::move(loader));
+    if (model.settings.pin) pinned += need.least;
+    entries.push_back(std::move(entry));
   }
   if (least > budget) {
     return make_error(ErrorCode::unavailable,
@@ -196,12 +264,15 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
                           ". Load some of them on demand (load: "
                           "on_demand), or give them less (max_model_len, max_num_seqs).");
   }
+  for (const std::size_t i : unknown) {
+    const std::uint64_t left = std::min(budget / at_start.size(), (budget - least) / unknown.size());
+    at_start[i] = {left, left};
+  }
   const std::vector<std::uint64_t> shares = registry::share(budget, at_start);
 
   PlannedModels planned;
   std::vector<Place> places;
-  std::size_t next_share = 0;
-  std::size_t next_local = 0;
+  std::size_t next = 0;
   for (const config::Model& model : config.models) {
     if (model.is_remote()) {
       auto remote = std::make_shared<RemoteModelLoader>(model, machine.remotes);
@@ -210,32 +281,37 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
       planned.definitions.push_back(definition_of(model, std::move(remote)));
       continue;
     }
-    const auto& loader = loaders[next_local++];
-    if (!model.settings.on_demand) loader->limit(shares[next_share++]);
-    const auto need = loader->need();
-    if (!need) return need.error();
-    const std::uint64_t others = model.settings.pin ? pinned - need->least : pinned;
-    if (need->least + others > budget) {
-      return at(model, make_error(ErrorCode::unavailable,
-                                  "It can never be loaded: it needs at least " + format_bytes(need->least) +
-                                      (others > 0 ? " beside pinned models of " + format_bytes(others) : "") +
-                                      ", but the memory budget is " + format_bytes(budget) + "."));
+    const Entry& entry = entries[next++];
+    const auto& loader = entry.loader;
+    if (!model.settings.on_demand) loader->limit(shares[entry.share]);
+    if (entry.here) {
+      const auto need = loader->need();
+      if (!need) return need.error();
+      const std::uint64_t others = model.settings.pin ? pinned - need->least : pinned;
+      if (need->least + others > budget) {
+        return at(model, make_error(ErrorCode::unavailable,
+                                    "It can never be loaded: it needs at least " + format_bytes(need->least) +
+                                        (others > 0 ? " beside pinned models of " + format_bytes(others) : "") +
+                                        ", but the memory budget is " + format_bytes(budget) + "."));
+      }
+      const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others), false, budget);
+      if (!memory) return at(model, memory.error());
+      planned.text += plan_text(model, (*loader->opened())->info(), *memory);
+      places.push_back({model.name, model.settings.on_demand, model.settings.pin, memory->total, need->least});
+    } else {
+      planned.text += missing_text(model, *machine.sources);
     }
-    const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others), false, budget);
-    if (!memory) return at(model, memory.error());
-    planned.text += plan_text(model, (*loader->opened())->info(), *memory);
-    places.push_back({model.name, model.settings.on_demand, model.settings.pin, memory->total, need->least});
-
     planned.definitions.push_back(define(loader));
   }
   planned.text += summary(places, budget);
+  if (!unknown.empty()) planned.text += "  without what has yet to be downloaded\n";
   return planned;
 }
 
 Status check_text(const PlannedModels& planned) {
   for (const registry::ModelDefinition& each : planned.definitions) {
     auto* loader = dynamic_cast<LocalModelLoader*>(each.loader.get());
-    if (loader == nullptr) continue;  // remote
+    if (loader == nullptr || !loader->path()) continue;  // computed elsewhere, or not here yet
     const auto model = loader->opened();
     if (!model) return model.error();
     if (Status status = (*model)->check_text(); !status) return at(loader->model(), std::move(status).error());
