@@ -46,6 +46,8 @@ const std::set<std::string> kNotTaughtYet{"server.operators", "models[].weight",
                                            "models[].first_byte_timeout",
                                            "models[].idle_timeout",
                                            "models[].health_interval",
+                                           "models[].balance",
+                                           "models[].max_attempts",
                                            "models[].max_requests"};
 const std::set<std::string> kRoutesNotTaughtYet{"/load",
                                                 "/loading-status",
