@@ -389,21 +389,27 @@ Fault read_headers(Remote& remote, const YAML::Node& node) {
   return {};
 }
 
+constexpr std::size_t kMaxUrls = 256;
+
 // Keys of a model that another engine serves.
 const std::vector<Key<Remote>>& remote_keys() {
   static const std::vector<Key<Remote>> keys = [] {
     std::vector<Key<Remote>> made = {
-        {"urls", "a list of URLs", "Where the engine answers, with its /v1: `http://vllm-0:8000/v1`. One so far.",
+        {"urls", "a list of URLs",
+         "Where the engine answers, with its /v1: `http://vllm-0:8000/v1`. Several are equal replicas of the model, "
+         "among which requests are spread.",
          [](Remote& remote, const YAML::Node& node) -> Fault {
-           constexpr std::string_view kWhat = "a list with one URL such as http://vllm-0:8000/v1";
-           if (!node.IsSequence() || node.size() == 0) return expected(std::string(kWhat), node);
+           const std::string what =
+               "a list of 1 to " + std::to_string(kMaxUrls) + " URLs such as http://vllm-0:8000/v1";
+           if (!node.IsSequence() || node.size() == 0 || node.size() > kMaxUrls) return expected(what, node);
            for (const YAML::Node& each : node) {
              const bool url = each.IsScalar() && printable(each.Scalar()) && each.Scalar().size() <= 4096 &&
                               (each.Scalar().starts_with("http://") || each.Scalar().starts_with("https://"));
-             if (!url) return expected(std::string(kWhat), each);
+             if (!url) return expected(what, each);
+             if (std::find(remote.urls.begin(), remote.urls.end(), each.Scalar()) != remote.urls.end())
+               return "the URL " + each.Scalar() + " is listed twice";
              remote.urls.push_back(each.Scalar());
            }
-           if (remote.urls.size() > 1) return "several URLs of one model are not supported yet; give one";
            return {};
          },
          [](const Remote&) { return std::string("required"); }},
@@ -431,6 +437,11 @@ const std::vector<Key<Remote>>& remote_keys() {
                  "Longest pause inside the engine's answer before it counts as broken."),
         duration("health_interval", &Remote::health_interval, milliseconds(0),
                  "How often the engine's /v1/models is asked whether it is well; 0 never asks."),
+        choice("balance", {"prefix", "least_loaded", "round_robin"}, &Remote::balance,
+               "Which of several replicas takes a request: the one with the least work before it, where what it has of "
+               "the prompt in its prefix cache counts as done; the one with the least work; or each in turn."),
+        integer("max_attempts", &Remote::max_attempts, 1, 64,
+                "Replicas that one request may be sent to: the next, if one fails before the first token."),
         integer("max_requests", &Remote::max_requests, 1, 1'000'000,
                 "Requests that run there at the same time; further ones are answered 429."),
     };

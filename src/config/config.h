@@ -101,6 +101,8 @@ struct Remote {
   milliseconds first_byte_timeout{300'000};
   milliseconds idle_timeout{60'000};
   milliseconds health_interval{10'000};  // 0: never
+  std::string balance = "prefix";        // prefix | least_loaded | round_robin
+  int max_attempts = 3;
   std::int64_t max_requests = 4096;
 };
 

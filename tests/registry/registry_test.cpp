@@ -106,6 +106,9 @@ class FakeLoader final : public ModelLoader {
   Result<Need> need() override {
     const Alone alone(*this, true);
     ++needs_;
+    std::unique_lock lock(mutex_);
+    may_load_.wait(lock, [this] { return !need_held_; });
+    lock.unlock();
     if (throws_) throw std::runtime_error("thrown by need");
     return need_;
   }
@@ -165,8 +168,11 @@ class FakeLoader final : public ModelLoader {
   void hold() {
     set([this] { held_ = true; });
   }
+  void hold_need() {
+    set([this] { need_held_ = true; });
+  }
   void let_go() {
-    set([this] { held_ = false; });
+    set([this] { held_ = need_held_ = false; });
   }
   void fail_with(std::string fault) {
     set([&] { fault_ = std::move(fault); });
@@ -217,6 +223,7 @@ class FakeLoader final : public ModelLoader {
     FakeLoader& loader;
   };
   const Need need_;
+  bool need_held_ = false;
   std::atomic<bool> inside_{false};
   std::atomic<bool> abused_{false};
   std::atomic<bool> throws_{false};
@@ -544,6 +551,24 @@ TEST_F(RegistryTest, SleepKeepsTheWeightsAndARequestWakes) {
   EXPECT_TRUE(act(&Registry::unload, "a").ok());
   EXPECT_EQ(reserved(), 0u);
   EXPECT_EQ(loader(a).releases(), 1);
+}
+
+TEST_F(RegistryTest, AModelThatIsUnloadedWhileItWakesIsReleasedAfterwards) {
+  auto a = model("a", 10);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  loader(a).keep_asleep(4 * kMiB);
+  ASSERT_TRUE(act(&Registry::sleep, "a").ok());
+  const int needs = loader(a).needs();
+  loader(a).hold_need();
+  Request request = ask("a");
+  ASSERT_TRUE(eventually([&] { return loader(a).needs() > needs; }));
+  EXPECT_TRUE(act(&Registry::unload, "a").ok());
+  EXPECT_EQ(loader(a).releases(), 0) << "the loading thread is inside it";
+  loader(a).let_go();
+  EXPECT_TRUE(eventually([&] { return loader(a).releases() == 1; }));
+  EXPECT_FALSE(loader(a).abused());
+  EXPECT_EQ(reserved(), 0u);
 }
 
 TEST_F(RegistryTest, AReloadReplacesBesideTheOldOneWhereThereIsRoom) {
