@@ -71,14 +71,13 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
   several.model = model_.name;
   several.balancer.policy = policy_of(remote.balance);
   several.max_attempts = remote.max_attempts;
-  return std::make_shared<gateway::GatewayService>(
-      std::move(several),
-      [options, urls, client = client_](const std::string& name) {
-        remote::OpenAiOptions one = options;
-        one.url = urls.at(name);
-        return remote::make_openai_service(std::move(one), client->get());
-      },
-      remote.urls);
+  const auto replica = [options, urls, client = client_](const std::string& name) {
+    remote::OpenAiOptions one = options;
+    one.url = urls.at(name);
+    return remote::make_openai_service(std::move(one), client->get());
+  };
+  return std::shared_ptr<inference::ModelService>(
+      std::make_shared<gateway::GatewayService>(std::move(several), replica, remote.urls));
 }
 
 std::string RemoteModelLoader::plan_text() const {
