@@ -210,6 +210,7 @@ Result<FileLock> CacheFolder::lock(std::string_view id, const std::stop_token& s
 Status CacheFolder::link(std::string_view snapshot, const std::string& file, std::string_view id) {
   if (!is_safe_relative_path(file)) return make_error(ErrorCode::invalid_argument, "not a file name: '" + file + "'");
   const std::string base = snapshot_path(snapshot);
+  const std::string whole = base + "/" + file;
   if (Status made = make_folders(base); !made) return made;
   Fd folder(::open(base.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (folder.get() < 0) return system_error(base, errno);
@@ -219,10 +220,9 @@ Status CacheFolder::link(std::string_view snapshot, const std::string& file, std
     const std::string part(rest.substr(0, slash));
     rest.remove_prefix(slash + 1);
     target.insert(0, "../");
-    if (::mkdirat(folder.get(), part.c_str(), 0777) != 0 && errno != EEXIST)
-      return system_error(base + "/" + file, errno);
+    if (::mkdirat(folder.get(), part.c_str(), 0777) != 0 && errno != EEXIST) return system_error(whole, errno);
     Fd next(::openat(folder.get(), part.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    if (next.get() < 0) return system_error(base + "/" + file, errno);
+    if (next.get() < 0) return system_error(whole, errno);
     folder = Fd(next.release());
   }
   const std::string name(rest);
@@ -230,9 +230,9 @@ Status CacheFolder::link(std::string_view snapshot, const std::string& file, std
   const ssize_t length = ::readlinkat(folder.get(), name.c_str(), present, sizeof present);
   if (length > 0 && std::string_view(present, static_cast<std::size_t>(length)) == target) return {};
   const std::string fresh = temporary_name(name);
-  if (::symlinkat(target.c_str(), folder.get(), fresh.c_str()) != 0) return system_error(base + "/" + file, errno);
+  if (::symlinkat(target.c_str(), folder.get(), fresh.c_str()) != 0) return system_error(whole, errno);
   if (::renameat(folder.get(), fresh.c_str(), folder.get(), name.c_str()) != 0) {
-    const Error error = system_error(base + "/" + file, errno);
+    const Error error = system_error(whole, errno);
     ::unlinkat(folder.get(), fresh.c_str(), 0);
     return error;
   }
@@ -272,7 +272,8 @@ Result<Choice> choose_local(const CacheFolder& cache, std::string_view snapshot,
                        name == "vocab.json" || name == "vocab.txt" || name.ends_with(".tiktoken");
       if (name != "model.safetensors.index.json") continue;
       for (const std::string& each : named_by_index(cache.snapshot_path(snapshot) + "/" + file.path))
-        if (find(folder + each) == here.end()) return incomplete(where, "'" + folder + each + "'");
+        if (const std::string name_of = folder + each; find(name_of) == here.end())
+          return incomplete(where, "'" + name_of + "'");
       continue;
     }
     for (const std::string& part : all_parts(file.path))

@@ -80,7 +80,10 @@ Result<Choice> choose_gguf(const std::map<std::string, const RemoteFile*>& by_pa
   Choice choice;
   for (const std::string& part : all_parts(path)) {
     const auto it = by_path.find(part);
-    if (it == by_path.end()) return make_error(ErrorCode::not_found, where + ": the part '" + part + "' is missing");
+    if (it == by_path.end()) {
+      std::string what = where;
+      return make_error(ErrorCode::not_found, what.append(": the part '").append(part).append("' is missing"));
+    }
     if (choice.open.empty()) choice.open = part;
     choice.files.push_back(*it->second);
   }

@@ -51,7 +51,7 @@ std::string expanded(std::string path, const Environment& environment, const std
   return out;
 }
 
-Result<std::string> endpoint(const Environment& environment, std::string name, const std::string& fallback) {
+Result<std::string> endpoint(const Environment& environment, const std::string& name, const std::string& fallback) {
   auto value = environment(name);
   std::string url = value ? *value : fallback;
   while (url.ends_with('/')) url.pop_back();

@@ -54,7 +54,7 @@ std::string canonical_query(std::vector<std::pair<std::string, std::string>> que
   }
   std::sort(query.begin(), query.end());
   std::string out;
-  for (const auto& [name, value] : query) out += (out.empty() ? "" : "&") + name + "=" + value;
+  for (const auto& [name, value] : query) out.append(out.empty() ? "" : "&").append(name).append("=").append(value);
   return out;
 }
 
@@ -81,7 +81,7 @@ std::vector<std::pair<std::string, std::string>> sign_v4(const SignedRequest& re
   std::string names;
   std::string canonical = request.method + "\n" + request.path + "\n" + canonical_query(request.query) + "\n";
   for (const auto& [name, value] : headers) {
-    canonical += name + ":" + value + "\n";
+    canonical.append(name).append(":").append(value).append("\n");
     names += (names.empty() ? "" : ";") + name;
   }
   canonical += "\n" + names + "\n" + no_body;

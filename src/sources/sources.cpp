@@ -240,9 +240,8 @@ Result<Located> Sources::fetch(std::string_view text, const OnProgress& progress
   if (located.error().code != ErrorCode::not_found) return located;
   auto pulled = pull(text, progress, stop);
   if (!pulled) return std::move(pulled).error();
-  log::info(
-      "sources", "downloaded a model",
-      {{"source", std::string(text)}, {"path", pulled->located.path}, {"bytes", pulled->downloaded}});
+  log::info("sources", "downloaded a model",
+            {{"source", std::string(text)}, {"path", pulled->located.path}, {"bytes", pulled->downloaded}});
   std::lock_guard lock(mutex_);
   fetched_[std::string(text)] = pulled->located.version;
   return std::move(pulled->located);

@@ -330,7 +330,7 @@ Status Transfer::run(const std::function<void(std::uint64_t)>& progress, const s
       }
     });
   }
-  const Status outcome = verify(progress, stop);
+  Status outcome = verify(progress, stop);
   over_.request_stop();
   for (std::thread& each : threads) each.join();
   if (stop.stop_requested()) return stopped_error();
