@@ -100,7 +100,7 @@ def test_load_that_others_bring_counts(tmp_path):
     with Process() as a, Process() as b:
         path = gateway(tmp_path, [a.url, b.url], model="xgen-demo", balance="least_loaded")
         with Process("--config", path) as front:
-            busy = [a.stream("/v1/completions", {"model": "xgen-demo", "prompt": "x", "max_tokens": 4000, "ignore_eos": True})
+            busy = [a.stream("/v1/completions", {"model": "xgen-demo", "prompt": "x", "max_tokens": 2000, "n": 8, "ignore_eos": True})
                     for _ in range(6)]
             for each in busy:
                 next(each)
