@@ -2,6 +2,9 @@
 //
 //   http_load --port P --mode requests --connections 16 --seconds 5   one-token answers: requests/s, p50, p99
 //   http_load --port P --mode stream --connections 16 --tokens 256    SSE events/s, and their gaps
+//   http_load --port P --mode clock --connections 2000 --tokens 64    one stream each of a model whose tokens tell when
+//                                                                     they were made ("@", ns, ";"): what came of them,
+//                                                                     and how long after
 //   http_load --port P --mode hold --connections 10000 --pid PID      streams that stay open: resident memory of PID,
 //   when all
 //                                                                     have begun or --seconds are over
@@ -76,7 +79,8 @@ Options parse(int argc, char** argv) {
     else
       fail("unknown option " + std::string(name));
   }
-  if (options.prompt.empty()) options.prompt = options.mode == "hold" ? "hold" : "Hello";
+  if (options.prompt.empty())
+    options.prompt = options.mode == "hold" || options.mode == "clock" ? options.mode : "Hello";
   return options;
 }
 
@@ -98,12 +102,15 @@ struct Connection {
   Clock::time_point latest;  // event of the running stream
   std::string input;
   bool started = false;  // its first event has come
+  int tokens = 0;        // that told their time
+  bool over = false;     // of --mode clock: its stream has ended
 };
 
 struct Totals {
   std::uint64_t requests = 0;
   std::uint64_t events = 0;
-  std::vector<double> times_ms;  // of requests, or gaps between events
+  std::vector<double> times_ms;  // of requests, gaps between events, or delays of tokens
+  std::vector<double> first_ms;  // from a stream's request to its first event
 };
 
 double ms_between(Clock::time_point from, Clock::time_point to) {
@@ -171,12 +178,39 @@ bool take_events(Connection& connection, Totals& totals, bool measure) {
     used = at + 6;
     const auto now = Clock::now();
     if (measure && connection.started) totals.times_ms.push_back(ms_between(connection.latest, now));
+    if (measure && !connection.started) totals.first_ms.push_back(ms_between(connection.begun, now));
     connection.latest = now;
     connection.started = true;
     ++totals.events;
   }
   connection.input.erase(0, used);
   return false;
+}
+
+// Takes the tokens of --mode clock; true at the end of the stream.
+bool take_times(Connection& connection, Totals& totals) {
+  const auto now = Clock::now();
+  if (!connection.started) {
+    check_status(connection);
+    connection.started = true;
+    totals.first_ms.push_back(ms_between(connection.begun, now));
+  }
+  std::size_t used = 0;
+  for (;;) {
+    const std::size_t at = connection.input.find('@', used);
+    const std::size_t end = connection.input.find(';', at);
+    if (at == std::string::npos || end == std::string::npos) break;
+    const Clock::time_point made(std::chrono::nanoseconds(std::atoll(connection.input.c_str() + at + 1)));
+    totals.times_ms.push_back(ms_between(made, now));
+    ++connection.tokens;
+    used = end;
+  }
+  const bool over = connection.input.find("data: [DONE]", used) != std::string::npos &&
+                    connection.input.find("\"finish_reason\":\"") != std::string::npos;
+  if (connection.input.find("\"error\"", used) != std::string::npos) fail("answer: " + connection.input.substr(0, 600));
+  // What tells the end may come in several reads.
+  connection.input.erase(0, std::min(used, connection.input.size()));
+  return over;
 }
 
 double resident_mb(int pid) {
@@ -214,7 +248,8 @@ int main(int argc, char** argv) {
 
   const bool hold = options.mode == "hold";
   const bool stream = options.mode == "stream";
-  if (!hold && !stream && options.mode != "requests") fail("unknown mode " + options.mode);
+  const bool clock = options.mode == "clock";
+  if (!hold && !stream && !clock && options.mode != "requests") fail("unknown mode " + options.mode);
   // The first fifth warms up and is not counted.
   const auto warm =
       begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.seconds / 5));
@@ -227,11 +262,12 @@ int main(int argc, char** argv) {
   for (;;) {
     const auto now = Clock::now();
     if (now >= end) break;
-    if (!measuring && now >= warm) {
+    if (!clock && !measuring && now >= warm) {
       measuring = true;
       measured_from = now;
       totals.requests = totals.events = 0;
       totals.times_ms.clear();
+      totals.first_ms.clear();
     }
     const int ready = ::epoll_wait(epoll, events.data(), static_cast<int>(events.size()), 100);
     for (int i = 0; i < ready; ++i) {
@@ -246,6 +282,11 @@ int main(int argc, char** argv) {
           connection.started = true;
           // Once all stream, a moment for the server to settle.
           if (++open_streams == connections.size()) end = std::min(end, Clock::now() + std::chrono::milliseconds(500));
+        }
+      } else if (clock) {
+        if (!connection.over && take_times(connection, totals)) {
+          connection.over = true;
+          if (++open_streams == connections.size()) end = Clock::now();
         }
       } else if (stream) {
         if (take_events(connection, totals, measuring)) {
@@ -270,10 +311,20 @@ int main(int argc, char** argv) {
                   (after_mb - before_mb) * 1024 / static_cast<double>(connections.size()));
     }
     std::printf("\n");
+  } else if (clock) {
+    std::size_t whole = 0;
+    for (const Connection& connection : connections)
+      if (connection.over && connection.tokens == options.tokens) ++whole;
+    std::printf(
+        "%zu of %zu streams of %d tokens came whole in %.2f s (%.0f tokens/s); first event p50 %.3f ms; a token "
+        "arrived p50 %.3f ms, p99 %.3f ms after it was made\n",
+        whole, connections.size(), options.tokens, seconds, static_cast<double>(totals.times_ms.size()) / seconds,
+        percentile(totals.first_ms, 0.5), percentile(totals.times_ms, 0.5), percentile(totals.times_ms, 0.99));
+    if (whole != connections.size()) return 1;
   } else if (stream) {
-    std::printf("%d streams of %d tokens: %.0f events/s, gap p50 %.3f ms, p99 %.3f ms\n", options.connections,
-                options.tokens, static_cast<double>(totals.events) / seconds, percentile(totals.times_ms, 0.5),
-                percentile(totals.times_ms, 0.99));
+    std::printf("%d streams of %d tokens: %.0f events/s, first event p50 %.3f ms, gap p50 %.3f ms, p99 %.3f ms\n",
+                options.connections, options.tokens, static_cast<double>(totals.events) / seconds,
+                percentile(totals.first_ms, 0.5), percentile(totals.times_ms, 0.5), percentile(totals.times_ms, 0.99));
   } else {
     std::printf("concurrency %d: %.0f requests/s, p50 %.3f ms, p99 %.3f ms\n", options.connections,
                 static_cast<double>(totals.requests) / seconds, percentile(totals.times_ms, 0.5),

@@ -29,6 +29,7 @@ Result<engine::LocalServiceOptions> service_options(const config::Model& model, 
   options.pool = machine.pool;
   options.kernels = machine.kernels;
   const config::ModelSettings& settings = model.settings;
+  options.weight = settings.weight;
   options.max_model_len = settings.max_model_len;
   options.max_num_seqs = settings.max_num_seqs;
   options.max_num_batched_tokens = settings.max_num_batched_tokens;
@@ -45,20 +46,26 @@ Error at(const config::Model& model, Error error) {
 }
 
 std::string plan_text(const config::Model& model, const model::ModelInfo& info, const engine::MemoryPlan& memory) {
-  char text[1024];
-  std::snprintf(text, sizeof(text),
-                "%s (%s, %s, %d layers, vocabulary %d%s%s)\n"
-                "  weights    %12s\n"
-                "  KV cache   %12s   %lld tokens in %d blocks of %d, %s\n"
-                "  workspace  %12s\n"
-                "  total      %12s   max_model_len %d, max_num_seqs %d, max_num_batched_tokens %d\n",
-                model.name.c_str(), info.architecture.c_str(), info.weight_format.c_str(), info.num_layers,
-                info.vocab_size, model.settings.on_demand ? ", on demand" : "", model.settings.pin ? ", pinned" : "",
-                format_bytes(memory.weights).c_str(), format_bytes(memory.kv_bytes).c_str(),
-                static_cast<long long>(memory.kv_tokens), memory.kv_blocks, memory.block_size,
-                std::string(dtype_info(memory.kv_dtype).name).c_str(), format_bytes(memory.workspace).c_str(),
-                format_bytes(memory.total).c_str(), memory.max_model_len, memory.max_num_seqs,
-                memory.max_num_batched_tokens);
+  std::string more;
+  if (memory.kv_most_blocks > memory.kv_blocks)
+    more = ", up to " + std::to_string(static_cast<std::int64_t>(memory.kv_most_blocks) * memory.block_size) +
+           " while memory is free";
+  std::string text = model.name + " (" + info.architecture + ", " + info.weight_format + ", " +
+                     std::to_string(info.num_layers) + " layers, vocabulary " + std::to_string(info.vocab_size) + ")\n";
+  const auto line = [&text](const char* what, std::uint64_t bytes, const std::string& rest) {
+    char start[64];
+    std::snprintf(start, sizeof(start), "  %-10s %12s", what, format_bytes(bytes).c_str());
+    text += start + (rest.empty() ? "" : "   " + rest) + "\n";
+  };
+  line("weights", memory.weights, "");
+  line("KV cache", memory.kv_bytes,
+       std::to_string(memory.kv_tokens) + " tokens guaranteed" + more + "; blocks of " +
+           std::to_string(memory.block_size) + ", " + std::string(dtype_info(memory.kv_dtype).name));
+  line("workspace", memory.workspace, "");
+  line("total", memory.total,
+       "max_model_len " + std::to_string(memory.max_model_len) + ", max_num_seqs " +
+           std::to_string(memory.max_num_seqs) + ", max_num_batched_tokens " +
+           std::to_string(memory.max_num_batched_tokens));
   return text;
 }
 
@@ -68,6 +75,57 @@ std::string missing_text(const config::Model& model, const sources::Sources& sou
          (model.settings.pin ? ", pinned" : "") + ")\n  source     " + model.source + "\n  cache      " +
          (folder ? *folder : folder.error().message) + "\n  it would be downloaded " +
          (model.settings.on_demand ? "for the first request" : "before it is loaded") + ", or now by xgen-model pull\n";
+}
+
+// One model's line of the summary: when it is in memory, and how it finds its place.
+struct Place {
+  std::string name;
+  bool on_demand = false;
+  bool pinned = false;
+  std::uint64_t planned = 0;
+  std::uint64_t least = 0;
+  bool here = true;  // not: to be downloaded
+};
+std::string summary(const std::vector<Place>& places, std::uint64_t budget) {
+  std::uint64_t at_start = 0;
+  std::size_t width = 0;
+  for (const Place& each : places) {
+    at_start += each.on_demand ? 0 : each.planned;
+    width = std::max(width, each.name.size());
+  }
+  const std::uint64_t left = budget - std::min(budget, at_start);
+  std::string text = "Memory budget: " + format_bytes(budget) + "\n";
+  for (const Place& each : places) {
+    std::string how = each.on_demand ? "on demand" : "at start";
+    if (each.pinned) how += ", pinned";
+    char size[32];
+    std::snprintf(size, sizeof(size), "%12s", each.here ? format_bytes(each.planned).c_str() : "?");
+    std::string line = "  " + each.name + std::string(width - each.name.size(), ' ') + size + "   " + how;
+    if (!each.here) {
+      line += "; not here yet";
+    } else if (each.on_demand && each.least <= left) {
+      line += each.planned <= left ? "; fits beside those loaded at start"
+                                   : "; takes what is left, at least " + format_bytes(each.least);
+    } else if (each.on_demand) {
+      line += "; needs at least " + format_bytes(each.least) + ", so models that are not in use are unloaded for it";
+    }
+    text += line + "\n";
+  }
+  text += "  loaded at start " + format_bytes(at_start) + ", left " + format_bytes(left) +
+          " for models on demand and for KV cache that is borrowed\n";
+  return text;
+}
+
+registry::ModelDefinition definition_of(const config::Model& model, std::shared_ptr<registry::ModelLoader> loader) {
+  registry::ModelDefinition definition;
+  definition.name = model.name;
+  definition.aliases = model.aliases;
+  definition.on_demand = model.settings.on_demand;
+  definition.idle_unload = model.settings.idle_unload;
+  definition.pin = model.settings.pin;
+  definition.fingerprint = config::fingerprint(model);
+  definition.loader = std::move(loader);
+  return definition;
 }
 
 }  // namespace
@@ -105,6 +163,8 @@ Result<std::string> LocalModelLoader::path() const {
   if (!located) return std::move(located).error();
   return std::move(located->path);
 }
+
+std::string LocalModelLoader::version() const { return fetches() ? machine_.sources->version(model_.source) : ""; }
 
 Result<engine::LocalModel*> LocalModelLoader::opened() {
   if (opened_ == nullptr) {
@@ -151,6 +211,14 @@ std::uint64_t LocalModelLoader::kept_asleep() const {
   return opened_ == nullptr ? 0 : std::max<std::uint64_t>(opened_->info().weight_bytes, 1);
 }
 
+registry::ModelDefinition define(std::shared_ptr<LocalModelLoader> loader) {
+  const config::Model& model = loader->model();
+  const std::string version = loader->version();
+  registry::ModelDefinition definition = definition_of(model, std::move(loader));
+  if (!version.empty()) definition.fingerprint += "\n" + version;
+  return definition;
+}
+
 Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget) {
   const std::string where = config.file.empty() ? std::string() : config.file + ": ";
   struct Entry {
@@ -165,6 +233,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   std::uint64_t pinned = 0;
   std::string list;
   for (const config::Model& model : config.models) {
+    if (model.is_remote()) continue;
     Entry entry{std::make_shared<LocalModelLoader>(model, machine, budget), true, at_start.size()};
     registry::ModelLoader::Need need;
     if (const auto path = entry.loader->path(); !path) {
@@ -205,11 +274,20 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   const std::vector<std::uint64_t> shares = registry::share(budget, at_start);
 
   PlannedModels planned;
-  std::uint64_t total = 0;
-  for (const Entry& entry : entries) {
+  std::vector<Place> places;
+  std::size_t next_local = 0;
+  for (const config::Model& model : config.models) {
+    if (model.is_remote()) {
+      auto remote = std::make_shared<RemoteModelLoader>(model, machine.remotes);
+      if (const auto need = remote->need(); !need) return need.error();
+      planned.text += remote->plan_text();
+      planned.definitions.push_back(definition_of(model, std::move(remote)));
+      continue;
+    }
+    const Entry& entry = entries[next_local++];
     const auto& loader = entry.loader;
-    const config::Model& model = loader->model();
     if (!model.settings.on_demand) loader->limit(shares[entry.share]);
+    Place place{model.name, model.settings.on_demand, model.settings.pin, 0, 0, entry.here};
     if (entry.here) {
       const auto need = loader->need();
       if (!need) return need.error();
@@ -220,38 +298,28 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
                                         (others > 0 ? " beside pinned models of " + format_bytes(others) : "") +
                                         ", but the memory budget is " + format_bytes(budget) + "."));
       }
-      const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others));
+      const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others), false, budget);
       if (!memory) return at(model, memory.error());
       planned.text += plan_text(model, (*loader->opened())->info(), *memory);
-      if (!model.settings.on_demand) total += memory->total;
+      place.planned = memory->total;
+      place.least = need->least;
     } else {
       planned.text += missing_text(model, *machine.sources);
     }
-
-    registry::ModelDefinition definition;
-    definition.name = model.name;
-    definition.aliases = model.aliases;
-    definition.on_demand = model.settings.on_demand;
-    definition.idle_unload = model.settings.idle_unload;
-    definition.pin = model.settings.pin;
-    definition.fingerprint = config::fingerprint(model);
-    if (loader->fetches()) definition.fingerprint += "\n" + machine.sources->version(model.source);
-    definition.loader = loader;
-    planned.definitions.push_back(std::move(definition));
+    places.push_back(std::move(place));
+    planned.definitions.push_back(define(loader));
   }
-  planned.text += "at start     " + format_bytes(total) + " of a budget of " + format_bytes(budget);
-  if (!unknown.empty()) planned.text += ", without what has yet to be downloaded";
-  planned.text += "\n";
+  planned.text += summary(places, budget);
   return planned;
 }
 
 Status check_text(const PlannedModels& planned) {
   for (const registry::ModelDefinition& each : planned.definitions) {
-    auto& loader = static_cast<LocalModelLoader&>(*each.loader);
-    if (!loader.path()) continue;  // not here yet
-    const auto model = loader.opened();
+    auto* loader = dynamic_cast<LocalModelLoader*>(each.loader.get());
+    if (loader == nullptr || !loader->path()) continue;  // computed elsewhere, or not here yet
+    const auto model = loader->opened();
     if (!model) return model.error();
-    if (Status status = (*model)->check_text(); !status) return at(loader.model(), std::move(status).error());
+    if (Status status = (*model)->check_text(); !status) return at(loader->model(), std::move(status).error());
   }
   return {};
 }

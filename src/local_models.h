@@ -16,6 +16,7 @@
 #include "engine/local_service.h"
 #include "kernels/kernel_table.h"
 #include "registry/registry.h"
+#include "remote_models.h"
 #include "sources/sources.h"
 
 namespace xgen {
@@ -25,6 +26,7 @@ struct Machine {
   std::shared_ptr<WorkerPool> pool;
   const kernels::KernelTable* kernels = nullptr;
   std::shared_ptr<sources::Sources> sources;
+  std::shared_ptr<RemoteClient> remotes;
 };
 
 class LocalModelLoader final : public registry::ModelLoader {
@@ -46,6 +48,8 @@ class LocalModelLoader final : public registry::ModelLoader {
   const config::Model& model() const { return model_; }
   // Where its files are. Errors: not_found if they have yet to be fetched.
   Result<std::string> path() const;
+  // Of its files, where they come from the Hub or from S3; see Sources::version.
+  std::string version() const;
   // Opens the model if need be.
   Result<engine::LocalModel*> opened();
 
@@ -58,6 +62,9 @@ class LocalModelLoader final : public registry::ModelLoader {
   mutable std::mutex mutex_;
   std::string fetched_;  // where the last fetch() found or put the files; guarded by mutex_
 };
+
+// What the registry has to know of the model.
+registry::ModelDefinition define(std::shared_ptr<LocalModelLoader> loader);
 
 struct PlannedModels {
   std::vector<registry::ModelDefinition> definitions;

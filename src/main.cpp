@@ -27,6 +27,7 @@
 #include "base/units.h"
 #include "base/worker_pool.h"
 #include "config/config.h"
+#include "http/client.h"
 #include "http/server.h"
 #include "kernels/kernel_table.h"
 #include "local_models.h"
@@ -132,8 +133,11 @@ Result<Machine> make_machine(const config::Config& config) {
   }
   auto settings = source_settings(config.sources);
   if (!settings) return std::move(settings).error();
+  http::ClientOptions client;
+  client.user_agent = "xgen-model/" XGEN_VERSION;
   return Machine{std::make_shared<WorkerPool>(compute.threads != 0 ? compute.threads : available_cpus()), *table,
-                 std::make_shared<sources::Sources>(*std::move(settings))};
+                 std::make_shared<sources::Sources>(*std::move(settings)),
+                 std::make_shared<RemoteClient>(std::move(client))};
 }
 
 int check(const Flags& flags) {
@@ -322,14 +326,53 @@ std::string needs_restart(const config::Config& before, const config::Config& no
   return sections;
 }
 
+// Settings that a model has where nobody says otherwise; a reload changes them.
+struct Defaults {
+  std::mutex mutex;
+  config::ModelSettings settings;
+};
+
+// The model of a load request: as if it stood in the file, with the file's defaults.
+Result<registry::ModelDefinition> model_of(const server::LoadRequest& request, const Machine& machine,
+                                           std::uint64_t budget, Defaults& defaults) {
+  auto config = config::single_model_config(
+      request.path, request.name.empty() ? std::optional<std::string>() : std::optional(request.name));
+  if (!config) {
+    Error error = std::move(config).error();
+    error.code = ErrorCode::invalid_argument;
+    if (error.param.empty()) error.param = "model_path";
+    return error;
+  }
+  {
+    std::lock_guard lock(defaults.mutex);
+    config->defaults = defaults.settings;
+  }
+  config->models.front().settings = config->defaults;
+  config->models.front().settings.on_demand = false;
+  config->models.front().where = "load request";
+  for (const server::LoadRequest::Setting& each : request.settings) {
+    if (Status status = config::set(*config, "defaults." + each.key, each.value); !status) {
+      Error error = std::move(status).error();
+      error.message = "'" + each.field + "': " + error.message;
+      error.param = each.field;
+      return error;
+    }
+  }
+  return define(std::make_shared<LocalModelLoader>(config->models.front(), machine, budget));
+}
+
 // Reads the file again and applies what a running process can take up: the models and the log's level and form.
 Result<std::string> reload(const Flags& flags, const config::Config& started_with, const Machine& machine,
-                           registry::Registry& registry) {
+                           registry::Registry& registry, Defaults& defaults) {
   auto config = load_config(flags);
   if (!config) return std::move(config).error();
   auto planned = plan_models(*config, machine, registry.budget().total());
   if (!planned) return std::move(planned).error();
   if (Status status = registry.apply(std::move(planned->definitions)); !status) return std::move(status).error();
+  {
+    std::lock_guard lock(defaults.mutex);
+    defaults.settings = config->defaults;
+  }
   log::set_level(config->log.level);
   log::set_format(config->log.format);
   const std::string sections = needs_restart(started_with, *config);
@@ -356,6 +399,7 @@ int serve(const Flags& flags) {
 
   registry::RegistryOptions registry_options;
   registry_options.drain_timeout = config->server.drain_timeout;
+  registry_options.replace_timeout = config->server.request_timeout;
   registry::Registry registry(budget, registry_options);
   server::Lifecycle lifecycle;
   std::atomic<http::Server*> http_server{nullptr};
@@ -367,20 +411,28 @@ int serve(const Flags& flags) {
     const http::Server* server = http_server.load();
     return server == nullptr ? std::size_t{0} : server->open_connections();
   };
+  Defaults defaults;
+  defaults.settings = config->defaults;
+  app_options.gateway_operators = config->server.operators == "gateway";
+  app_options.make_model = [&](const server::LoadRequest& request) {
+    return model_of(request, *machine, budget->total(), defaults);
+  };
   std::optional<Reloader> reloader;
   if (!config->file.empty()) {
     app_options.reload = [&](Reloader::Done done) { reloader->request(std::move(done)); };
-    reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry); });
+    reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry, defaults); });
     signals.on_hangup([&] { reloader->request({}); });
   }
   server::App app(std::move(app_options), registry, lifecycle);
   auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());
   if (!http) return complain(kFailed, http.error().message);
   http_server.store(http->get());
-  (*http)->start();
-  const double bind_ms = ms_since(start) - plan_ms;
+  machine->remotes->run_on(**http);
+  // Before the first request, which would find no model otherwise.
   if (Status status = registry.apply(std::move(planned->definitions)); !status)
     return complain(kMisused, status.error().message);
+  (*http)->start();
+  const double bind_ms = ms_since(start) - plan_ms;
   if (Status status = load_at_start(registry, *config); !status) return complain(kFailed, status.error().message);
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();

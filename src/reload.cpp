@@ -5,7 +5,9 @@
 #include <sys/inotify.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -18,6 +20,8 @@ namespace {
 
 // An editor or a ConfigMap swap makes several changes within a moment.
 constexpr int kSettleMs = 200;
+// In a folder that is never still it is looked at all the same.
+constexpr std::chrono::seconds kMostSettling{2};
 
 }  // namespace
 
@@ -25,15 +29,7 @@ Reloader::Reloader(std::string file, Reload reload)
     : file_(std::move(file)), reload_(std::move(reload)), wake_(eventfd(0, EFD_CLOEXEC)) {
   seen_ = content();
   changes_ = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-  std::error_code error;
-  const std::filesystem::path path = std::filesystem::absolute(file_, error);
-  constexpr std::uint32_t kEvents = IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE;
-  bool watched = changes_ >= 0 && inotify_add_watch(changes_, path.parent_path().c_str(), kEvents) >= 0;
-  // A link to somewhere else: the file it names may change there.
-  const std::filesystem::path real = std::filesystem::canonical(path, error);
-  if (!error && watched && real.parent_path() != path.parent_path())
-    inotify_add_watch(changes_, real.parent_path().c_str(), kEvents);
-  if (!watched) log::warn("config", "the file cannot be watched; send SIGHUP after changing it", {{"file", file_}});
+  if (!watch()) log::warn("config", "the file cannot be watched; send SIGHUP after changing it", {{"file", file_}});
   thread_ = std::thread([this] { run(); });
 }
 
@@ -46,6 +42,19 @@ Reloader::~Reloader() {
   thread_.join();
   for (const int fd : {wake_, changes_})
     if (fd >= 0) close(fd);
+}
+
+// Watches the file's folder, and the one that a link leads to: the file may change there. Again after every change,
+// for the link may lead elsewhere then.
+bool Reloader::watch() {
+  std::error_code error;
+  const std::filesystem::path path = std::filesystem::absolute(file_, error);
+  constexpr std::uint32_t kEvents = IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE;
+  if (changes_ < 0 || inotify_add_watch(changes_, path.parent_path().c_str(), kEvents) < 0) return false;
+  const std::filesystem::path real = std::filesystem::canonical(path, error);
+  if (!error && real.parent_path() != path.parent_path())
+    inotify_add_watch(changes_, real.parent_path().c_str(), kEvents);
+  return true;
 }
 
 void Reloader::request(Done done) {
@@ -81,10 +90,12 @@ void Reloader::run() {
     if (!requested) {
       // Wait until the folder has been still for a moment; a request ends the wait.
       alignas(inotify_event) char events[4096];
+      const auto end = std::chrono::steady_clock::now() + kMostSettling;
       do {
         while (read(changes_, events, sizeof events) > 0) {
         }
-      } while (poll(fds, 2, kSettleMs) > 0 && (fds[0].revents & POLLIN) == 0);
+      } while (poll(fds, 2, kSettleMs) > 0 && (fds[0].revents & POLLIN) == 0 && std::chrono::steady_clock::now() < end);
+      watch();
       const std::string now = content();
       if (now == seen_ || now.empty()) continue;  // empty: about to be written
     }
@@ -94,7 +105,12 @@ void Reloader::run() {
 
 void Reloader::reload_now(std::vector<Done> waiting) {
   seen_ = content();
-  const Result<std::string> outcome = reload_();
+  Result<std::string> outcome = std::string();
+  try {
+    outcome = reload_();
+  } catch (const std::exception& fault) {
+    outcome = make_error(ErrorCode::internal, fault.what());
+  }
   if (outcome) {
     log::info("config", "reloaded", {{"file", file_}, {"changes", *outcome}});
   } else {

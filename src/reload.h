@@ -29,6 +29,7 @@ class Reloader {
   void request(Done done);
 
  private:
+  bool watch();
   void run();
   void reload_now(std::vector<Done> waiting);
   std::string content() const;

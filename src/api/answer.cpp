@@ -69,13 +69,9 @@ void append_usage(std::string& out, const Usage& usage) {
   out += '}';
 }
 
-// Prompt tokens are known when a prompt starts, completion tokens when it has finished.
-void add_start(Usage& total, const Usage& one) {
+void add_usage(Usage& total, const Usage& one) {
   total.prompt_tokens += one.prompt_tokens;
   total.cached_tokens += one.cached_tokens;
-}
-
-void add_end(Usage& total, const Usage& one) {
   total.completion_tokens += one.completion_tokens;
   total.reasoning_tokens += one.reasoning_tokens;
 }
@@ -253,7 +249,6 @@ void AnswerBuilder::add(std::size_t prompt, const Event& event) {
   const std::size_t first = prompt * static_cast<std::size_t>(head_.n);
   const auto choice_at = [&](int choice) -> Choice& { return choices_.at(first + static_cast<std::size_t>(choice)); };
   if (const auto* started = std::get_if<Started>(&event)) {
-    add_start(usage_, started->usage);
     Choice& choice = choice_at(0);
     choice.text = started->prompt_text;
     for (const auto& token : started->prompt_logprobs) choice.logprobs.add(head_.endpoint, token, head_.top_logprobs);
@@ -267,7 +262,7 @@ void AnswerBuilder::add(std::size_t prompt, const Event& event) {
   } else if (const auto* end = std::get_if<ChoiceFinished>(&event)) {
     choice_at(end->choice).end = *end;
   } else if (const auto* finished = std::get_if<inference::Finished>(&event)) {
-    add_end(usage_, finished->usage);
+    add_usage(usage_, finished->usage);
   }
 }
 
@@ -390,7 +385,6 @@ void StreamEncoder::tool_chunk(std::size_t choice, std::span<const ToolCallDelta
 void StreamEncoder::add(std::size_t prompt, const Event& event, std::string& out) {
   const std::size_t first = prompt * static_cast<std::size_t>(head_.n);
   if (const auto* started = std::get_if<Started>(&event)) {
-    add_start(usage_, started->usage);
     for (std::size_t choice = first; choice < first + static_cast<std::size_t>(head_.n); ++choice) {
       if (head_.endpoint == Endpoint::chat) {
         begin_chunk(choice, out);
@@ -417,7 +411,7 @@ void StreamEncoder::add(std::size_t prompt, const Event& event, std::string& out
     append_finish(out, *end);
     end_chunk(out);
   } else if (const auto* finished = std::get_if<inference::Finished>(&event)) {
-    add_end(usage_, finished->usage);
+    add_usage(usage_, finished->usage);
   }
 }
 
@@ -515,7 +509,7 @@ std::string tokenize_json(const inference::Tokenized& tokenized, int max_model_l
     append_json_int(out, tokenized.ids[i]);
   }
   out += "],\"token_strs\":";
-  if (with_strings) {
+  if (with_strings && tokenized.tokens.size() == tokenized.ids.size()) {
     out += '[';
     for (std::size_t i = 0; i < tokenized.tokens.size(); ++i) {
       if (i > 0) out += ',';

@@ -44,9 +44,9 @@ std::string read_small_file(const std::string& path) {
   return text.str();
 }
 
-// The cgroup v2 path of this process ("/a/b"), or empty.
-std::string cgroup_path(std::string_view controller) {
-  std::istringstream lines(read_small_file("/proc/self/cgroup"));
+// The path of this process's cgroup ("/a/b") for a controller of v1, or of v2 (""); empty if there is none.
+std::string cgroup_path(std::string_view controller, const std::string& root = {}) {
+  std::istringstream lines(read_small_file(root + "/proc/self/cgroup"));
   for (std::string line; std::getline(lines, line);) {
     const auto first = line.find(':');
     const auto second = line.find(':', first == std::string::npos ? first : first + 1);
@@ -110,17 +110,31 @@ std::string format_bytes(std::uint64_t bytes) {
   return text;
 }
 
+std::uint64_t memory_limit(const std::string& root, std::uint64_t ram) {
+  auto limit = static_cast<double>(ram);
+  // "max" (v2), no file and huge numbers (v1) mean no limit.
+  const auto cap = [&](const std::string& text) {
+    limit = std::min(limit, number_or(text, std::numeric_limits<double>::infinity()));
+  };
+  const std::string mount = root + "/sys/fs/cgroup";
+  for_each_group(mount, cgroup_path("", root), [&](const std::string& folder) {
+    cap(read_small_file(folder + "/memory.max"));
+    // Nobody is killed for more than this, but everything becomes slow.
+    cap(read_small_file(folder + "/memory.high"));
+  });
+  for_each_group(mount + "/memory", cgroup_path("memory", root), [&](const std::string& folder) {
+    cap(read_small_file(folder + "/memory.limit_in_bytes"));
+    // Of groups above a container's root as well, whose folders are out of sight.
+    std::istringstream stat(read_small_file(folder + "/memory.stat"));
+    for (std::string name, value; stat >> name >> value;)
+      if (name == "hierarchical_memory_limit") cap(value);
+  });
+  return static_cast<std::uint64_t>(limit);
+}
+
 std::uint64_t available_host_memory() {
   const auto pages = static_cast<std::uint64_t>(std::max(0L, sysconf(_SC_PHYS_PAGES)));
-  auto limit = static_cast<double>(pages * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)));
-  const auto cap = [&](const std::string& file) {
-    // "max" (v2) and huge numbers (v1) mean no limit.
-    limit = std::min(limit, number_or(read_small_file(file), std::numeric_limits<double>::infinity()));
-  };
-  for_each_group("/sys/fs/cgroup", cgroup_path(""), [&](const std::string& folder) { cap(folder + "/memory.max"); });
-  for_each_group("/sys/fs/cgroup/memory", cgroup_path("memory"),
-                 [&](const std::string& folder) { cap(folder + "/memory.limit_in_bytes"); });
-  return static_cast<std::uint64_t>(limit);
+  return memory_limit("", pages * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)));
 }
 
 int available_cpus() {

@@ -1,4 +1,5 @@
-// WorkerPool: a fixed set of compute threads that several engine loops share, one parallel section at a time.
+// WorkerPool: a fixed set of compute threads that several engine loops share, one of them at a time and in proportion
+// to their weights.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +12,8 @@ class WorkerPool {
  public:
   // `threads` >= 1 counts the calling thread: WorkerPool(1) runs everything inline.
   explicit WorkerPool(int threads);
+  // Another user of the same threads. Users that compete get time in proportion to their weights (> 0).
+  WorkerPool(const WorkerPool& shared, double weight);
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
@@ -29,10 +32,27 @@ class WorkerPool {
         const_cast<void*>(static_cast<const void*>(&fn)));
   }
 
+  // Several sections of one thread with nobody else's between them, unless they take long: then others get their turn
+  // between two of them. One Turn of a user at a time, and no run() of other threads with it meanwhile.
+  class Turn {
+   public:
+    explicit Turn(WorkerPool& pool);
+    ~Turn();
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+   private:
+    WorkerPool& pool_;
+  };
+  // No further Turn follows soon: others need not wait for it.
+  void rest();
+
  private:
   void run_raw(int parts, void (*fn)(void*, int), void* ctx);
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  struct Threads;
+  struct User;
+  std::shared_ptr<Threads> threads_;
+  std::unique_ptr<User> user_;
 };
 
 }  // namespace xgen

@@ -3,6 +3,7 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <filesystem>
 #include <functional>
@@ -229,6 +230,10 @@ const std::vector<Key<Server>>& server_keys() {
                "After SIGTERM: still accept requests for so long, not ready, so that load balancers can notice."),
       duration("drain_timeout", &Server::drain_timeout, milliseconds(0),
                "After drain_delay: time for running requests to finish."),
+      choice("operators", {"local", "gateway"}, &Server::operators,
+             "Who may load and unload models (`/admin`, `/api/management`, `/api/inference/load`): requests from this "
+             "machine, or also those with the header `x-user-admin: true`. The latter only behind a gateway that sets "
+             "this header itself and lets no client in around it."),
       choice("unknown_fields", {"reject", "warn"}, &Server::unknown_fields,
              "What to do with request fields that no API defines: refuse with 400, or log and ignore."),
   };
@@ -285,8 +290,8 @@ const std::vector<Key<Compute>>& compute_keys() {
 const std::vector<Key<Sources>>& sources_keys() {
   static const std::vector<Key<Sources>> keys = {
       {"cache", "a folder",
-       "Where s3:// models are kept; hf:// models are in the cache that they share with Python (HF_HOME, "
-       "HF_HUB_CACHE).",
+       "Where s3:// models are kept, relative to this file; hf:// models are in the cache that they share with Python "
+       "(HF_HOME, HF_HUB_CACHE).",
        text("", &Sources::cache, "a folder", "").read,
        [](const Sources& s) { return s.cache.empty() ? std::string("~/.cache/xgen-model") : s.cache; }},
       integer("connections", &Sources::connections, 1, 64, "Parts of one file that are downloaded at the same time."),
@@ -313,7 +318,8 @@ const std::vector<Key<ModelSettings>>& settings_keys() {
       choice("kv_cache_dtype", {"auto", "f32", "f16", "bf16"}, &S::kv_cache_dtype, "Number format of keys and values."),
       boolean("prefix_caching", &S::prefix_caching,
               "Keep the KV blocks of finished prompts and reuse them for equal prefixes."),
-      choice<S>("engine", {"native"}, nullptr, nullptr, "What computes the model."),
+      choice("engine", {"native", "openai"}, &S::engine,
+             "What computes the model: this process, or another server that speaks OpenAI's /v1 (see below)."),
       choice<S>("device", {"auto", "cpu"}, nullptr, nullptr, "Where it is computed."),
       choice<S>("quantization", {"none"}, nullptr, nullptr,
                 "Conversion of the weights while loading; GGUF files keep their own format."),
@@ -324,6 +330,10 @@ const std::vector<Key<ModelSettings>>& settings_keys() {
       duration("idle_unload", &S::idle_unload, milliseconds(0),
                "It is unloaded when no request has used it for so long, and loaded again by the next; 0 keeps it."),
       boolean("pin", &S::pin, "Never unload it to make room for another model."),
+      integer(
+          "weight", &S::weight, 1, 1000,
+          "Its share of the compute threads while other models compute as well: one of weight 3 gets three times as "
+          "much time as one of weight 1."),
   };
   return keys;
 }
@@ -355,13 +365,85 @@ const std::vector<Key<Model>>& model_keys() {
   return keys;
 }
 
+template <class S>
+Key<S> file(std::string_view name, std::string S::*field, std::string_view help) {
+  Key<S> key = text(name, field, "a path", help);
+  key.show = [](const S&) { return std::string("none"); };
+  return key;
+}
+
+Fault read_headers(Remote& remote, const YAML::Node& node) {
+  constexpr std::string_view kWhat = "a mapping of at most 64 header names to values";
+  if (!node.IsMap() || node.size() > 64) return expected(std::string(kWhat), node);
+  for (const auto& entry : node) {
+    if (!entry.first.IsScalar() || !entry.second.IsScalar() || !printable(entry.second.Scalar()))
+      return "expected " + std::string(kWhat);
+    const std::string& name = entry.first.Scalar();
+    const bool token = !name.empty() && std::all_of(name.begin(), name.end(), [](unsigned char c) {
+      return std::isalnum(c) != 0 ||
+             std::string_view("!#$%&'*+-.^_`|~").find(static_cast<char>(c)) != std::string_view::npos;
+    });
+    if (!token) return "'" + name + "' is no header name";
+    remote.headers.emplace_back(name, entry.second.Scalar());
+  }
+  return {};
+}
+
+// Keys of a model that another engine serves.
+const std::vector<Key<Remote>>& remote_keys() {
+  static const std::vector<Key<Remote>> keys = [] {
+    std::vector<Key<Remote>> made = {
+        {"urls", "a list of URLs", "Where the engine answers, with its /v1: `http://vllm-0:8000/v1`. One so far.",
+         [](Remote& remote, const YAML::Node& node) -> Fault {
+           constexpr std::string_view kWhat = "a list with one URL such as http://vllm-0:8000/v1";
+           if (!node.IsSequence() || node.size() == 0) return expected(std::string(kWhat), node);
+           for (const YAML::Node& each : node) {
+             const bool url = each.IsScalar() && printable(each.Scalar()) && each.Scalar().size() <= 4096 &&
+                              (each.Scalar().starts_with("http://") || each.Scalar().starts_with("https://"));
+             if (!url) return expected(std::string(kWhat), each);
+             remote.urls.push_back(each.Scalar());
+           }
+           if (remote.urls.size() > 1) return "several URLs of one model are not supported yet; give one";
+           return {};
+         },
+         [](const Remote&) { return std::string("required"); }},
+        {"model", "a name", "What the engine calls the model, where that is another name.",
+         [](Remote& remote, const YAML::Node& node) -> Fault {
+           if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);
+           remote.model = node.Scalar();
+           return {};
+         },
+         [](const Remote&) { return std::string("the model's name"); }},
+        choice("dialect", {"auto", "openai", "vllm", "sglang", "trtllm", "llamacpp", "xgen"}, &Remote::dialect,
+               "Which engine it is, so that what it does not know is refused by name; auto asks its /v1/models."),
+        file(
+            "api_key_file", &Remote::api_key_file,
+            "A file with the key that is sent to the engine (as `Authorization: Bearer`). Read again when it changes."),
+        {"headers", "a mapping", "Further headers of every request to the engine.", read_headers,
+         [](const Remote&) { return std::string("none"); }},
+        file("ca_file", &Remote::ca_file,
+             "Certificates (PEM) that are trusted instead of the system's, for https. Read again when it changes."),
+        duration("connect_timeout", &Remote::connect_timeout, kShortest,
+                 "Time to find and reach the engine, else 503. TLS included."),
+        duration("first_byte_timeout", &Remote::first_byte_timeout, kShortest,
+                 "Time for the engine to begin its answer (it may queue, and reads the prompt), else 503."),
+        duration("idle_timeout", &Remote::idle_timeout, kShortest,
+                 "Longest pause inside the engine's answer before it counts as broken."),
+        duration("health_interval", &Remote::health_interval, milliseconds(0),
+                 "How often the engine's /v1/models is asked whether it is well; 0 never asks."),
+        integer("max_requests", &Remote::max_requests, 1, 1'000'000,
+                "Requests that run there at the same time; further ones are answered 429."),
+    };
+    return made;
+  }();
+  return keys;
+}
+
 // Keys of the design that this version does not offer: refused by name with the reason, not as a spelling mistake.
 const std::map<std::string_view, std::string_view>& unsupported_keys() {
   static const std::map<std::string_view, std::string_view> keys = {
       {"server.api_keys_file", "API keys are not supported yet: put the server behind a gateway that checks them"},
       {"memory.gpu", "this version has no GPU support"},
-      {"models[].urls", "other engines are not supported in this version"},
-      {"models[].model", "other engines are not supported in this version; the model's files are named by 'source'"},
   };
   return keys;
 }
@@ -590,25 +672,46 @@ class Reader {
     Model model;
     model.settings = config_.defaults;
     model.where = file_ + ":" + std::to_string(node.Mark().line + 1);
-    YAML::Node source;
     if (!node.IsMap()) {
       fault(node.Mark(), path, *expected("a mapping with name and source", node));
       return;
     }
+    std::vector<std::string> native_keys;
+    std::vector<std::string> remote_only;
     each_entry(node, path, [&](const std::string& name, const YAML::Node& at, const YAML::Node& value) {
-      if (name == "source") source.reset(value);
-      if (!read_key(model_keys(), model, path, name, value) &&
-          !read_key(settings_keys(), model.settings, path, name, value)) {
-        unknown(at, path, name, model_keys(), settings_keys());
+      if (read_key(model_keys(), model, path, name, value)) {
+        if (name == "source") native_keys.push_back(name);
+      } else if (read_key(settings_keys(), model.settings, path, name, value)) {
+        if (name != "engine") native_keys.push_back(name);
+      } else if (read_key(remote_keys(), model.remote, path, name, value)) {
+        remote_only.push_back(name);
+      } else {
+        unknown(at, path, name, model_keys(), settings_keys(), remote_keys());
       }
     });
     if (!node["name"]) fault(node.Mark(), path + ".name", "missing; every model needs a name");
-    if (!node["source"]) {
+    for (const std::string& name : model.is_remote() ? native_keys : remote_only)
+      fault(node[name].Mark(), path + "." + name,
+            model.is_remote() ? "belongs to models of engine native; this one is computed elsewhere"
+                              : "belongs to models of engine openai; this one's engine is native");
+    if (model.is_remote()) {
+      if (!node["urls"]) fault(node.Mark(), path + ".urls", "missing; where does the engine answer?");
+      for (std::string* file : {&model.remote.api_key_file, &model.remote.ca_file}) make_absolute(*file);
+    } else if (!node["source"]) {
       fault(node.Mark(), path + ".source", "missing; expected a folder, a .gguf file, hf://… or s3://…");
     } else if (!model.source.empty()) {
-      if (Fault what = resolve(model.source)) fault(source.Mark(), path + ".source", *what);
+      if (Fault what = resolve(model.source)) fault(node["source"].Mark(), path + ".source", *what);
     }
     config_.models.push_back(std::move(model));
+  }
+
+  // Paths are relative to the file's folder.
+  void make_absolute(std::string& name) const {
+    if (name.empty()) return;
+    fs::path path(name);
+    if (path.is_relative()) path = fs::path(file_).parent_path() / path;
+    std::error_code error;
+    name = fs::absolute(path, error).lexically_normal().string();
   }
 
   // Makes a source absolute and checks that it is there.
@@ -675,6 +778,14 @@ void append_names(std::vector<std::string>& out, const std::string& path, const 
 
 std::string fingerprint(const Model& model) {
   std::string out = model.source;
+  if (model.is_remote()) {
+    const Remote& remote = model.remote;
+    out = remote.model + "\n" + remote.api_key_file + "\n" + remote.ca_file;
+    for (const std::string& url : remote.urls) out += "\n" + url;
+    for (const auto& [name, value] : remote.headers) out.append("\n").append(name).append(": ").append(value);
+    for (const Key<Remote>& key : remote_keys()) out.append("\n").append(key.name).append("=").append(key.show(remote));
+    return out + "\n" + model.settings.engine;
+  }
   for (const Key<ModelSettings>& key : settings_keys()) {
     if (key.name == "load" || key.name == "idle_unload" || key.name == "pin") continue;
     out.append("\n").append(key.name).append("=").append(key.show(model.settings));
@@ -784,6 +895,7 @@ std::vector<std::string> key_names() {
   append_names(out, "defaults.", settings_keys());
   append_names(out, "models[].", model_keys());
   append_names(out, "models[].", settings_keys());
+  append_names(out, "models[].", remote_keys());
   return out;
 }
 
@@ -821,6 +933,10 @@ models:
     kv_cache: 2GiB
   - name: llama-1b                    # downloaded when it is not there yet
     source: hf://unsloth/Llama-3.2-1B-Instruct-GGUF/Llama-3.2-1B-Instruct-Q8_0.gguf
+  - name: llama-70b                   # computed elsewhere
+    engine: openai
+    urls: [http://vllm-0:8000/v1]
+    model: meta-llama/Llama-3.1-70B-Instruct
 ```
 )";
   append_reference(out, "server", "server.", server_keys());
@@ -831,6 +947,11 @@ models:
   append_reference(out, "models", "models[].", model_keys());
   append_reference(out, "Settings of a model (under `models[]`, or for all models under `defaults`)", "",
                    settings_keys());
+  append_reference(out, "A model that another engine serves (under `models[]`, with `engine: openai`)", "",
+                   remote_keys());
+  out +=
+      "\nOf the settings above such a model takes `engine` alone, and it has no `source`. "
+      "[remote-engines.md](remote-engines.md) explains it.\n";
   out += "\n## Known, but not in this version\n\n";
   for (const auto& [name, why] : unsupported_keys())
     out.append("- `").append(name).append("`: ").append(why).append(".\n");

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/log.h"
@@ -33,6 +34,7 @@ struct Server {
   milliseconds drain_delay{5'000};
   milliseconds drain_timeout{30'000};
   std::string unknown_fields = "reject";  // reject | warn
+  std::string operators = "local";        // local | gateway
   bool operator==(const Server&) const = default;
 };
 
@@ -83,13 +85,32 @@ struct ModelSettings {
   bool on_demand = false;       // load: startup | on_demand
   milliseconds idle_unload{0};  // 0: never
   bool pin = false;
+  int weight = 1;  // of its steps among those of the others
+  std::string engine = "native";  // native | openai
+};
+
+// A model that another engine serves.
+struct Remote {
+  std::string model;                                         // its name there; empty: the same as here
+  std::vector<std::string> urls;                             // with /v1
+  std::string dialect = "auto";                              // auto | openai | vllm | sglang | trtllm | llamacpp | xgen
+  std::string api_key_file;                                  // absolute; empty: no key
+  std::vector<std::pair<std::string, std::string>> headers;  // sent with every request
+  std::string ca_file;                                       // absolute; empty: the system's store
+  milliseconds connect_timeout{5'000};
+  milliseconds first_byte_timeout{300'000};
+  milliseconds idle_timeout{60'000};
+  milliseconds health_interval{10'000};  // 0: never
+  std::int64_t max_requests = 4096;
 };
 
 struct Model {
   std::string name;
   std::vector<std::string> aliases;
-  std::string source;  // absolute path, hf://…, s3://…, or "builtin:xgen-demo"
+  std::string source;  // absolute path, hf://…, s3://…, or "builtin:xgen-demo"; empty if it is remote
   ModelSettings settings;
+  Remote remote;
+  bool is_remote() const { return settings.engine != "native"; }
   std::string where;  // "models.yaml:12", for messages
 };
 

@@ -16,6 +16,7 @@ DecoderRunner::DecoderRunner(std::shared_ptr<model::Decoder> decoder, std::uniqu
 DecoderRunner::~DecoderRunner() { decoder_->release(); }
 
 void DecoderRunner::run(const StepPlan& plan, StepResult& result) {
+  const WorkerPool::Turn turn(*pool_);
   tokens_.clear();
   slices_.clear();
   logit_rows_.clear();

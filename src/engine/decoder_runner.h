@@ -15,13 +15,14 @@ namespace xgen::engine {
 
 class DecoderRunner final : public ModelRunner {
  public:
-  // The decoder's workspace is reserved already; it is released with the runner. `files`: those that the weights are
-  // in.
+  // The decoder's workspace is reserved already; it is released with the runner. `pool` is the runner's own, whose
+  // threads it may share with others. `files`: those that the weights are in.
   DecoderRunner(std::shared_ptr<model::Decoder> decoder, std::unique_ptr<model::KvCache> cache,
                 std::shared_ptr<WorkerPool> pool, std::shared_ptr<const FileDamage> files);
   ~DecoderRunner() override;
 
   void run(const StepPlan& plan, StepResult& result) override;
+  void rest() override { pool_->rest(); }
   Status fault() const override { return files_->status(); }
   void discard(std::span<const BlockId> blocks) override { cache_->discard(blocks); }
 

@@ -31,14 +31,15 @@ struct EngineLoop::Inbox {
   std::vector<std::unique_ptr<Job>> submitted;
   std::vector<RequestId> cancelled;
   RequestId last_id = 0;
-  std::uint64_t reclaim_bytes = 0;  // to be given back
-  bool reclaim_must = false;
+  std::uint64_t reclaim_spare = 0;  // bytes to be given back, of what is only kept in case it is useful
+  std::uint64_t reclaim_must = 0;   // and in any case
   bool stopping = false;
   bool asleep = false;
   std::optional<Error> failure;           // why the loop has ended by itself
   std::function<void(Error)> on_failure;  // until it is called
   std::atomic<int> waiting{0};            // requests that have not begun
 
+  bool reclaims() const { return reclaim_spare > 0 || reclaim_must > 0; }
   void notify(std::unique_lock<std::mutex>& lock) {
     const bool asleep_now = asleep;
     lock.unlock();
@@ -76,8 +77,9 @@ EngineLoop::EngineLoop(EngineLoopOptions options, const SchedulerOptions& schedu
   if (options_.account != nullptr) {
     options_.account->on_reclaim([inbox = inbox_](std::uint64_t bytes, bool must) {
       std::unique_lock lock(inbox->mutex);
-      inbox->reclaim_bytes += bytes;
-      inbox->reclaim_must |= must;
+      // Who asks again before anything has come asks for the same.
+      std::uint64_t& wanted = must ? inbox->reclaim_must : inbox->reclaim_spare;
+      wanted = std::max(wanted, bytes);
       inbox->notify(lock);
     });
   }
@@ -159,6 +161,7 @@ void EngineLoop::run() {
   Error error = make_error(ErrorCode::unavailable, "Model " + options_.name + " has failed: " + reason);
   error.retry_after_s = kRetryAfterFailureSeconds;
   give_up(error);
+  return_borrowed();
   std::function<void(Error)> failed;
   {
     std::lock_guard lock(inbox_->mutex);
@@ -174,7 +177,8 @@ bool EngineLoop::receive() {
     {
       std::unique_lock lock(inbox_->mutex);
       if (!scheduler_.has_work() && inbox_->submitted.empty() && inbox_->cancelled.empty() && !inbox_->stopping &&
-          inbox_->reclaim_bytes == 0) {
+          !inbox_->reclaims()) {
+        runner_->rest();
         step_began_.store(0, std::memory_order_relaxed);
         if (scheduler_.pool().used() != 0) {
           log::error("engine", "blocks of the KV cache are in use while no request is",
@@ -182,8 +186,7 @@ bool EngineLoop::receive() {
         }
         inbox_->asleep = true;
         inbox_->wake.wait(lock, [this] {
-          return !inbox_->submitted.empty() || !inbox_->cancelled.empty() || inbox_->stopping ||
-                 inbox_->reclaim_bytes > 0;
+          return !inbox_->submitted.empty() || !inbox_->cancelled.empty() || inbox_->stopping || inbox_->reclaims();
         });
         inbox_->asleep = false;
       }
@@ -234,21 +237,35 @@ int EngineLoop::borrow(int blocks) {
 
 // Gives back what others want of the borrowed blocks.
 void EngineLoop::give_back() {
-  std::uint64_t bytes = 0;
-  bool must = false;
+  std::uint64_t spare = 0;
+  std::uint64_t must = 0;
   {
     std::lock_guard lock(inbox_->mutex);
-    bytes = std::exchange(inbox_->reclaim_bytes, 0);
-    must = std::exchange(inbox_->reclaim_must, false);
+    spare = std::exchange(inbox_->reclaim_spare, 0);
+    must = std::exchange(inbox_->reclaim_must, 0);
   }
-  if (bytes == 0) return;
-  const std::uint64_t blocks = std::min<std::uint64_t>((bytes + options_.block_bytes - 1) / options_.block_bytes,
-                                                       static_cast<std::uint64_t>(scheduler_.pool().num_blocks()));
+  if (spare == 0 && must == 0) return;
+  const auto blocks = [this](std::uint64_t bytes) {
+    return static_cast<int>(std::min<std::uint64_t>((bytes + options_.block_bytes - 1) / options_.block_bytes,
+                                                    static_cast<std::uint64_t>(scheduler_.pool().num_blocks())));
+  };
   discarded_.clear();
-  scheduler_.give_back(static_cast<int>(blocks), must, discarded_);
+  scheduler_.give_back(blocks(must), true, discarded_);
+  const int more = blocks(spare) - static_cast<int>(discarded_.size());
+  scheduler_.give_back(more, false, discarded_);
   if (discarded_.empty()) return;
   runner_->discard(discarded_);
   options_.account->give_back(discarded_.size() * options_.block_bytes);
+}
+
+// A failed engine computes nothing any more: others get what it has borrowed, though the model is still there.
+void EngineLoop::return_borrowed() {
+  if (options_.account == nullptr) return;
+  options_.account->on_reclaim({});
+  discarded_.clear();
+  for (BlockId block = 0; block < scheduler_.pool().num_blocks(); ++block) discarded_.push_back(block);
+  runner_->discard(discarded_);
+  options_.account->give_back(options_.account->borrowed());
 }
 
 void EngineLoop::note_scheduled(const StepPlan& plan) {

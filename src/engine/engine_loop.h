@@ -113,6 +113,7 @@ class EngineLoop final : private BlockLender {
   void flush();
   int borrow(int blocks) override;
   void give_back();
+  void return_borrowed();
   void publish_stats();
   void give_up(const Error& error);
 

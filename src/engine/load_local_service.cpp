@@ -1,6 +1,7 @@
 #include <future>
 #include <utility>
 
+#include "base/prefetch.h"
 #include "engine/chat_renderer.h"
 #include "engine/decoder_runner.h"
 #include "engine/load_tokenizer.h"
@@ -75,23 +76,24 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
     if (progress) progress(share);
   };
   report(0);
-  // The vocabulary takes longer to read than all the rest.
+  // Both take processor time, and no more of it than those leave who serve meanwhile.
+  std::future<void> weights =
+      in_background([&] { decoder_->prefetch([&](double share) { report(0.05 + 0.85 * share); }); });
   std::future<Result<std::shared_ptr<const text::Tokenizer>>> reading;
-  if (tokenizer_ == nullptr)
-    reading = std::async(std::launch::async, [this] { return load_tokenizer(*options_.files); });
+  if (tokenizer_ == nullptr) reading = in_background([this] { return load_tokenizer(*options_.files); });
   const int threads = options_.pool->size();
   Status reserved =
       decoder_->reserve(memory.max_num_batched_tokens, memory.max_num_seqs + memory.max_score_rows, threads);
   Result<std::unique_ptr<model::KvCache>> cache = model::KvCache::create(
       decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks, memory.kv_most_blocks - memory.kv_blocks);
-  report(0.3);
   Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.valid() ? reading.get() : tokenizer_;
+  weights.get();
   if (Status read = options_.files->damage()->status(); !read.ok()) return std::move(read).error();
   if (!tokenizer.ok()) return tokenizer.error();
   tokenizer_ = std::move(*tokenizer);
   if (!reserved.ok()) return std::move(reserved).error();
   if (!cache.ok()) return cache.error();
-  report(0.8);
+  report(0.95);
 
   LocalServiceParts parts;
   parts.name = options_.name;
@@ -112,7 +114,9 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   parts.scheduler.max_num_batched_tokens = memory.max_num_batched_tokens;
   parts.scheduler.max_score_rows = memory.max_score_rows;
   parts.scheduler.enable_prefix_caching = options_.enable_prefix_caching;
-  parts.runner = std::make_unique<DecoderRunner>(decoder_, std::move(*cache), options_.pool, options_.files->damage());
+  parts.runner = std::make_unique<DecoderRunner>(decoder_, std::move(*cache),
+                                                 std::make_shared<WorkerPool>(*options_.pool, options_.weight),
+                                                 options_.files->damage());
   std::shared_ptr<inference::ModelService> service = make_local_service(std::move(parts));
   report(1);
   return service;

@@ -28,7 +28,8 @@ namespace xgen::engine {
 struct LocalServiceOptions {
   std::string name;  // what clients call the model
   std::shared_ptr<const FileSet> files;
-  std::shared_ptr<WorkerPool> pool;               // shared by all models of the process
+  std::shared_ptr<WorkerPool> pool;               // threads shared by all models of the process
+  double weight = 1;                              // of its steps among those of the others, > 0
   const kernels::KernelTable* kernels = nullptr;  // null: the best for this machine
 
   std::optional<int> max_model_len;             // tokens of prompt + output; unset: what the model and the memory allow
@@ -57,7 +58,8 @@ class LocalModel {
   // Whether its tokenizer and chat template can be read. Errors name the file and the reason.
   Status check_text() const;
   // Reads the tokenizer, allocates what is planned, starts the engine thread. One service at a time: the one before
-  // must be gone. `progress`: 0-1, called from this thread. `account` lends the KV cache more than is planned.
+  // must be gone. `progress`: 0-1, called from one thread at a time; what
+  // it throws ends the loading. `account` lends the KV cache more than is planned.
   Result<std::shared_ptr<inference::ModelService>> load(const MemoryPlan& plan,
                                                         const std::function<void(double)>& progress = {},
                                                         std::shared_ptr<MemoryBudget::Account> account = {});

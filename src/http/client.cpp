@@ -1,6 +1,7 @@
 #include "http/client.h"
 
 #include <algorithm>
+#include <future>
 
 #include "base/log.h"
 #include "http/client_loop.h"
@@ -10,11 +11,28 @@ namespace xgen::http {
 using Clock = std::chrono::steady_clock;
 using SysError = boost::system::error_code;
 
-ClientLoop::ClientLoop(std::shared_ptr<ClientState> shared) : shared_(std::move(shared)) {}
+LoopTurn::LoopTurn(const ClientLoop& loop) {
+  if (loop.host() != nullptr) turn_.emplace(*loop.host());
+}
+
+ClientLoop::ClientLoop(std::shared_ptr<ClientState> shared, std::shared_ptr<IoThread> host)
+    : shared_(std::move(shared)),
+      host_(std::move(host)),
+      own_context_(host_ == nullptr ? std::make_unique<boost::asio::io_context>(1) : nullptr),
+      context_(host_ == nullptr ? *own_context_ : host_->context()) {}
 ClientLoop::~ClientLoop() = default;
 
 // Calls contain their own faults; this is for the little that is done between them.
 void ClientLoop::start() {
+  if (host_ != nullptr) {
+    const bool running = host_->before_stop([weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->shut_down();
+    });
+    std::lock_guard lock(mutex_);
+    stopped_ = !running;
+    if (stopped_) guard_.reset();
+    return;
+  }
   thread_ = std::thread([this] {
     for (;;) {
       try {
@@ -27,23 +45,37 @@ void ClientLoop::start() {
   });
 }
 
-void ClientLoop::stop() {
-  post([this] {
-    while (!calls_.empty()) {
-      const auto call = *calls_.begin();
-      call->finish(make_error(ErrorCode::cancelled, "the HTTP client is closed"));
-      calls_.erase(call);
-    }
-    for (auto& [origin, links] : kept_)
-      for (const auto& link : links) link->close();
-    kept_.clear();
-    sweep_timer_.cancel();
-    resolver_.cancel();
+void ClientLoop::shut_down() {
+  {
     std::lock_guard lock(mutex_);
-    stopped_ = true;
-    guard_.reset();
+    if (stopped_) return;
+  }
+  while (!calls_.empty()) {
+    const auto call = *calls_.begin();
+    call->finish(make_error(ErrorCode::cancelled, "the HTTP client is closed"));
+    calls_.erase(call);
+  }
+  for (auto& [origin, links] : kept_)
+    for (const auto& link : links) link->close();
+  kept_.clear();
+  for (boost::asio::steady_timer* timer : timers_) timer->cancel();
+  sweep_timer_.cancel();
+  resolver_.cancel();
+  std::lock_guard lock(mutex_);
+  stopped_ = true;
+  guard_.reset();
+}
+
+void ClientLoop::stop() {
+  std::promise<void> done;
+  const bool posted = post([this, &done] {
+    shut_down();
+    done.set_value();
   });
-  thread_.join();
+  if (thread_.joinable())
+    thread_.join();
+  else if (posted)
+    done.get_future().wait();
 }
 
 // ---- Kept connections ----
@@ -94,8 +126,8 @@ void ClientLoop::arm_sweep() {
   auto oldest = Clock::time_point::max();
   for (const auto& [origin, links] : kept_) oldest = std::min(oldest, links.front()->idle_since);
   sweep_timer_.expires_at(oldest + shared_->options.keep_idle);
-  sweep_timer_.async_wait([this](SysError error) {
-    if (!error) sweep();
+  sweep_timer_.async_wait([self = shared_from_this()](SysError error) {
+    if (!error) self->sweep();
   });
 }
 
@@ -126,25 +158,75 @@ class Handle final : public Call {
   Handle& operator=(const Handle&) = delete;
   void pause() override { call_->pause(); }
   void resume() override { call_->resume(); }
+  void cancel() override { call_->cancel(); }
+  void fail(Error error) override { call_->fail(std::move(error)); }
 
  private:
   std::shared_ptr<ClientCall> call_;
 };
 
+// A timer of the loop. Destroying it leaves the loop's part behind, which does nothing any more.
+class LoopTimer final : public Client::Timer {
+ public:
+  LoopTimer(std::shared_ptr<ClientLoop> loop, std::chrono::milliseconds delay, std::function<void()> work)
+      : loop_(std::move(loop)), state_(std::make_shared<State>(loop_->context(), std::move(work))) {
+    loop_->post([state = state_, loop = loop_, delay] {
+      if (state->cancelled.load()) return;
+      state->timer.expires_after(delay);
+      loop->timers().insert(&state->timer);
+      state->timer.async_wait([state, loop](SysError error) {
+        const LoopTurn turn(*loop);
+        loop->timers().erase(&state->timer);
+        if (!error && !state->cancelled.load()) state->work();
+      });
+    });
+  }
+  ~LoopTimer() override {
+    state_->cancelled.store(true);
+    loop_->post([state = state_] { state->timer.cancel(); });
+  }
+  LoopTimer(const LoopTimer&) = delete;
+  LoopTimer& operator=(const LoopTimer&) = delete;
+
+ private:
+  struct State {
+    State(boost::asio::io_context& context, std::function<void()> given) : timer(context), work(std::move(given)) {}
+    boost::asio::steady_timer timer;
+    std::function<void()> work;
+    std::atomic<bool> cancelled{false};
+  };
+  std::shared_ptr<ClientLoop> loop_;
+  std::shared_ptr<State> state_;
+};
+
 }  // namespace
 
 struct Client::Impl {
+  explicit Impl(ClientOptions options) : state(std::make_shared<ClientState>(std::move(options))) {}
+
+  void add_loop(std::shared_ptr<IoThread> host) {
+    loops.push_back(std::make_shared<ClientLoop>(state, std::move(host)));
+    loops.back()->start();
+  }
+  // This thread's own where it has one.
+  const std::shared_ptr<ClientLoop>& choose() {
+    if (const IoThread* here = IoThread::here(); here != nullptr)
+      for (const auto& loop : loops)
+        if (loop->host() == here) return loop;
+    return loops[next.fetch_add(1, std::memory_order_relaxed) % loops.size()];
+  }
+
   std::shared_ptr<ClientState> state;
   std::vector<std::shared_ptr<ClientLoop>> loops;
   std::atomic<std::size_t> next{0};
 };
 
-Client::Client(ClientOptions options) : impl_(std::make_unique<Impl>()) {
-  impl_->state = std::make_shared<ClientState>(std::move(options));
-  for (int i = 0; i < std::max(1, impl_->state->options.threads); ++i) {
-    impl_->loops.push_back(std::make_shared<ClientLoop>(impl_->state));
-    impl_->loops.back()->start();
-  }
+Client::Client(ClientOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {
+  for (int i = 0; i < std::max(1, impl_->state->options.threads); ++i) impl_->add_loop(nullptr);
+}
+
+Client::Client(ClientOptions options, const Server& server) : impl_(std::make_unique<Impl>(std::move(options))) {
+  for (auto& thread : server.threads()) impl_->add_loop(std::move(thread));
 }
 
 Client::~Client() {
@@ -152,10 +234,15 @@ Client::~Client() {
 }
 
 std::unique_ptr<Call> Client::start(ClientRequest request, std::shared_ptr<CallListener> listener) {
-  const auto& loop = impl_->loops[impl_->next.fetch_add(1, std::memory_order_relaxed) % impl_->loops.size()];
+  const auto& loop = impl_->choose();
   auto call = std::make_shared<ClientCall>(loop, std::move(request), std::move(listener));
-  loop->post([call] { call->begin(); });
+  if (!loop->post([call] { call->begin(); }))
+    call->finish(make_error(ErrorCode::cancelled, "the HTTP client is closed"));
   return std::make_unique<Handle>(std::move(call));
+}
+
+std::unique_ptr<Client::Timer> Client::after(std::chrono::milliseconds delay, std::function<void()> work) {
+  return std::make_unique<LoopTimer>(impl_->loops.front(), delay, std::move(work));
 }
 
 Client::Counts Client::counts() const {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -15,6 +16,8 @@
 #include "http/url.h"
 
 namespace xgen::http {
+
+class Server;
 
 struct ClientRequest {
   std::string method = "GET";
@@ -26,8 +29,9 @@ struct ClientRequest {
   std::chrono::milliseconds connect_timeout{10'000};     // name, connection and TLS together, over all addresses
   std::chrono::milliseconds first_byte_timeout{60'000};  // from the request sent to the end of the answer's head
   std::chrono::milliseconds idle_timeout{60'000};        // without progress while sending, or between body bytes
-  std::size_t max_head = 64 << 10;                       // bytes of the answer's head
-  std::uint64_t max_body = UINT64_MAX;                   // bytes of the answer's body
+  std::optional<std::chrono::steady_clock::time_point> deadline;  // of the whole call
+  std::size_t max_head = 64 << 10;                                // bytes of the answer's head
+  std::uint64_t max_body = UINT64_MAX;                            // bytes of the answer's body
 };
 
 struct ResponseHead {
@@ -67,11 +71,15 @@ class Call {
   // been read already, at most kClientReadSize bytes. A paused call has no idle_timeout.
   virtual void pause() = 0;
   virtual void resume() = 0;
+  // As if it were destroyed.
+  virtual void cancel() = 0;
+  // Closes the connection; on_end brings this error, unless the call has ended by then.
+  virtual void fail(Error error) = 0;
 };
 inline constexpr std::size_t kClientReadSize = 64 << 10;
 
 struct ClientOptions {
-  int threads = 1;
+  int threads = 1;  // of its own
   std::string user_agent = "xgen-model";
   std::size_t max_calls = 16384;                          // running at once; more end as overloaded
   std::size_t max_idle_per_origin = 1024;                 // connections kept per thread and origin
@@ -84,12 +92,23 @@ struct ClientOptions {
 class Client {
  public:
   explicit Client(ClientOptions options = {});
+  // On the threads of a server, which has been started: a call that one of them starts stays on it, so that what it
+  // brings is passed on without waking another thread. When the server goes, every call ends.
+  Client(ClientOptions options, const Server& server);
   // Ends every call (cancelled). Not from inside a callback. A running look-up of a name is waited for.
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
 
   std::unique_ptr<Call> start(ClientRequest request, std::shared_ptr<CallListener> listener);
+
+  // Runs `work` once on a client's thread, where it must not block. Destroying the Timer cancels it; `work` may be
+  // under way then.
+  class Timer {
+   public:
+    virtual ~Timer() = default;
+  };
+  std::unique_ptr<Timer> after(std::chrono::milliseconds delay, std::function<void()> work);
 
   struct Counts {
     std::uint64_t opened = 0;  // connections

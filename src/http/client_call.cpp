@@ -38,6 +38,7 @@ ClientCall::~ClientCall() {
 // What is thrown while working for this call (by its listener, or for want of memory) ends it and nothing else.
 template <class Work>
 void ClientCall::contain(Work work) noexcept {
+  const LoopTurn turn(*loop_);
   try {
     try {
       work();
@@ -276,7 +277,7 @@ void ClientCall::read() {
         return on_ended(result.reason, false);
     }
   }
-  asio::post(loop_->context(), [self = shared_from_this()] {
+  loop_->post([self = shared_from_this()] {
     if (!self->over_.load() && self->link_ != nullptr && !self->link_->watching()) self->on_readable();
   });
 }
@@ -378,6 +379,11 @@ void ClientCall::cancel() {
   loop_->post([self = shared_from_this()] { self->abandon(); });
 }
 
+void ClientCall::fail(Error error) {
+  if (over_.load()) return;
+  loop_->post([self = shared_from_this(), error = std::move(error)] { self->finish(error); });
+}
+
 void ClientCall::resume() {
   if (!paused_.exchange(false)) return;
   loop_->post([self = shared_from_this()] {
@@ -390,8 +396,8 @@ void ClientCall::resume() {
 
 // The timer is only ever moved to an earlier time; when it fires it is set to the deadline of then.
 void ClientCall::set_deadline(Clock::time_point at) {
-  deadline_ = at;
-  if (at < armed_) arm();
+  deadline_ = request_.deadline ? std::min(at, *request_.deadline) : at;
+  if (deadline_ < armed_) arm();
 }
 
 void ClientCall::arm() {
@@ -404,8 +410,11 @@ void ClientCall::arm() {
 
 void ClientCall::on_timer() {
   armed_ = Clock::time_point::max();
-  if (paused_.load() && phase_ == Phase::body) deadline_ = Clock::now() + request_.idle_timeout;
-  if (Clock::now() < deadline_) return arm();
+  const auto now = Clock::now();
+  if (paused_.load() && phase_ == Phase::body) set_deadline(now + request_.idle_timeout);
+  if (now < deadline_) return armed_ == Clock::time_point::max() ? arm() : void();
+  if (request_.deadline && now >= *request_.deadline)
+    return finish(fault(ErrorCode::timeout, "the call's deadline has passed"));
   switch (phase_) {
     case Phase::connecting:
       if (handshaking_) return finish(fault(ErrorCode::timeout, "no TLS connection within connect_timeout"));

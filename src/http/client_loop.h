@@ -1,7 +1,8 @@
 // The client's insides: a thread with its calls and kept connections. A header of this room alone: it includes Boost.
 //
-// Each ClientLoop runs an io_context of its own; its links and calls are touched on its thread only, so they need no
-// locks. Other threads reach a call by posting to the loop.
+// A ClientLoop runs an io_context of its own, or shares that of a server's thread; its links and calls are touched on
+// that thread only, so they need no locks. Other threads reach a call by posting to the loop. All its work happens in a
+// LoopTurn: on a server's thread that is one of the server's turns, which serves what the work left for connections.
 #pragma once
 
 #include <array>
@@ -16,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_set>
@@ -23,6 +25,7 @@
 #include <vector>
 
 #include "http/client.h"
+#include "http/io_thread.h"
 #include "http/response_parser.h"
 #include "http/tls.h"
 
@@ -75,7 +78,7 @@ class ClientLink : public std::enable_shared_from_this<ClientLink> {
   bool watching_ = false;
 };
 
-// One call, from its start to its end. All but cancel(), pause() and resume() run on the loop's thread.
+// One call, from its start to its end. All but cancel(), fail(), pause() and resume() run on the loop's thread.
 class ClientCall : public std::enable_shared_from_this<ClientCall> {
  public:
   ClientCall(std::shared_ptr<ClientLoop> loop, ClientRequest request, std::shared_ptr<CallListener> listener);
@@ -89,6 +92,7 @@ class ClientCall : public std::enable_shared_from_this<ClientCall> {
   void finish(Status status);
 
   void cancel();
+  void fail(Error error);
   void pause() { paused_.store(true); }
   void resume();
 
@@ -145,24 +149,37 @@ class ClientCall : public std::enable_shared_from_this<ClientCall> {
   std::atomic<bool> over_{false};
 };
 
+class LoopTurn {
+ public:
+  explicit LoopTurn(const ClientLoop& loop);
+
+ private:
+  std::optional<IoThread::Turn> turn_;
+};
+
 class ClientLoop : public std::enable_shared_from_this<ClientLoop> {
  public:
-  explicit ClientLoop(std::shared_ptr<ClientState> shared);
+  // `host`: a server's thread to live on; null: one of its own.
+  ClientLoop(std::shared_ptr<ClientState> shared, std::shared_ptr<IoThread> host);
   ~ClientLoop();
   ClientLoop(const ClientLoop&) = delete;
   ClientLoop& operator=(const ClientLoop&) = delete;
 
   void start();
-  // Ends every call and the thread; what is posted later has no effect.
+  // Ends every call, and the thread if it is the loop's own; what is posted later has no effect.
   void stop();
   // Thread-safe. Runs `work` on the loop's thread; false once it has stopped.
   template <class Work>
   bool post(Work work) {
     std::lock_guard lock(mutex_);
     if (stopped_) return false;
-    boost::asio::post(context_, std::move(work));
+    boost::asio::post(context_, [self = shared_from_this(), work = std::move(work)]() mutable {
+      const LoopTurn turn(*self);
+      work();
+    });
     return true;
   }
+  IoThread* host() const { return host_.get(); }
 
   // The rest on the loop's thread.
   void add(const std::shared_ptr<ClientCall>& call) { calls_.insert(call); }
@@ -176,18 +193,24 @@ class ClientLoop : public std::enable_shared_from_this<ClientLoop> {
   ClientState& shared() { return *shared_; }
   TlsContexts& tls() { return tls_; }
   std::array<char, kClientReadSize>& buffer() { return buffer_; }
+  // Those of Client::after() that wait.
+  std::unordered_set<boost::asio::steady_timer*>& timers() { return timers_; }
 
  private:
+  void shut_down();
   void forget(const std::shared_ptr<ClientLink>& link);
   void arm_sweep();
   void sweep();
 
   const std::shared_ptr<ClientState> shared_;
-  boost::asio::io_context context_{1};
+  const std::shared_ptr<IoThread> host_;
+  const std::unique_ptr<boost::asio::io_context> own_context_;  // without a host
+  boost::asio::io_context& context_;
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> guard_{context_.get_executor()};
   boost::asio::ip::tcp::resolver resolver_{context_};
   boost::asio::steady_timer sweep_timer_{context_};
   bool sweeping_ = false;
+  std::unordered_set<boost::asio::steady_timer*> timers_;
   TlsContexts tls_;
   std::unordered_set<std::shared_ptr<ClientCall>> calls_;
   std::map<std::string, std::vector<std::shared_ptr<ClientLink>>> kept_;  // by origin, longest kept first

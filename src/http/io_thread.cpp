@@ -71,6 +71,12 @@ void IoThread::stop() {
   asio::post(context_, [this] {
     {
       Turn turn(*this);
+      std::vector<std::function<void()>> first;
+      {
+        std::lock_guard lock(inbox_mutex_);
+        first.swap(before_stop_);
+      }
+      for (const auto& work : first) work();
       while (!lists_->all.empty()) {
         const auto connection = lists_->all.front().shared_from_this();
         lists_->all.pop_front();
@@ -88,6 +94,13 @@ void IoThread::stop() {
     context_.run();  // never started: the clean-up still has to run
   while (take_from(lists_->inbox)) {
   }
+}
+
+bool IoThread::before_stop(std::function<void()> work) {
+  std::lock_guard lock(inbox_mutex_);
+  if (stopped_) return false;
+  before_stop_.push_back(std::move(work));
+  return true;
 }
 
 void IoThread::drain() {

@@ -16,11 +16,13 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "http/server.h"
 #include "http/slow_readers.h"
@@ -79,6 +81,10 @@ class IoThread {
   void start();
   // Closes every connection and ends the thread. Later calls from exchanges have no effect.
   void stop();
+  // Thread-safe: `work` runs on this thread, first when it stops. False if it has stopped already.
+  bool before_stop(std::function<void()> work);
+  // The server's thread that this code runs on; null on any other.
+  static IoThread* here() { return current; }
   void drain();
 
   // Thread-safe: has the connection served soon.
@@ -142,6 +148,7 @@ class IoThread {
   std::mutex inbox_mutex_;
   bool stopped_ = false;
   bool posted_ = false;  // a turn will come for what is in the inbox
+  std::vector<std::function<void()>> before_stop_;
 
   using Hook = boost::intrusive::list_member_hook<boost::intrusive::link_mode<boost::intrusive::auto_unlink>>;
   using InboxHook = boost::intrusive::list_member_hook<>;

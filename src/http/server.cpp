@@ -88,6 +88,7 @@ class BeastServer final : public Server {
   }
 
   std::size_t open_connections() const override { return shared_->open.load(); }
+  std::vector<std::shared_ptr<IoThread>> threads() const override { return threads_; }
 
  private:
   void stop_accepting() {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "http/headers.h"
@@ -98,6 +99,8 @@ using Handler = std::function<void(std::shared_ptr<Exchange>)>;
 // holds what was read of it, which may be nothing.
 using ErrorPage = std::function<Response(const Request& request, int status, std::string_view message)>;
 
+class IoThread;
+
 class Server {
  public:
   // Binds and listens; nothing is accepted before start(). Raises the soft limit of open files to the hard one, and
@@ -114,6 +117,8 @@ class Server {
   // True if none was left.
   virtual bool drain(std::chrono::milliseconds deadline) = 0;
   virtual std::size_t open_connections() const = 0;
+  // For a Client that runs on them.
+  virtual std::vector<std::shared_ptr<IoThread>> threads() const = 0;
 };
 
 }  // namespace xgen::http

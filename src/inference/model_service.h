@@ -46,7 +46,7 @@ struct TokenizeRequest {
 };
 struct Tokenized {
   std::vector<TokenId> ids;
-  std::vector<std::string> tokens;  // the bytes of each
+  std::vector<std::string> tokens;  // the bytes of each; empty where the engine does not tell
 };
 
 struct Health {
@@ -95,7 +95,7 @@ class ModelService {
 
   // `failed` is called, at most once and from any thread, when the service has ended by itself: every request has got
   // its event, and no further one will be served. It must not call back.
-  virtual void on_failure(std::function<void(Error)> failed) { static_cast<void>(failed); }
+  virtual void on_failure(std::function<void(Error)> /*failed*/) {}
 
   // Ends every request that is under way as unavailable, and refuses new ones: what holds handles gets its events.
   virtual void close() = 0;

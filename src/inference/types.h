@@ -140,7 +140,7 @@ struct Timings {
 };
 
 struct Started {
-  Usage usage;                                // prompt_tokens and cached_tokens are final
+  Usage usage;                                // of the prompt, where it is known by now
   std::string prompt_text;                    // if echo
   std::vector<TokenLogprob> prompt_logprobs;  // if prompt_logprobs
 };
@@ -166,7 +166,7 @@ struct ChoiceFinished {
 };
 // Terminal: every choice is finished.
 struct Finished {
-  Usage usage;
+  Usage usage;  // all of it, the prompt's too
   Timings timings;
 };
 // Terminal: nothing more will come.

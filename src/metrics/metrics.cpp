@@ -300,6 +300,80 @@ std::string render(std::span<const ModelSample> models, const ProcessSample& pro
   return out;
 }
 
+namespace {
+
+struct RegistryMetric {
+  std::string_view name;
+  Type type;
+  std::string_view help;
+  std::uint64_t RegisteredModel::*value;
+};
+constexpr RegistryMetric kRegistryMetrics[] = {
+    {"xgen_model_reserved_bytes", Type::gauge, "Memory that a model has for itself.", &RegisteredModel::reserved_bytes},
+    {"xgen_model_borrowed_bytes", Type::gauge, "Memory that its KV cache has borrowed of what no model has reserved.",
+     &RegisteredModel::borrowed_bytes},
+    {"xgen_model_loads_total", Type::counter, "Loads that succeeded, waking up included.", &RegisteredModel::loads},
+    {"xgen_model_load_failures_total", Type::counter, "Loads that failed, and engines that ended by themselves.",
+     &RegisteredModel::load_failures},
+    {"xgen_model_evictions_total", Type::counter, "How often it was unloaded to make room for another model.",
+     &RegisteredModel::evictions},
+    {"xgen_model_unloads_total", Type::counter, "How often it left memory, for whatever reason.",
+     &RegisteredModel::unloads},
+};
+constexpr std::string_view kState = "xgen_model_state";
+constexpr std::string_view kStateHelp = "1 for the state that a model is in, as the label state.";
+constexpr std::string_view kSleep = "vllm:engine_sleep_state";
+constexpr std::string_view kSleepHelp =
+    "Label sleep_state: awake = 1 while the model is loaded, weights_offloaded = 1 while it sleeps, discard_all = 1 "
+    "while "
+    "nothing of it is in memory.";
+
+struct MemoryMetric {
+  std::string_view name;
+  std::string_view help;
+  std::uint64_t MemorySample::*value;
+};
+constexpr MemoryMetric kMemoryMetrics[] = {
+    {"xgen_memory_budget_bytes", "Memory for all models together.", &MemorySample::total_bytes},
+    {"xgen_memory_reserved_bytes", "Of it reserved by models.", &MemorySample::reserved_bytes},
+    {"xgen_memory_borrowed_bytes", "Of it borrowed for KV cache, and given back on demand.",
+     &MemorySample::borrowed_bytes},
+};
+
+}  // namespace
+
+std::string render_registry(std::span<const RegisteredModel> models, std::span<const MemorySample> memories) {
+  std::string out;
+  const auto labels = [](const RegisteredModel& model) { return "model_name=\"" + escape_label(model.name) + "\""; };
+  for (const RegistryMetric& metric : kRegistryMetrics) {
+    append_header(out, metric.name, metric.type, metric.help);
+    for (const RegisteredModel& model : models)
+      append_sample(out, metric.name, "", labels(model), static_cast<double>(model.*metric.value));
+  }
+  append_header(out, kState, Type::gauge, kStateHelp);
+  for (const RegisteredModel& model : models)
+    append_sample(out, kState, "", labels(model) + ",state=\"" + std::string(model.state) + "\"", 1);
+  append_header(out, kSleep, Type::gauge, kSleepHelp);
+  for (const RegisteredModel& model : models) {
+    const bool sleeps = model.state == "sleeping";
+    const bool awake = !sleeps && model.reserved_bytes > 0;
+    const auto sample = [&](std::string_view state, bool is) {
+      append_sample(out, kSleep, "", labels(model) + ",engine=\"0\",sleep_state=\"" + std::string(state) + "\"",
+                    is ? 1 : 0);
+    };
+    sample("awake", awake);
+    sample("weights_offloaded", sleeps);
+    sample("discard_all", !awake && !sleeps);
+  }
+  for (const MemoryMetric& metric : kMemoryMetrics) {
+    append_header(out, metric.name, Type::gauge, metric.help);
+    for (const MemorySample& memory : memories)
+      append_sample(out, metric.name, "", "memory=\"" + std::string(memory.memory) + "\"",
+                    static_cast<double>(memory.*metric.value));
+  }
+  return out;
+}
+
 std::string reference_markdown() {
   std::string out = "| metric | type | meaning |\n| --- | --- | --- |\n";
   const auto row = [&](std::string_view name, Type type, std::string_view help) {
@@ -315,6 +389,10 @@ std::string reference_markdown() {
   row(kCacheInfo, Type::gauge, kCacheInfoHelp);
   row(kResponses, Type::counter, kResponsesHelp);
   for (const ProcessMetric& metric : kProcessMetrics) row(metric.name, metric.type, metric.help);
+  for (const RegistryMetric& metric : kRegistryMetrics) row(metric.name, metric.type, metric.help);
+  row(kState, Type::gauge, kStateHelp);
+  row(kSleep, Type::gauge, kSleepHelp);
+  for (const MemoryMetric& metric : kMemoryMetrics) row(metric.name, Type::gauge, metric.help);
   return out;
 }
 

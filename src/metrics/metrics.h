@@ -37,9 +37,30 @@ struct ProcessSample {
 // Reads all but those of HTTP from /proc and getrusage.
 ProcessSample sample_process();
 
+// A model of the registry, loaded or not.
+struct RegisteredModel {
+  std::string name;
+  std::string_view state;  // "ready", "sleeping", …
+  std::uint64_t reserved_bytes = 0;
+  std::uint64_t borrowed_bytes = 0;
+  std::uint64_t loads = 0;
+  std::uint64_t load_failures = 0;
+  std::uint64_t evictions = 0;
+  std::uint64_t unloads = 0;
+};
+// One budget of memory: the host's.
+struct MemorySample {
+  std::string_view memory;
+  std::uint64_t total_bytes = 0;
+  std::uint64_t reserved_bytes = 0;
+  std::uint64_t borrowed_bytes = 0;
+};
+
 inline constexpr std::string_view kContentType = "text/plain; version=0.0.4; charset=utf-8";
 
 std::string render(std::span<const ModelSample> models, const ProcessSample& process);
+// The same for what the registry knows; to be appended.
+std::string render_registry(std::span<const RegisteredModel> models, std::span<const MemorySample> memories);
 
 // Name, type, help and labels of every metric, as Markdown rows for the documentation.
 std::string reference_markdown();

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <utility>
 
+#include "base/prefetch.h"
 #include "kernels/kernel_table.h"
 #include "kernels/ops.h"
 #include "model/decoder_spec.h"
@@ -131,6 +132,17 @@ class DecoderImpl final : public Decoder {
   const GenerationDefaults& generation_defaults() const override { return defaults_; }
   const weights::Metadata& metadata() const override { return metadata_; }
   bool is_gguf() const override { return spec_.gguf; }
+
+  void prefetch(const std::function<void(double)>& progress) const override {
+    std::size_t before = 0;
+    for (const weights::NamedTensor& tensor : store_.tensors()) {
+      const std::size_t bytes = tensor.view.bytes();
+      xgen::prefetch({tensor.view.data, bytes}, [&](std::size_t done) {
+        progress(static_cast<double>(before + done) / static_cast<double>(std::max<std::size_t>(store_.bytes(), 1)));
+      });
+      before += bytes;
+    }
+  }
 
   std::uint64_t workspace_bytes(int max_rows, int max_logit_rows, int threads) const override {
     const std::uint64_t per_row = sizeof(std::int64_t) + sizeof(std::int32_t) +

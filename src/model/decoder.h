@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -110,6 +111,10 @@ class Decoder {
   // config.json, or the GGUF's key/values (which also hold its tokenizer).
   virtual const weights::Metadata& metadata() const = 0;
   virtual bool is_gguf() const = 0;
+
+  // Brings the weights into memory, so that the first pass does not wait for them. `progress`: 0-1; what it throws ends
+  // it.
+  virtual void prefetch(const std::function<void(double)>& progress) const = 0;
 
   // Bytes of workspace for batches of up to `max_rows` rows and `max_logit_rows` logit rows.
   virtual std::uint64_t workspace_bytes(int max_rows, int max_logit_rows, int threads) const = 0;

@@ -13,6 +13,7 @@
 #include <optional>
 #include <set>
 #include <shared_mutex>
+#include <stdexcept>
 #include <thread>
 #include <utility>
 
@@ -26,6 +27,8 @@ namespace {
 using Service = std::shared_ptr<inference::ModelService>;
 using Account = std::shared_ptr<MemoryBudget::Account>;
 
+// When a model that found no room may be asked for again.
+constexpr int kRetryForRoomSeconds = 5;
 constexpr double kFetchShare = 0.9;  // of the progress of a load whose files had to be fetched
 
 // Work for one thread, which sleeps until there is some or a time has come.
@@ -33,6 +36,7 @@ class Inbox {
  public:
   using Job = std::function<void()>;
 
+  // What comes after close() is dropped.
   void push(Job job) {
     {
       std::lock_guard lock(mutex_);
@@ -41,7 +45,7 @@ class Inbox {
     }
     arrived_.notify_one();
   }
-  // Nothing is taken after this; what is queued is dropped.
+  // What is queued is dropped, too.
   void close() {
     std::deque<Job> dropped;
     {
@@ -103,6 +107,37 @@ Error unloaded_error(const std::string& name) {
   return error;
 }
 
+Error stopped_error() { return make_error(ErrorCode::unavailable, "The server is shutting down."); }
+
+// An answer that is owed: whoever drops it unanswered has stopped.
+struct Owed {
+  explicit Owed(Registry::Done callback) : done(callback ? std::move(callback) : [](const Status&) {}) {}
+  ~Owed() {
+    if (done) done(stopped_error());
+  }
+  Owed(const Owed&) = delete;
+  Owed& operator=(const Owed&) = delete;
+  Registry::Done done;
+};
+
+// What is thrown by a loader, for want of memory above all, is the fault of its model alone.
+template <class Work>
+auto contained(Work work) -> decltype(work()) {
+  try {
+    return work();
+  } catch (const std::exception& fault) {
+    return make_error(ErrorCode::internal, fault.what());
+  }
+}
+
+void run_until_closed(Inbox& inbox) {
+  Inbox::Job job;
+  while (inbox.wait({}, job)) {
+    job();
+    job = nullptr;  // with what it holds
+  }
+}
+
 }  // namespace
 
 std::string_view state_name(ModelState state) {
@@ -144,21 +179,23 @@ std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLo
 }
 
 // The thread `decide_` runs every change of state, one after the other, and never waits; `load_` runs one load at a
-// time; what has to be fetched first waits for a thread of its own before it comes to `load_`. `mutex_` guards what
-// other threads read; slots have their own locks, taken after it. A service that leaves its slot is destroyed by
-// `decide_` when its last request's handle has gone, and what it had reserved is free then.
+// time; `end_` destroys services, which wait for the step they are in; each fetch of files has a thread of its own.
+// `mutex_` guards what other threads read; slots have their own locks, taken after it. A service that leaves its slot
+// comes back to `decide_` when its last request's handle has gone, and what it had reserved is free then.
 class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
  public:
   Impl(std::shared_ptr<MemoryBudget> budget, RegistryOptions options) : budget_(std::move(budget)), options_(options) {}
 
   void start() {
-    load_ = std::thread([this] { run_loads(); });
+    load_ = std::thread([this] { run_until_closed(loads_); });
+    end_ = std::thread([this] { run_until_closed(ends_); });
     decide_ = std::thread([this] { run_decisions(); });
   }
   void stop();
 
   Status apply(std::vector<ModelDefinition> definitions);
-  enum class Action : std::uint8_t { load, unload, sleep };
+  void add(ModelDefinition definition, Done done);
+  enum class Action : std::uint8_t { load, unload, sleep, remove };
   void act(Action action, std::string name, Done done);
 
   Result<Service> find(std::string_view name) const;
@@ -171,9 +208,14 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   const MemoryBudget& budget() const { return *budget_; }
 
  private:
+  // What a model becomes when its service has gone.
+  enum class After : std::uint8_t { unloaded, sleeping };
+  struct Load;
+
   // The files of one model on their way here.
   struct Fetch {
-    std::shared_ptr<ModelLoader> loader;
+    explicit Fetch(std::shared_ptr<ModelLoader> whose) : loader(std::move(whose)) {}
+    const std::shared_ptr<ModelLoader> loader;
     std::stop_source stop;
     std::thread thread;
     std::mutex mutex;
@@ -183,9 +225,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
       return what;
     }
   };
-
-  // What a model becomes when its service has gone.
-  enum class After : std::uint8_t { unloaded, sleeping };
+  using FetchPtr = std::shared_ptr<Fetch>;
 
   struct Model {
     // Guarded by mutex_ for writing by the deciding thread and reading by others.
@@ -195,17 +235,19 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     std::string detail;
     std::int64_t created = 0;
     bool waits = false;  // requests wait while it is absent
+    bool added = false;  // by add(), not by apply()
+    Counts counts;
     std::shared_ptr<std::atomic<double>> progress = std::make_shared<std::atomic<double>>(0);
     std::weak_ptr<MemoryBudget::Account> account;  // of what serves or sleeps
-    std::shared_ptr<Fetch> fetch;                  // one that runs, though it may have been stopped
+    FetchPtr fetch;                                // for its load
 
     // Of the deciding thread.
-    std::optional<ModelDefinition> next;  // replaces `definition` with its next load
-    Account asleep;                       // what it keeps while it sleeps
-    bool queued = false;
+    std::optional<ModelDefinition> next;      // replaces `definition` with its next load
+    std::optional<ModelDefinition> fallback;  // had to go before `next` was there, and comes back if that fails
+    std::string note;                         // becomes the detail of the next load that succeeds
+    Account asleep;                           // what it keeps while it sleeps
+    std::shared_ptr<Load> load;               // its place in the queue
     bool removed = false;
-    bool evicted = false;  // its service is on its way out to make room
-    After after = After::unloaded;
     int leaving = 0;  // services that have left the slot and are not gone
     Clock::time_point failed_at;
     std::vector<Done> load_waiters;
@@ -213,30 +255,44 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   };
   using ModelPtr = std::shared_ptr<Model>;
 
-  struct Leaving {
-    std::weak_ptr<inference::ModelService> service;
-    Clock::time_point deadline;
-    bool closed = false;
-  };
-
-  // The load at the head of the queue.
-  struct Current {
+  // One that waits in the queue, or is under way.
+  struct Load {
+    explicit Load(ModelPtr whose) : model(std::move(whose)) {}
     ModelPtr model;
-    ModelDefinition definition;
-    bool asked = false;                     // its loader, for the need
-    std::optional<ModelLoader::Need> need;  // known
-    bool begun = false;
+    ModelDefinition definition;             // of what is measured and loaded
+    std::optional<ModelLoader::Need> need;  // once measured
+    enum class Stage : std::uint8_t { waiting, measuring, loading } stage = Stage::waiting;
+    std::shared_ptr<ModelLoader> fetched;  // whose files are here
+    bool stale = false;                    // measured for nothing: the definition has changed meanwhile
+    bool again = false;                    // called off, and wanted after all
+    std::atomic<bool> called_off{false};   // its outcome is not wanted any more; read by the loading thread
+  };
+  using LoadPtr = std::shared_ptr<Load>;
+
+  // A service on its way out. Until it is gone its loader does not work for another.
+  struct Leaving {
+    const inference::ModelService* service;
+    std::weak_ptr<inference::ModelService> alive;
+    ModelPtr model;
+    std::shared_ptr<ModelLoader> loader;
+    std::uint64_t reserved;  // what it gives back
+    After after;
+    bool evicted;
+    std::optional<Clock::time_point> deadline;
   };
 
   struct Guard;
 
-  void run_loads();
   void run_decisions();
   std::optional<Clock::time_point> run_timers();
 
   void apply_now(std::vector<ModelDefinition> definitions);
-  void define(ModelDefinition definition);
+  void add_now(ModelDefinition definition, Done done);
+  void name_models();
+  ModelPtr define(ModelDefinition definition, bool added);
   void replace(const ModelPtr& model, ModelDefinition definition);
+  void adopt(const ModelPtr& model, ModelDefinition definition);
+  void settle(const ModelPtr& model);
   void remove(const ModelPtr& model);
   void load_now(const ModelPtr& model, Done done);
   void unload_now(const ModelPtr& model, Done done);
@@ -244,24 +300,34 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
 
   void wanted(const ModelPtr& model);
   void queue_load(const ModelPtr& model);
-  void forget_load(const ModelPtr& model);
-  void begin(const ModelPtr& model);
-  void end_fetch(const ModelPtr& model, const std::shared_ptr<Fetch>& fetch, const Status& outcome);
+  void measure_again(Load& load);
+  void call_off(const ModelPtr& model, const Error& error);
+  void begin_fetches();
+  void fetch(const LoadPtr& load, const std::shared_ptr<ModelLoader>& loader);
+  void end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome);
   void advance();
-  bool evict_one();
-  void begin_load(std::uint64_t bytes);
-  void end_load(Result<Service> outcome, Account account);
-  void fail_load(const Error& error);
-  void failed(const ModelPtr& model, const ModelDefinition& tried, const Error& error);
-  void finish_load();
+  bool loader_in_use(const ModelLoader& loader) const;
+  std::uint64_t given_back_by(const Model& model) const;
+  bool evict_one(const ModelPtr& beneficiary);
+  void measure(const LoadPtr& load);
+  void begin_load(const LoadPtr& load, std::uint64_t bytes);
+  void end_load(const LoadPtr& load, Result<Service> outcome, Account account);
+  void fail_load(const LoadPtr& load, const Error& error);
+  void finish_load(const LoadPtr& load);
   Service guard(const ModelPtr& model, std::shared_ptr<ModelLoader> loader, Service service, Account account);
   void watch(const ModelPtr& model, inference::ModelService& service);
   void service_failed(const ModelPtr& model, const inference::ModelService* service, const Error& error);
-  void leave(const ModelPtr& model, Service service, After after);
-  void service_gone(const ModelPtr& model, const std::shared_ptr<ModelLoader>& loader, Account account);
-  void wake_again(Model& model);
+  enum class Reason : std::uint8_t { unloaded, replaced, evicted };
+  void leave(const ModelPtr& model, std::shared_ptr<ModelLoader> loader, const Service& service, After after,
+             Reason reason);
+  void service_gone(const ModelPtr& model, const inference::ModelService* service,
+                    const std::shared_ptr<ModelLoader>& loader, Account account);
+  void drop_asleep(Model& model);
 
   void set_state(Model& model, ModelState state, std::string detail = {});
+  void set_waits(Model& model, bool waits);
+  void count(Model& model, std::uint64_t Counts::*what);
+  static bool serves(const Model& model) { return model.slot->service() != nullptr; }
   static void answer(std::vector<Done>& waiters, const Status& status);
 
   Error unknown(std::string_view name) const;
@@ -269,10 +335,13 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
 
   const std::shared_ptr<MemoryBudget> budget_;
   const RegistryOptions options_;
+  std::atomic<bool> stopping_{false};
   Inbox decisions_;
   Inbox loads_;
+  Inbox ends_;
   std::thread decide_;
   std::thread load_;
+  std::thread end_;
 
   mutable std::shared_mutex mutex_;
   std::vector<ModelPtr> models_;
@@ -280,11 +349,10 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   Counts counts_;
 
   // Of the deciding thread.
-  std::deque<ModelPtr> load_queue_;
-  std::deque<ModelPtr> fetch_queue_;    // for one of the max_fetches
-  int fetches_ = 0;                     // that run
+  std::deque<LoadPtr> load_queue_;      // in order of arrival; those that can go on do
+  bool busy_ = false;                   // the loading thread is
+  std::vector<FetchPtr> fetches_;       // that run, though they may have been stopped
   std::function<void()> when_fetched_;  // at the end, with the last of them
-  std::optional<Current> current_;
   std::vector<Leaving> leaving_;
   int evicting_ = 0;
 };
@@ -328,6 +396,8 @@ ModelEntry Registry::Impl::describe(const Model& model) {
   entry.created = model.created;
   entry.on_demand = model.definition.on_demand;
   entry.pin = model.definition.pin;
+  entry.added = model.added;
+  entry.counts = model.counts;
   if (const Account account = model.account.lock()) {
     entry.reserved = account->reserved();
     entry.borrowed = account->borrowed();
@@ -360,43 +430,59 @@ Status Registry::Impl::apply(std::vector<ModelDefinition> definitions) {
       if (!names.insert(alias).second)
         return make_error(ErrorCode::invalid_argument, "the model name '" + alias + "' is used twice");
   }
-  auto applied = std::make_shared<std::promise<void>>();
+  auto applied = std::make_shared<std::promise<Status>>();
+  auto outcome = applied->get_future();
   auto shared = std::make_shared<std::vector<ModelDefinition>>(std::move(definitions));
-  decisions_.push([this, shared, applied] {
+  auto owed = std::make_shared<Owed>([applied](Status status) { applied->set_value(std::move(status)); });
+  decisions_.push([this, shared, owed = std::move(owed)] {
     apply_now(std::move(*shared));
-    applied->set_value();
+    std::exchange(owed->done, nullptr)({});
   });
-  applied->get_future().wait();
-  return {};
+  return outcome.get();
+}
+
+void Registry::Impl::add(ModelDefinition definition, Done done) {
+  auto owed = std::make_shared<Owed>(std::move(done));
+  decisions_.push([this, definition = std::move(definition), owed = std::move(owed)]() mutable {
+    add_now(std::move(definition), std::exchange(owed->done, nullptr));
+  });
 }
 
 void Registry::Impl::act(Action action, std::string name, Done done) {
-  decisions_.push([this, action, name = std::move(name), done = std::move(done)]() mutable {
+  auto owed = std::make_shared<Owed>(std::move(done));
+  decisions_.push([this, action, name = std::move(name), owed = std::move(owed)] {
     const auto it = by_name_.find(name);
-    if (it == by_name_.end()) return done(unknown(name));
+    Done answer_to = std::exchange(owed->done, nullptr);
+    if (it == by_name_.end()) return answer_to(unknown(name));
     const ModelPtr model = it->second;
-    if (action == Action::load) load_now(model, std::move(done));
-    if (action == Action::unload) unload_now(model, std::move(done));
-    if (action == Action::sleep) sleep_now(model, std::move(done));
+    switch (action) {
+      case Action::load:
+        return load_now(model, std::move(answer_to));
+      case Action::unload:
+        return unload_now(model, std::move(answer_to));
+      case Action::sleep:
+        return sleep_now(model, std::move(answer_to));
+      case Action::remove:
+        unload_now(model, std::move(answer_to));
+        if (!model->added) return;
+        remove(model);
+        name_models();
+    }
   });
 }
 
-// --- The two threads.
-
-void Registry::Impl::run_loads() {
-  Inbox::Job job;
-  while (loads_.wait({}, job)) {
-    job();
-    job = nullptr;  // with what it holds
-  }
-}
+// --- The deciding thread.
 
 void Registry::Impl::run_decisions() {
   Inbox::Job job;
   for (;;) {
     const auto next = run_timers();
     if (!decisions_.wait(next, job)) return;
-    if (job) job();
+    try {
+      if (job) job();
+    } catch (const std::exception& fault) {
+      log::error("registry", "a decision failed", {{"reason", fault.what()}});
+    }
     job = nullptr;  // with what it holds
   }
 }
@@ -407,15 +493,14 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
   std::optional<Clock::time_point> next;
   const auto at = [&next](Clock::time_point time) { next = next ? std::min(*next, time) : time; };
 
-  std::erase_if(leaving_, [](const Leaving& each) { return each.service.expired(); });
   for (Leaving& each : leaving_) {
-    if (each.closed) continue;
-    if (now < each.deadline) {
-      at(each.deadline);
+    if (!each.deadline) continue;
+    if (now < *each.deadline) {
+      at(*each.deadline);
       continue;
     }
-    each.closed = true;
-    if (const Service service = each.service.lock()) service->close();
+    each.deadline.reset();
+    if (const Service service = each.alive.lock()) service->close();
   }
   for (const ModelPtr& model : models_) {
     if (auto due = model->slot->next_deadline()) {
@@ -427,19 +512,20 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
       if (due) at(*due);
     }
     const auto idle = model->definition.idle_unload;
-    if (model->state == ModelState::ready && idle.count() > 0) {
-      if (Service service = model->slot->hold_if_unused(now - idle)) {
+    if (model->state == ModelState::ready && !model->load && idle.count() > 0) {
+      if (const Service service = model->slot->hold_if_unused(now - idle)) {
         log::info("registry", "unloading an idle model", {{"model", model->definition.name}});
-        model->waits = true;
-        leave(model, std::move(service), After::unloaded);
+        set_waits(*model, true);
+        leave(model, model->definition.loader, service, After::unloaded, Reason::unloaded);
       } else {
         at(std::max(model->slot->last_used() + idle, now + std::chrono::seconds(1)));
       }
     }
-    if (model->state == ModelState::failed && model->waits && model->failed_at != Clock::time_point()) {
+    if (model->state == ModelState::failed && model->failed_at != Clock::time_point()) {
       const Clock::time_point again = model->failed_at + options_.retry_failed_after;
       if (now >= again) {
         model->failed_at = {};
+        set_waits(*model, true);
         model->slot->hold();
       } else {
         at(again);
@@ -450,27 +536,33 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
 }
 
 void Registry::Impl::stop() {
+  stopping_ = true;
   // First the loads: one that ended later would put its service into a slot that nobody empties any more.
   loads_.close();
   load_.join();
   auto ended = std::make_shared<std::promise<void>>();
   decisions_.push([this, ended] {
-    load_queue_.clear();
-    fetch_queue_.clear();
-    const Error error = make_error(ErrorCode::unavailable, "The server is shutting down.");
+    const Error error = stopped_error();
     for (const ModelPtr& model : models_) {
       model->slot->refuse(error);
       answer(model->load_waiters, error);
-      answer(model->unload_waiters, {});
-      model->queued = false;
-      if (model->fetch != nullptr) model->fetch->stop.request_stop();
+      answer(model->unload_waiters, error);
     }
-    if (fetches_ == 0) return ended->set_value();
+    for (const Leaving& each : leaving_) answer(each.model->unload_waiters, error);
+    for (const LoadPtr& load : load_queue_) {
+      answer(load->model->unload_waiters, error);
+      load->model->load.reset();  // they hold each other
+    }
+    load_queue_.clear();
+    for (const FetchPtr& each : fetches_) each->stop.request_stop();
+    if (fetches_.empty()) return ended->set_value();
     when_fetched_ = [ended] { ended->set_value(); };
   });
   ended->get_future().wait();
   decisions_.close();
   decide_.join();
+  ends_.close();
+  end_.join();
 }
 
 // --- The list of models.
@@ -481,29 +573,62 @@ void Registry::Impl::set_state(Model& model, ModelState state, std::string detai
   model.detail = std::move(detail);
 }
 
+void Registry::Impl::set_waits(Model& model, bool waits) {
+  std::unique_lock lock(mutex_);
+  model.waits = waits;
+}
+
+void Registry::Impl::count(Model& model, std::uint64_t Counts::*what) {
+  std::unique_lock lock(mutex_);
+  ++(model.counts.*what);
+  ++(counts_.*what);
+}
+
 void Registry::Impl::answer(std::vector<Done>& waiters, const Status& status) {
   for (Done& each : std::exchange(waiters, {}))
     if (each) each(status);
 }
 
+// What add() has brought stays, unless the list takes its name.
 void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
   std::map<std::string, ModelPtr, std::less<>> old;
   for (const ModelPtr& model : models_) old[model->definition.name] = model;
   for (const auto& [name, model] : old) {
-    const bool stays = std::any_of(definitions.begin(), definitions.end(),
-                                   [&](const ModelDefinition& each) { return each.name == model->definition.name; });
-    if (!stays) remove(model);
+    const auto is_name = [&](const ModelDefinition& each) { return each.name == model->definition.name; };
+    const auto is_alias = [&](const ModelDefinition& each) {
+      return std::find(each.aliases.begin(), each.aliases.end(), model->definition.name) != each.aliases.end();
+    };
+    const bool listed = std::any_of(definitions.begin(), definitions.end(), is_name);
+    const bool taken = std::any_of(definitions.begin(), definitions.end(), is_alias);
+    if (!listed && (!model->added || taken)) remove(model);
   }
   std::vector<std::string> order;
   for (ModelDefinition& each : definitions) {
     order.push_back(each.name);
     const auto it = old.find(each.name);
     if (it == old.end()) {
-      define(std::move(each));
+      define(std::move(each), false);
     } else {
+      {
+        std::unique_lock lock(mutex_);
+        it->second->added = false;
+      }
       replace(it->second, std::move(each));
     }
   }
+  {
+    std::unique_lock lock(mutex_);
+    const auto place = [&](const ModelPtr& each) {
+      return std::find(order.begin(), order.end(), each->definition.name) - order.begin();
+    };
+    std::stable_sort(models_.begin(), models_.end(),
+                     [&](const ModelPtr& a, const ModelPtr& b) { return place(a) < place(b); });
+  }
+  name_models();
+  begin_fetches();
+}
+
+void Registry::Impl::name_models() {
   std::unique_lock lock(mutex_);
   by_name_.clear();
   for (const ModelPtr& model : models_) {
@@ -511,15 +636,34 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
     const auto& aliases = model->next ? model->next->aliases : model->definition.aliases;
     for (const std::string& alias : aliases) by_name_[alias] = model;
   }
-  std::sort(models_.begin(), models_.end(), [&](const ModelPtr& a, const ModelPtr& b) {
-    const auto place = [&](const ModelPtr& each) {
-      return std::find(order.begin(), order.end(), each->definition.name) - order.begin();
-    };
-    return place(a) < place(b);
-  });
 }
 
-void Registry::Impl::define(ModelDefinition definition) {
+void Registry::Impl::add_now(ModelDefinition definition, Done done) {
+  const auto it = by_name_.find(definition.name);
+  if (it == by_name_.end()) {
+    define(std::move(definition), true);
+    name_models();
+    return done({});
+  }
+  const ModelPtr model = it->second;
+  const ModelDefinition& known = model->next ? *model->next : model->definition;
+  if (known.name == definition.name && known.fingerprint == definition.fingerprint) {
+    load_now(model, {});
+    return done({});
+  }
+  if (!model->added || known.name != definition.name) {
+    return done(make_error(ErrorCode::invalid_argument,
+                           "The model '" + definition.name +
+                               "' is one of the configuration, with another source or other settings; it is loaded by "
+                               "its name alone, or under another name.",
+                           "model"));
+  }
+  replace(model, std::move(definition));
+  begin_fetches();
+  done({});
+}
+
+Registry::Impl::ModelPtr Registry::Impl::define(ModelDefinition definition, bool added) {
   auto model = std::make_shared<Model>();
   const std::weak_ptr<Impl> self = weak_from_this();
   const std::weak_ptr<Model> weak = model;
@@ -532,6 +676,7 @@ void Registry::Impl::define(ModelDefinition definition) {
   });
   model->created =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  model->added = added;
   model->waits = definition.on_demand;
   model->definition = std::move(definition);
   if (!model->waits) model->slot->refuse(loading_error(model->definition.name, 0));
@@ -540,337 +685,428 @@ void Registry::Impl::define(ModelDefinition definition) {
     models_.push_back(model);
   }
   if (!model->definition.on_demand) queue_load(model);
+  return model;
+}
+
+// The same model with other settings of the kind that need no loading: it keeps its loader.
+void Registry::Impl::adopt(const ModelPtr& model, ModelDefinition definition) {
+  const bool was_on_demand = model->definition.on_demand;
+  const bool on_demand = definition.on_demand;
+  definition.loader = model->definition.loader;
+  model->next.reset();
+  {
+    std::unique_lock lock(mutex_);
+    model->definition = std::move(definition);
+    if (on_demand) model->waits = true;
+  }
+  if (was_on_demand == on_demand || serves(*model) || model->state == ModelState::failed) return;
+  if (!on_demand) return queue_load(model);
+  model->slot->hold();
 }
 
 void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) {
-  if (definition.fingerprint == model->definition.fingerprint) {
-    definition.loader = model->definition.loader;
-    if (model->next && model->fetch != nullptr) forget_load(model);  // of what was to come instead
+  const bool loading = model->load && model->load->stage == Load::Stage::loading;
+  if (loading && model->load->definition.fingerprint == definition.fingerprint) {
+    definition.loader = model->load->definition.loader;
     model->next.reset();
-    std::unique_lock lock(mutex_);
-    model->definition = std::move(definition);
+    if (!serves(*model) && model->definition.fingerprint == definition.fingerprint) {
+      std::unique_lock lock(mutex_);
+      model->definition = definition;
+      model->waits = model->waits || definition.on_demand;
+    }
+    model->load->definition = std::move(definition);
     return;
   }
-  if (current_ && current_->model == model && current_->definition.fingerprint == definition.fingerprint) {
-    definition.loader = current_->definition.loader;
-    current_->definition = std::move(definition);
-    model->next.reset();
-    return;
+  if (!loading && model->definition.fingerprint == definition.fingerprint) {
+    if (model->load && serves(*model)) {
+      call_off(model, make_error(ErrorCode::unavailable, "The change was taken back."));
+    } else if (model->load) {
+      measure_again(*model->load);
+    }
+    return adopt(model, std::move(definition));
   }
   const bool on_demand = definition.on_demand;
-  const bool absent =
-      model->slot->service() == nullptr && model->leaving == 0 && !(current_ && current_->model == model);
-  if (absent) {
-    if (model->asleep) model->definition.loader->release();
-    model->asleep.reset();
-    std::unique_lock lock(mutex_);
-    model->definition = std::move(definition);
-    model->waits = model->waits || on_demand;
-  } else {
-    model->next = std::move(definition);
-  }
-  if (model->fetch != nullptr) model->fetch->stop.request_stop();  // it is another model's; end_fetch begins this one's
-  if (!on_demand || model->slot->service() != nullptr) {
-    queue_load(model);
-  } else if (model->state != ModelState::loading) {
-    set_state(*model, ModelState::unloaded);
-    model->slot->hold();
-  }
+  model->next = std::move(definition);
+  if (model->load) measure_again(*model->load);
+  settle(model);
+  if (serves(*model) || !on_demand || model->slot->waiting() > 0) return queue_load(model);
+  if (model->load) return;
+  if (model->leaving == 0) set_state(*model, ModelState::unloaded);
+  set_waits(*model, true);
+  model->failed_at = {};
+  model->slot->hold();
+}
+
+// Where nothing is there of the old definition, the next one takes its place.
+void Registry::Impl::settle(const ModelPtr& model) {
+  const bool loading = model->load && model->load->stage == Load::Stage::loading;
+  if (!model->next || serves(*model) || model->leaving > 0 || loading) return;
+  drop_asleep(*model);
+  std::unique_lock lock(mutex_);
+  model->definition = *std::move(model->next);
+  model->next.reset();
+  model->waits = model->waits || model->definition.on_demand;
 }
 
 void Registry::Impl::remove(const ModelPtr& model) {
   model->removed = true;
-  forget_load(model);
   const Error error = make_error(ErrorCode::not_found,
                                  "The model '" + model->definition.name + "' is not served here any more.", "model");
-  if (model->asleep) model->definition.loader->release();
-  model->asleep.reset();
+  call_off(model, error);
+  answer(model->load_waiters, error);
+  drop_asleep(*model);
   {
     std::unique_lock lock(mutex_);
     std::erase(models_, model);
   }
-  if (Service service = model->slot->refuse(error)) leave(model, std::move(service), After::unloaded);
-  answer(model->unload_waiters, {});
+  if (const Service service = model->slot->refuse(error))
+    leave(model, model->definition.loader, service, After::unloaded, Reason::replaced);
+  if (model->leaving == 0 && !model->load) answer(model->unload_waiters, {});
+}
+
+// What a sleeping model keeps is let go.
+void Registry::Impl::drop_asleep(Model& model) {
+  if (!model.asleep) return;
+  model.asleep.reset();
+  model.definition.loader->release();
 }
 
 // --- Loading.
 
 void Registry::Impl::wanted(const ModelPtr& model) {
   if (model->removed || model->slot->waiting() == 0) return;
-  if (model->slot->service() == nullptr) queue_load(model);
+  if (!serves(*model)) queue_load(model);
 }
 
 void Registry::Impl::queue_load(const ModelPtr& model) {
-  if (model->queued) return;
-  model->queued = true;
+  if (model->load) {
+    model->load->again = model->load->called_off;
+    return;
+  }
+  model->load = std::make_shared<Load>(model);
   model->progress->store(0);
   // A model that is being replaced goes on serving.
-  if (model->slot->service() == nullptr) {
+  if (!serves(*model)) {
     set_state(*model, ModelState::loading);
     if (model->waits) model->slot->hold();
   }
-  begin(model);
+  load_queue_.push_back(model->load);
+  advance();
 }
 
-// The first step of a load that is wanted: fetch, or wait for its turn.
-void Registry::Impl::begin(const ModelPtr& model) {
-  const std::shared_ptr<ModelLoader> loader = model->next ? model->next->loader : model->definition.loader;
-  if (!loader->fetches()) {
-    load_queue_.push_back(model);
-    return advance();
+void Registry::Impl::measure_again(Load& load) {
+  load.need.reset();
+  load.stale = load.stage == Load::Stage::measuring;
+}
+
+// The load does not happen; one that is under way is thrown away when it ends.
+void Registry::Impl::call_off(const ModelPtr& model, const Error& error) {
+  if (!model->load) return;
+  model->load->called_off = true;
+  answer(model->load_waiters, error);
+  if (model->load->stage == Load::Stage::loading) return;
+  if (model->fetch != nullptr) model->fetch->stop.request_stop();
+  std::erase(load_queue_, model->load);
+  model->load.reset();
+}
+
+bool Registry::Impl::loader_in_use(const ModelLoader& loader) const {
+  return std::any_of(leaving_.begin(), leaving_.end(),
+                     [&](const Leaving& each) { return each.loader.get() == &loader; });
+}
+
+std::uint64_t Registry::Impl::given_back_by(const Model& model) const {
+  std::uint64_t bytes = 0;
+  for (const Leaving& each : leaving_)
+    if (each.model.get() == &model) bytes += each.reserved;
+  return bytes;
+}
+
+// Fetches what the loads in the queue need of it; what has become of no use is stopped.
+void Registry::Impl::begin_fetches() {
+  for (const LoadPtr& load : load_queue_) {
+    const ModelPtr& model = load->model;
+    const std::shared_ptr<ModelLoader>& loader = model->next ? model->next->loader : model->definition.loader;
+    if (model->fetch != nullptr && model->fetch->loader != loader) model->fetch->stop.request_stop();
+    const bool wanted = !load->need && load->stage == Load::Stage::waiting && loader->fetches();
+    if (!wanted || load->fetched == loader || model->fetch != nullptr) continue;
+    if (fetches_.size() < static_cast<std::size_t>(options_.max_fetches)) fetch(load, loader);
   }
-  if (model->fetch != nullptr) return;  // one that was stopped is still ending; end_fetch comes back here
-  if (fetches_ >= options_.max_fetches) {
-    fetch_queue_.push_back(model);
-    return;
-  }
-  ++fetches_;
-  auto fetch = std::make_shared<Fetch>();
-  fetch->loader = loader;
-  {
-    std::unique_lock lock(mutex_);
-    model->fetch = fetch;
-  }
-  fetch->thread = std::thread([this, model, fetch] {
-    Status outcome;
-    try {
-      outcome = fetch->loader->fetch(
+}
+
+void Registry::Impl::fetch(const LoadPtr& load, const std::shared_ptr<ModelLoader>& loader) {
+  auto fetch = std::make_shared<Fetch>(loader);
+  fetch->thread = std::thread([this, load, fetch] {
+    const Status outcome = contained([&] {
+      return fetch->loader->fetch(
           [&](double share, std::string what) {
-            model->progress->store(share * kFetchShare);
+            load->model->progress->store(share * kFetchShare);
             std::lock_guard lock(fetch->mutex);
             fetch->what = std::move(what);
           },
           fetch->stop.get_token());
-    } catch (const std::exception& error) {
-      outcome = make_error(ErrorCode::internal, std::string("fetching it failed: ") + error.what());
-    }
-    decisions_.push([this, model, fetch, outcome] { end_fetch(model, fetch, outcome); });
+    });
+    decisions_.push([this, load, fetch, outcome] { end_fetch(load, fetch, outcome); });
   });
+  fetches_.push_back(fetch);
+  std::unique_lock lock(mutex_);
+  load->model->fetch = fetch;
 }
 
-void Registry::Impl::end_fetch(const ModelPtr& model, const std::shared_ptr<Fetch>& fetch, const Status& outcome) {
+void Registry::Impl::end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome) {
+  const ModelPtr model = load->model;
   fetch->thread.join();
-  --fetches_;
+  std::erase(fetches_, fetch);
   {
     std::unique_lock lock(mutex_);
     model->fetch.reset();
   }
   if (when_fetched_) {
-    if (fetches_ == 0) when_fetched_();
+    if (fetches_.empty()) when_fetched_();
     return;
   }
   const ModelDefinition wanted = model->next ? *model->next : model->definition;
-  if (!model->queued) {
-    // Nobody wants it any more.
-  } else if (fetch->stop.stop_requested() || fetch->loader != wanted.loader) {
-    begin(model);
-  } else if (outcome) {
-    load_queue_.push_back(model);
-    advance();
-  } else {
-    model->queued = false;
-    failed(model, wanted, outcome.error());
-    if (model->next) queue_load(model);
+  const bool counts = model->load == load && fetch->loader == wanted.loader && !fetch->stop.stop_requested();
+  if (counts && !outcome) {
+    load->definition = wanted;
+    return fail_load(load, outcome.error());
   }
-  while (fetches_ < options_.max_fetches && !fetch_queue_.empty()) {
-    const ModelPtr next = fetch_queue_.front();
-    fetch_queue_.pop_front();
-    begin(next);
-  }
+  if (counts) load->fetched = fetch->loader;
+  advance();
 }
 
-// Takes the model out of the queue, if its load has not begun.
-void Registry::Impl::forget_load(const ModelPtr& model) {
-  if (!model->queued || (current_ && current_->model == model)) return;
-  std::erase(load_queue_, model);
-  std::erase(fetch_queue_, model);
-  if (model->fetch != nullptr) model->fetch->stop.request_stop();
-  model->queued = false;
-  answer(model->load_waiters, make_error(ErrorCode::unavailable, "The load was called off."));
-}
-
-// Moves the load at the head of the queue on: what does it need, is there room, load.
+// Moves the first load on that can go on: what does it need, is there room, load. Those before it that wait for room
+// have a claim on what is free.
 void Registry::Impl::advance() {
-  if (!current_) {
-    if (load_queue_.empty()) return;
-    const ModelPtr model = load_queue_.front();
-    load_queue_.pop_front();
-    current_ = Current{model, model->next ? *model->next : model->definition, false, {}, false};
+  begin_fetches();
+  if (busy_) return;
+  std::uint64_t claimed = 0;
+  for (const LoadPtr& each : load_queue_) {
+    const LoadPtr load = each;  // what is called below may change the queue, and ends the loop
+    const ModelPtr model = load->model;
+    if (!load->need) {
+      load->definition = model->next ? *model->next : model->definition;
+      if (loader_in_use(*load->definition.loader)) continue;
+      if (load->definition.loader->fetches() && load->fetched != load->definition.loader) continue;
+      return measure(load);
+    }
+    const std::uint64_t held = model->asleep ? model->asleep->reserved() : 0;
+    const std::uint64_t least = std::max(load->need->least, held) - held;
+    const std::uint64_t wanted = std::max(load->need->wanted, held) - held;
+    const std::uint64_t unreserved = budget_->unreserved();
+    const std::uint64_t room = unreserved - std::min(unreserved, claimed);
+    if (room >= least) return begin_load(load, std::min(room, wanted));
+    // Its own old service gives back what it has.
+    claimed += least - std::min(least, given_back_by(*model));
+    if (evicting_ > 0) continue;  // service_gone comes back here
+    if (evict_one(model)) return advance();
+    if (serves(*model)) {
+      // No room for both: the old one goes first, and requests wait for the new one.
+      set_waits(*model, true);
+      model->fallback = model->definition;
+      leave(model, model->definition.loader, model->slot->hold(), After::unloaded, Reason::replaced);
+      return advance();
+    }
+    if (model->leaving > 0) continue;
+    std::string list;
+    for (const MemoryBudget::Use& use : budget_->uses())
+      if (use.reserved > 0) list += (list.empty() ? "" : ", ") + ("'" + use.owner + "' " + format_bytes(use.reserved));
+    Error error =
+        make_error(ErrorCode::unavailable, "The model '" + load->definition.name + "' needs " +
+                                               format_bytes(load->need->least) + ", but of the memory budget of " +
+                                               format_bytes(budget_->total()) + " only " + format_bytes(room + held) +
+                                               " is free" + (list.empty() ? "" : " (in use: " + list + ")") + ".");
+    error.retry_after_s = load->need->least <= budget_->total() ? kRetryForRoomSeconds : 0;  // 0: never
+    return fail_load(load, error);
   }
-  if (current_->begun || (current_->asked && !current_->need)) return;  // on the other thread
-  Model& model = *current_->model;
-  if (model.removed) return finish_load();
-  const bool replaces = model.slot->service() != nullptr;
-  // The service of the same definition must be gone before its loader works again.
-  if (!replaces && model.leaving > 0) return;
-  if (!std::exchange(current_->asked, true)) {
-    loads_.push([this, loader = current_->definition.loader] {
-      const Result<ModelLoader::Need> need = loader->need();
-      decisions_.push([this, need] {
-        if (!need) return fail_load(need.error());
-        current_->need = *need;
-        advance();
-      });
-    });
-    return;
-  }
-  const std::uint64_t held = model.asleep ? model.asleep->reserved() : 0;
-  const std::uint64_t least = std::max(current_->need->least, held) - held;
-  const std::uint64_t wanted = std::max(current_->need->wanted, held) - held;
-  const std::uint64_t room = budget_->unreserved();
-  if (room >= least) return begin_load(std::min(room, wanted));
-  if (evicting_ > 0 || evict_one()) return;  // service_gone comes back here
-  if (replaces) {
-    // No room for both: the old one goes first, and requests wait for the new one.
-    const ModelPtr kept = current_->model;
-    kept->waits = true;
-    return leave(kept, kept->slot->hold(), After::unloaded);
-  }
-  std::string list;
-  for (const MemoryBudget::Use& use : budget_->uses())
-    if (use.reserved > 0) list += (list.empty() ? "" : ", ") + ("'" + use.owner + "' " + format_bytes(use.reserved));
-  Error error =
-      make_error(ErrorCode::unavailable, "The model '" + current_->definition.name + "' needs " +
-                                             format_bytes(current_->need->least) + ", but of the memory budget of " +
-                                             format_bytes(budget_->total()) + " only " + format_bytes(room + held) +
-                                             " is free" + (list.empty() ? "" : " (in use: " + list + ")") + ".");
-  error.retry_after_s = current_->need->least <= budget_->total() ? 5 : 0;  // 0: never
-  fail_load(error);
 }
 
 // The model that was used longest ago, of those that nobody uses.
-bool Registry::Impl::evict_one() {
+bool Registry::Impl::evict_one(const ModelPtr& beneficiary) {
   std::vector<ModelPtr> candidates;
   for (const ModelPtr& model : models_) {
-    const bool goes = !model->definition.pin && model != current_->model &&
+    const bool goes = !model->definition.pin && model != beneficiary &&
                       (model->asleep != nullptr || (model->state == ModelState::ready && !model->slot->in_use()));
     if (goes) candidates.push_back(model);
   }
   std::sort(candidates.begin(), candidates.end(),
             [](const ModelPtr& a, const ModelPtr& b) { return a->slot->last_used() < b->slot->last_used(); });
   for (const ModelPtr& model : candidates) {
-    log::info("registry", "evicting a model", {{"model", model->definition.name}, {"for", current_->definition.name}});
     if (model->asleep) {
-      model->asleep.reset();
-      model->definition.loader->release();
-      set_state(*model, ModelState::unloaded);
-      {
-        std::unique_lock lock(mutex_);
-        ++counts_.evictions;
-      }
-      advance();
-      return true;
+      drop_asleep(*model);
+      if (!model->load) set_state(*model, ModelState::unloaded);
+    } else {
+      const Service service = model->slot->hold_if_unused(Clock::now());
+      if (service == nullptr) continue;
+      set_waits(*model, true);
+      leave(model, model->definition.loader, service, After::unloaded, Reason::evicted);
     }
-    Service service = model->slot->hold_if_unused(Clock::now());
-    if (service == nullptr) continue;
-    model->waits = true;
-    model->evicted = true;
-    ++evicting_;
-    {
-      std::unique_lock lock(mutex_);
-      ++counts_.evictions;
-    }
-    leave(model, std::move(service), After::unloaded);
+    log::info("registry", "evicting a model",
+              {{"model", model->definition.name}, {"for", beneficiary->definition.name}});
+    count(*model, &Counts::evictions);
     return true;
   }
   return false;
 }
 
-void Registry::Impl::begin_load(std::uint64_t bytes) {
-  current_->begun = true;
-  loads_.push([this, bytes, definition = current_->definition, account = std::move(current_->model->asleep),
-               progress = current_->model->progress]() mutable {
-    const double fetched = progress->load();
-    Result<Service> outcome = Service();
-    if (account != nullptr) {
-      if (Status grown = budget_->grow(*account, bytes, options_.reclaim_timeout); !grown)
-        outcome = std::move(grown).error();
-    } else if (auto reserved = budget_->reserve(definition.name, bytes, options_.reclaim_timeout); reserved.ok()) {
-      account = *std::move(reserved);
-    } else {
-      outcome = std::move(reserved).error();
-    }
-    if (outcome)
-      outcome =
-          definition.loader->load(account, [&](double share) { progress->store(fetched + (1 - fetched) * share); });
-    // Everything goes along: a reference that stayed here would keep the memory reserved.
-    decisions_.push([this, outcome = std::move(outcome), account = std::move(account)]() mutable {
-      end_load(std::move(outcome), std::move(account));
+void Registry::Impl::measure(const LoadPtr& load) {
+  busy_ = true;
+  load->stage = Load::Stage::measuring;
+  loads_.push([this, load, loader = load->definition.loader]() mutable {
+    const Result<ModelLoader::Need> need = contained([&] { return loader->need(); });
+    loader.reset();
+    decisions_.push([this, load, need] {
+      busy_ = false;
+      load->stage = Load::Stage::waiting;
+      const bool counts = !load->called_off && !std::exchange(load->stale, false);
+      if (counts && !need) return fail_load(load, need.error());
+      if (counts) load->need = *need;
+      advance();
     });
   });
 }
 
-void Registry::Impl::end_load(Result<Service> outcome, Account account) {
-  const ModelPtr model = current_->model;
+void Registry::Impl::begin_load(const LoadPtr& load, std::uint64_t bytes) {
+  busy_ = true;
+  load->stage = Load::Stage::loading;
+  loads_.push([this, load, bytes, definition = load->definition, account = std::move(load->model->asleep),
+               progress = load->model->progress]() mutable {
+    const double fetched = progress->load();
+    Status reserved;
+    if (account != nullptr) {
+      reserved = budget_->grow(*account, bytes, options_.reclaim_timeout);
+    } else if (auto fresh = budget_->reserve(definition.name, bytes, options_.reclaim_timeout); fresh.ok()) {
+      account = *std::move(fresh);
+    } else {
+      reserved = std::move(fresh).error();
+    }
+    Result<Service> outcome = Service();
+    if (reserved.ok()) {
+      outcome = contained([&] {
+        return definition.loader->load(account, [&](double share) {
+          if (load->called_off || stopping_) throw std::runtime_error("The load was called off.");
+          progress->store(fetched + (1 - fetched) * share);
+        });
+      });
+    } else {
+      Error error = std::move(reserved).error();
+      error.retry_after_s = kRetryForRoomSeconds;
+      outcome = std::move(error);
+    }
+    // Everything goes along: a reference that stayed here would keep the memory reserved.
+    definition = {};
+    decisions_.push(
+        [this, load = std::move(load), outcome = std::move(outcome), account = std::move(account)]() mutable {
+          end_load(load, std::move(outcome), std::move(account));
+        });
+  });
+}
+
+void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Account account) {
+  busy_ = false;
+  const ModelPtr model = load->model;
+  const std::shared_ptr<ModelLoader> loader = load->definition.loader;
   if (!outcome) {
     account.reset();
-    current_->definition.loader->release();
-    return fail_load(outcome.error());
+    loader->release();
+    return fail_load(load, outcome.error());
   }
-  Service service = guard(model, current_->definition.loader, *std::move(outcome), account);
-  if (model->removed) {
-    leave(model, std::move(service), After::unloaded);
-    return finish_load();
-  }
+  Service service = guard(model, loader, *std::move(outcome), account);
   const Service old = model->slot->service();
+  // The change was taken back while it loaded.
+  const bool reverted =
+      old != nullptr && model->next && model->next->fingerprint == model->definition.fingerprint && !model->removed;
+  if (reverted) adopt(model, *std::move(model->next));
+  if (model->removed || load->called_off || reverted) {
+    leave(model, loader, service, After::unloaded, Reason::unloaded);
+    if (!load->again) answer(model->load_waiters, make_error(ErrorCode::unavailable, "The load was called off."));
+    return finish_load(load);
+  }
+  const std::shared_ptr<ModelLoader> old_loader = model->definition.loader;
   {
     std::unique_lock lock(mutex_);
-    model->definition = current_->definition;
+    model->definition = load->definition;
     model->state = ModelState::ready;
-    model->detail.clear();
+    model->detail = std::exchange(model->note, {});
     model->account = account;
     model->waits = model->definition.on_demand;
-    ++counts_.loads;
   }
   account.reset();
+  count(*model, &Counts::loads);
+  model->fallback.reset();
   if (model->next && model->next->fingerprint == model->definition.fingerprint) model->next.reset();
   inference::ModelService& opened = *service;
   model->slot->open(std::move(service));
   watch(model, opened);
-  if (old != nullptr) {
-    ++model->leaving;
-    leaving_.push_back({old, Clock::now() + options_.drain_timeout, false});
-  }
+  if (old != nullptr) leave(model, old_loader, old, After::unloaded, Reason::replaced);
   answer(model->load_waiters, {});
-  finish_load();
-  if (!model->unload_waiters.empty()) unload_now(model, nullptr);
+  finish_load(load);
 }
 
-void Registry::Impl::fail_load(const Error& error) {
-  failed(current_->model, current_->definition, error);
-  finish_load();
-}
-
-void Registry::Impl::failed(const ModelPtr& model, const ModelDefinition& tried, const Error& error) {
+void Registry::Impl::fail_load(const LoadPtr& load, const Error& error) {
+  const ModelPtr model = load->model;
   const std::string name = model->definition.name;
-  log::error("registry", "a model failed to load", {{"model", name}, {"reason", error.message}});
-  const bool still_serves = model->slot->service() != nullptr;
-  const bool no_room = error.code == ErrorCode::unavailable && error.retry_after_s > 0 && !still_serves;
-  if (model->next && model->next->fingerprint == tried.fingerprint) model->next.reset();
-  {
-    std::unique_lock lock(mutex_);
-    ++counts_.failures;
-    // What could not be replaced goes on as it was; what found no room may find some later.
-    model->state = still_serves ? ModelState::ready : no_room ? ModelState::unloaded : ModelState::failed;
-    model->detail = error.message;
-    if (!still_serves) model->definition = tried;
+  const bool still_serves = serves(*model);
+  if (load->called_off) {
+    if (!model->removed && !still_serves && model->leaving == 0) set_state(*model, ModelState::unloaded);
+    if (!load->again) answer(model->load_waiters, error);
+    if (model->leaving == 0) answer(model->unload_waiters, {});
+    return finish_load(load);
   }
-  if (!still_serves && !model->removed) {
-    Error shown = failed_error(name, error.message);
-    model->failed_at = Clock::now();
-    if (no_room) shown = error;
-    model->slot->refuse(shown);
-    if (no_room && model->waits) model->slot->hold();
+  const bool no_room = error.code == ErrorCode::unavailable && error.retry_after_s > 0;
+  const log::Level level = no_room ? log::Level::warn : log::Level::error;
+  if (log::enabled(level))
+    log::write(level, "registry", "a model failed to load", {{"model", name}, {"reason", error.message}});
+  count(*model, &Counts::failures);
+  if (model->next && model->next->fingerprint == load->definition.fingerprint) {
+    model->next.reset();
+  } else if (model->next && still_serves && model->next->fingerprint == model->definition.fingerprint) {
+    adopt(model, *std::move(model->next));
+  }
+  if (model->removed) {
+    // Nobody is left to be told.
+  } else if (still_serves) {
+    // What could not be replaced goes on as it was.
+    set_state(*model, ModelState::ready, error.message);
+  } else if (model->fallback && !model->next) {
+    log::warn("registry", "the model as it was before is loaded again", {{"model", name}});
+    model->note = "Its change failed: " + error.message;
+    model->next = std::exchange(model->fallback, std::nullopt);
+  } else {
+    {
+      std::unique_lock lock(mutex_);
+      // What found no room may find some later: the next request tries again.
+      model->state = no_room ? ModelState::unloaded : ModelState::failed;
+      model->detail = error.message;
+      model->definition = load->definition;
+      model->waits = model->waits || no_room;
+    }
+    model->failed_at = no_room ? Clock::time_point() : Clock::now();
+    if (no_room) {
+      model->slot->hold(error);
+    } else {
+      model->slot->refuse(failed_error(name, error.message));
+    }
   }
   answer(model->load_waiters, error);
-  answer(model->unload_waiters, {});
+  if (model->leaving == 0) answer(model->unload_waiters, {});
+  finish_load(load);
 }
 
-void Registry::Impl::finish_load() {
-  const ModelPtr model = current_->model;
-  model->queued = false;
-  current_.reset();
-  if (!model->removed && model->next) queue_load(model);
+void Registry::Impl::finish_load(const LoadPtr& load) {
+  const ModelPtr model = load->model;
+  std::erase(load_queue_, load);
+  model->load.reset();
+  if (!model->removed) {
+    const bool again = load->again || (model->next && (serves(*model) || !model->next->on_demand));
+    settle(model);
+    if (again || (!serves(*model) && model->slot->waiting() > 0)) {
+      queue_load(model);
+    } else if (model->state == ModelState::loading) {
+      set_state(*model, ModelState::unloaded);
+      if (model->waits) model->slot->hold();
+    }
+  }
   advance();
 }
 
@@ -885,12 +1121,20 @@ struct Registry::Impl::Guard {
   Account account;
   Service service;
 
+  static std::uint64_t reserved_by(const Service& service) {
+    const Guard* guard = std::get_deleter<Guard>(service);
+    return guard == nullptr || guard->account == nullptr ? 0 : guard->account->reserved();
+  }
+
   void operator()(inference::ModelService*) {
     // Everything moves along: what stayed here would keep the memory reserved a moment longer.
     if (const auto owner = impl.lock()) {
-      owner->decisions_.push([impl = owner.get(), guard = std::move(*this)]() mutable {
+      owner->ends_.push([impl = owner.get(), guard = std::move(*this)]() mutable {
+        const inference::ModelService* const raw = guard.service.get();
         guard.service.reset();
-        impl->service_gone(guard.model, guard.loader, std::move(guard.account));
+        impl->decisions_.push([impl, raw, guard = std::move(guard)]() mutable {
+          impl->service_gone(guard.model, raw, guard.loader, std::move(guard.account));
+        });
       });
       return;
     }
@@ -922,45 +1166,57 @@ void Registry::Impl::service_failed(const ModelPtr& model, const inference::Mode
   if (model->slot->service().get() != service) return;  // it is leaving already
   const std::string& name = model->definition.name;
   log::error("registry", "a model failed", {{"model", name}, {"reason", error.message}});
+  const Service failed = model->slot->refuse(ended_error(name, error.message));
+  leave(model, model->definition.loader, failed, After::unloaded, Reason::unloaded);
+  count(*model, &Counts::failures);
+  // A change of it that is on its way replaces it.
+  if (model->load) return set_state(*model, ModelState::loading, error.message);
   model->failed_at = Clock::now();
-  leave(model, model->slot->refuse(ended_error(name, error.message)), After::unloaded);
-  set_state(*model, model->queued ? ModelState::loading : ModelState::failed, error.message);
-  std::unique_lock lock(mutex_);
-  ++counts_.failures;
+  set_state(*model, ModelState::failed, error.message);
 }
 
-void Registry::Impl::leave(const ModelPtr& model, Service service, After after) {
-  if (service == nullptr) return;
-  model->after = after;
+// The service has left the slot; the model drains, unless another one serves.
+void Registry::Impl::leave(const ModelPtr& model, std::shared_ptr<ModelLoader> loader, const Service& service,
+                           After after, Reason reason) {
+  const auto patience = reason == Reason::replaced ? options_.replace_timeout : options_.drain_timeout;
   ++model->leaving;
-  leaving_.push_back({service, Clock::now() + options_.drain_timeout, false});
-  set_state(*model, ModelState::draining);
+  if (reason == Reason::evicted) ++evicting_;
+  std::optional<Clock::time_point> deadline;
+  if (patience.count() > 0 || reason != Reason::replaced) deadline = Clock::now() + patience;
+  leaving_.push_back({service.get(), service, model, std::move(loader), Guard::reserved_by(service), after,
+                      reason == Reason::evicted, deadline});
+  if (!serves(*model)) set_state(*model, ModelState::draining);
 }
 
-void Registry::Impl::service_gone(const ModelPtr& model, const std::shared_ptr<ModelLoader>& loader, Account account) {
+void Registry::Impl::service_gone(const ModelPtr& model, const inference::ModelService* service,
+                                  const std::shared_ptr<ModelLoader>& loader, Account account) {
+  const auto it =
+      std::find_if(leaving_.begin(), leaving_.end(), [&](const Leaving& each) { return each.service == service; });
+  if (it == leaving_.end()) return;  // everything ends
+  const bool sleeps = it->after == After::sleeping && !model->removed && !model->next && !serves(*model) &&
+                      loader == model->definition.loader;
+  if (it->evicted) --evicting_;
   --model->leaving;
-  if (std::exchange(model->evicted, false)) --evicting_;
-  const bool sleeps = model->after == After::sleeping && model->state == ModelState::draining && !model->removed;
+  leaving_.erase(it);
   if (sleeps) {
     account->give_back(account->borrowed());
     account->shrink(std::min(account->reserved(), loader->kept_asleep()));
     model->asleep = std::move(account);
-    set_state(*model, ModelState::sleeping);
+    if (!model->load) set_state(*model, ModelState::sleeping);
   } else {
     account.reset();
     loader->release();
     ::malloc_trim(0);  // what the threads' heaps keep would add up over many loads
-    if (model->state == ModelState::draining && model->leaving == 0) {
-      set_state(*model, model->queued ? ModelState::loading : ModelState::unloaded);
-    }
+    if (model->state == ModelState::draining && model->leaving == 0)
+      set_state(*model, model->load ? ModelState::loading : ModelState::unloaded);
   }
-  {
-    std::unique_lock lock(mutex_);
-    ++counts_.unloads;
+  count(*model, &Counts::unloads);
+  if (model->leaving == 0 && !(model->load && model->load->called_off)) answer(model->unload_waiters, {});
+  if (!model->removed) {
+    settle(model);
+    // A request may have come for it meanwhile.
+    if (!serves(*model) && model->slot->waiting() > 0) queue_load(model);
   }
-  if (model->leaving == 0) answer(model->unload_waiters, {});
-  // A request may have come for it meanwhile.
-  if (!model->removed && model->slot->service() == nullptr && model->slot->waiting() > 0) queue_load(model);
   advance();
 }
 
@@ -968,51 +1224,47 @@ void Registry::Impl::service_gone(const ModelPtr& model, const std::shared_ptr<M
 
 void Registry::Impl::load_now(const ModelPtr& model, Done done) {
   model->load_waiters.push_back(std::move(done));
-  if (model->queued) return;
-  if (model->slot->service() != nullptr) return answer(model->load_waiters, {});
-  {
-    std::unique_lock lock(mutex_);
-    model->waits = true;
+  if (!model->load && serves(*model)) return answer(model->load_waiters, {});
+  // One that is on its way already goes on refusing or holding requests as it did.
+  if (!serves(*model) && (!model->load || model->load->called_off)) {
+    set_waits(*model, true);
+    model->failed_at = {};
+    model->slot->hold();
   }
-  model->slot->hold();
   queue_load(model);
 }
 
 void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
-  if (done) model->unload_waiters.push_back(std::move(done));
-  forget_load(model);
-  if (model->queued && model->slot->service() == nullptr) return;  // end_load unloads it
-  {
-    std::unique_lock lock(mutex_);
-    model->waits = model->definition.on_demand;
-  }
-  Service service =
-      model->definition.on_demand ? model->slot->hold() : model->slot->refuse(unloaded_error(model->definition.name));
-  if (service != nullptr) return leave(model, std::move(service), After::unloaded);
-  if (model->leaving > 0) {
-    model->after = After::unloaded;
-    return set_state(*model, ModelState::draining);
-  }
-  if (model->asleep) model->definition.loader->release();
-  model->asleep.reset();
+  model->unload_waiters.push_back(std::move(done));
+  const Error error = unloaded_error(model->definition.name);
+  call_off(model, error);
+  model->fallback.reset();
+  model->failed_at = {};
+  set_waits(*model, model->definition.on_demand);
+  const Service service = model->definition.on_demand ? model->slot->hold(error) : model->slot->refuse(error);
+  for (Leaving& each : leaving_)
+    if (each.model == model) each.after = After::unloaded;
+  if (service != nullptr) return leave(model, model->definition.loader, service, After::unloaded, Reason::unloaded);
+  // service_gone and end_load go on.
+  if (model->leaving > 0) return set_state(*model, ModelState::draining);
+  if (model->load) return;
+  drop_asleep(*model);
   set_state(*model, ModelState::unloaded);
+  settle(model);
   answer(model->unload_waiters, {});
 }
 
 void Registry::Impl::sleep_now(const ModelPtr& model, Done done) {
   const std::string& name = model->definition.name;
   if (model->state == ModelState::sleeping) return done({});
-  if (model->definition.loader->kept_asleep() == 0)
-    return done(make_error(ErrorCode::unsupported, "The model '" + name + "' cannot sleep: its engine keeps nothing."));
-  if (model->state != ModelState::ready || model->queued)
+  if (model->state != ModelState::ready || model->load)
     return done(make_error(ErrorCode::unavailable,
                            "The model '" + name + "' is " + std::string(state_name(model->state)) + ", not ready."));
-  {
-    std::unique_lock lock(mutex_);
-    model->waits = true;
-  }
+  if (model->definition.loader->kept_asleep() == 0)
+    return done(make_error(ErrorCode::unsupported, "The model '" + name + "' cannot sleep: its engine keeps nothing."));
+  set_waits(*model, true);
   model->unload_waiters.push_back(std::move(done));
-  leave(model, model->slot->hold(), After::sleeping);
+  leave(model, model->definition.loader, model->slot->hold(), After::sleeping, Reason::unloaded);
 }
 
 // --- Registry.
@@ -1024,6 +1276,7 @@ Registry::Registry(std::shared_ptr<MemoryBudget> budget, RegistryOptions options
 Registry::~Registry() { impl_->stop(); }
 
 Status Registry::apply(std::vector<ModelDefinition> definitions) { return impl_->apply(std::move(definitions)); }
+void Registry::add(ModelDefinition definition, Done done) { impl_->add(std::move(definition), std::move(done)); }
 void Registry::load(std::string_view name, Done done) {
   impl_->act(Impl::Action::load, std::string(name), std::move(done));
 }
@@ -1033,10 +1286,13 @@ void Registry::unload(std::string_view name, Done done) {
 void Registry::sleep(std::string_view name, Done done) {
   impl_->act(Impl::Action::sleep, std::string(name), std::move(done));
 }
+void Registry::remove(std::string_view name, Done done) {
+  impl_->act(Impl::Action::remove, std::string(name), std::move(done));
+}
 Result<Service> Registry::find(std::string_view name) const { return impl_->find(name); }
 Result<ModelEntry> Registry::entry(std::string_view name) const { return impl_->entry(name); }
 std::vector<ModelEntry> Registry::list() const { return impl_->list(); }
-Registry::Counts Registry::counts() const { return impl_->counts(); }
+Counts Registry::counts() const { return impl_->counts(); }
 const MemoryBudget& Registry::budget() const { return impl_->budget(); }
 
 }  // namespace xgen::registry

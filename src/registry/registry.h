@@ -18,8 +18,8 @@
 
 namespace xgen::registry {
 
-// How one model comes into memory. Called from one thread at a time, fetch() and release() excepted; main makes one for
-// each model.
+// How one model comes into memory. Called from one thread at a time, release() and kept_asleep() excepted; main makes
+// one for each model.
 class ModelLoader {
  public:
   virtual ~ModelLoader() = default;
@@ -38,7 +38,8 @@ class ModelLoader {
   // Reads the model's headers only. Errors name the file or the setting at fault.
   virtual Result<Need> need() = 0;
 
-  // Loads it into what `account` has reserved, which the service may keep for borrowing more. `progress`: 0-1.
+  // Loads it into what `account` has reserved, which the service may keep for borrowing more. `progress`: 0-1,
+  // called from one thread at a time; it throws where the load is not wanted any more, which should end it.
   virtual Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
                                                                 const std::function<void(double)>& progress) = 0;
   // Bytes that stay reserved while the model sleeps (its weights); 0 if it cannot sleep.
@@ -71,6 +72,13 @@ enum class ModelState : std::uint8_t {
 };
 std::string_view state_name(ModelState state);
 
+struct Counts {
+  std::uint64_t loads = 0;
+  std::uint64_t failures = 0;
+  std::uint64_t evictions = 0;
+  std::uint64_t unloads = 0;  // services that have gone, whatever the reason
+};
+
 struct ModelEntry {
   std::string name;
   std::vector<std::string> aliases;
@@ -80,7 +88,9 @@ struct ModelEntry {
   std::int64_t created = 0;  // Unix seconds of its definition
   bool on_demand = false;
   bool pin = false;
+  bool added = false;  // by Registry::add
   bool in_use = false;
+  Counts counts;
   std::uint64_t reserved = 0;                        // bytes
   std::uint64_t borrowed = 0;                        // bytes
   std::shared_ptr<inference::ModelService> service;  // what is loaded; null if nothing is
@@ -89,13 +99,14 @@ struct ModelEntry {
 struct RegistryOptions {
   std::size_t max_waiting = 1024;                        // requests that wait for one model to load
   std::chrono::milliseconds drain_timeout{30'000};       // running requests of an unloaded model end after it
+  std::chrono::milliseconds replace_timeout{0};          // those of one that a reload replaces or removes; 0 = never
   std::chrono::milliseconds reclaim_timeout{10'000};     // for borrowers to give memory back to a model that loads
   std::chrono::milliseconds retry_failed_after{30'000};  // before a request tries a failed model again
   int max_fetches = 4;                                   // models whose files are fetched at the same time
 };
 
-// Thread-safe. One thread decides, one loads, and each fetch has its own: a slow load never delays the rest, nor a slow
-// download the loads.
+// Thread-safe. One thread decides, one loads, one ends services, and each fetch has its own: a slow load never delays
+// the rest, nor a slow download the loads.
 class Registry {
  public:
   explicit Registry(std::shared_ptr<MemoryBudget> budget, RegistryOptions options = {});
@@ -106,12 +117,18 @@ class Registry {
 
   // Makes the definitions the whole list of models: new ones are added (and loaded, unless on demand), missing ones
   // drain and go, changed ones are replaced, beside the old one where the budget allows. No request fails because of
-  // it, except those for removed models. Errors: invalid_argument if a name or alias is used twice; nothing changes
-  // then.
+  // it, except those for removed models. Models of add() stay, unless the list has their name. Errors: invalid_argument
+  // if a name or alias is used twice; nothing changes then.
   Status apply(std::vector<ModelDefinition> definitions);
 
-  // Called from the registry's thread, once.
+  // May be empty. Called once: from the registry's thread, or with unavailable when the registry ends.
   using Done = std::function<void(Status)>;
+  // One more model beside the list, whose load begins. A model of that name that is the same is loaded where it is not;
+  // a different one is replaced if it was added as well. Errors: invalid_argument if the list has another model of that
+  // name.
+  void add(ModelDefinition definition, Done done);
+  // As unload(), and a model of add() leaves the list.
+  void remove(std::string_view name, Done done);
   // Errors: not_found; unavailable with the numbers if it does not fit; what the loader says.
   void load(std::string_view name, Done done);  // also wakes
   // Running requests finish within drain_timeout; then it stays unloaded until it is loaded (or, on demand, wanted).
@@ -126,13 +143,7 @@ class Registry {
   Result<ModelEntry> entry(std::string_view name_or_alias) const;
   std::vector<ModelEntry> list() const;  // in the order of the definitions
 
-  struct Counts {
-    std::uint64_t loads = 0;
-    std::uint64_t failures = 0;
-    std::uint64_t evictions = 0;
-    std::uint64_t unloads = 0;
-  };
-  Counts counts() const;
+  Counts counts() const;  // over all models, those that have gone included
   const MemoryBudget& budget() const;
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <utility>
 
 namespace xgen::registry {
@@ -90,6 +91,19 @@ Slot::Service Slot::hold() {
   std::lock_guard lock(mutex_);
   refusal_.reset();
   return leave();
+}
+
+Slot::Service Slot::hold(const Error& error) {
+  Service left;
+  std::deque<Waiter> waiters;
+  {
+    std::lock_guard lock(mutex_);
+    left = leave();
+    refusal_.reset();
+    waiters.swap(waiters_);
+  }
+  for (Waiter& each : waiters) each.go(error);
+  return left;
 }
 
 Slot::Service Slot::refuse(Error error) {
@@ -198,8 +212,13 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
     std::lock_guard lock(state->mutex);
     if (state->cancelled) return;
     if (!outcome) return sink->on_event(inference::Failed{outcome.error()});
-    auto handle = outcome->service->generate_async(std::move(*shared), sink);
-    if (handle != nullptr) state->request = std::make_unique<Handle>(*std::move(outcome), std::move(handle));
+    try {
+      auto handle = outcome->service->generate_async(std::move(*shared), sink);
+      if (handle != nullptr) state->request = std::make_unique<Handle>(*std::move(outcome), std::move(handle));
+    } catch (const std::exception& fault) {
+      // On the registry's thread, where others wait as well: this request fails alone.
+      sink->on_event(inference::Failed{make_error(ErrorCode::internal, fault.what())});
+    }
   });
   return std::make_unique<WaitingHandle>(std::move(state));
 }

@@ -29,6 +29,8 @@ class Slot final : public inference::ModelService {
   void open(std::shared_ptr<inference::ModelService> service);
   // From now on requests wait. Returns the service that was there, if any.
   std::shared_ptr<inference::ModelService> hold();
+  // The same, and those that wait now fail.
+  std::shared_ptr<inference::ModelService> hold(const Error& error);
   // From now on requests fail, and those that wait fail now. Returns the service that was there, if any.
   std::shared_ptr<inference::ModelService> refuse(Error error);
   // As hold(), if a service is there, no request uses it and none has since `unused_since`; else null.

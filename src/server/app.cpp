@@ -70,6 +70,10 @@ struct App::Impl {
   void admin_unload(Context context) { change_model(std::move(context), &registry::Registry::unload); }
   void admin_sleep(Context context) { change_model(std::move(context), &registry::Registry::sleep); }
   void admin_reload(Context context);
+  void management_load(Context context);
+  void management_unload(Context context);
+  void management_status(Context context);
+  void management_gpus(Context context);
   void change_model(Context context, void (registry::Registry::*change)(std::string_view, registry::Registry::Done));
 
   Result<std::shared_ptr<inference::ModelService>> find_model(std::string_view name) const;
@@ -128,6 +132,18 @@ constexpr Route kRoutes[] = {
     {"POST", "/admin/wake", &App::Impl::admin_load, false, Log::normal, "Operators: the same as load."},
     {"POST", "/admin/reload", &App::Impl::admin_reload, false, Log::normal,
      "Operators: read the configuration again and apply it; a bad one changes nothing."},
+    {"POST", "/load", &App::Impl::management_load, false, Log::normal,
+     "XGEN's gateway: load a model; answers LOADING at once. See below for the fields."},
+    {"GET", "/loading-status", &App::Impl::management_status, false, Log::quiet,
+     "XGEN's gateway: what is loading, and how far it is."},
+    {"POST", "/api/management/load", &App::Impl::management_load, false, Log::normal, "The same as `/load`."},
+    {"POST", "/api/management/unload", &App::Impl::management_unload, false, Log::normal,
+     "XGEN's gateway: unload {model_name}; one that was loaded by path is forgotten."},
+    {"GET", "/api/management/status", &App::Impl::management_status, false, Log::quiet,
+     "The same as `/loading-status`."},
+    {"GET", "/api/management/gpus", &App::Impl::management_gpus, false, Log::quiet,
+     "XGEN's gateway: the GPUs; there are none in this version."},
+    {"GET", "/api/management/health", &App::Impl::health, false, Log::quiet, "The same as `/health`."},
     {"GET", "/", &App::Impl::index, false, Log::normal, "This list, as text."},
 };
 
@@ -274,11 +290,12 @@ void App::Impl::tokenize(Context context) {
   log_unknown(context, call->unknown);
   const auto service = find_model(call->model);
   if (!service) return context.fail(service.error());
-  const int max_model_len = (*service)->capabilities().max_model_len;
   (*service)->tokenize_async(std::move(call->request),
-                             [context = std::move(context), max_model_len,
+                             [context = std::move(context), model = *service,
                               with_strings = call->return_token_strs](Result<inference::Tokenized> result) mutable {
                                if (!result) return context.fail(result.error());
+                               // Not before: the model may have been loaded for this.
+                               const int max_model_len = model->capabilities().max_model_len;
                                context.respond({.body = api::tokenize_json(*result, max_model_len, with_strings)});
                              });
 }
@@ -351,8 +368,9 @@ void App::Impl::health(Context context) {
   const State state = lifecycle.state();
   if (state == State::starting) return context.respond({.status = 503, .body = models_state_json("starting")});
   for (const auto& entry : registry.list()) {
-    const bool well = entry.state != registry::ModelState::failed &&
-                      (!entry.service || entry.service->health().state == inference::Health::State::ready);
+    // What an operator tried to add does not make the rest unwell.
+    const bool failed = entry.state == registry::ModelState::failed && !entry.added;
+    const bool well = !failed && (!entry.service || entry.service->health().state == inference::Health::State::ready);
     if (!well) return context.respond({.status = 503, .body = models_state_json("degraded")});
   }
   if (state == State::refusing) return context.respond(status_json(503, "ending"));
@@ -404,7 +422,18 @@ void App::Impl::metrics_page(Context context) {
     process.http_responses.push_back(
         {each.route < std::size(kRoutes) ? kRoutes[each.route].pattern : "none", each.status, each.count});
   }
-  context.respond({.body = metrics::render(samples, process), .content_type = std::string(metrics::kContentType)});
+  std::vector<metrics::RegisteredModel> registered;
+  for (const auto& entry : registry.list()) {
+    registered.push_back({entry.name, registry::state_name(entry.state), entry.reserved, entry.borrowed,
+                          entry.counts.loads, entry.counts.failures, entry.counts.evictions, entry.counts.unloads});
+  }
+  metrics::MemorySample host{"host", registry.budget().total()};
+  for (const MemoryBudget::Use& use : registry.budget().uses()) {
+    host.reserved_bytes += use.reserved;
+    host.borrowed_bytes += use.borrowed;
+  }
+  context.respond({.body = metrics::render(samples, process) + metrics::render_registry(registered, {&host, 1}),
+                   .content_type = std::string(metrics::kContentType)});
 }
 
 void App::Impl::index(Context context) {
@@ -418,26 +447,30 @@ void App::Impl::index(Context context) {
 }
 
 void App::Impl::admin_models(Context context) {
-  if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
+  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
+    return context.fail(status.error());
   context.respond({.body = admin_models_json(registry)});
 }
 
 void App::Impl::change_model(Context context,
                              void (registry::Registry::*change)(std::string_view, registry::Registry::Done)) {
-  if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
+  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
+    return context.fail(status.error());
   const auto name = parse_model_name(context.exchange->request().body);
   if (!name) return context.fail(name.error());
   auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
-  (registry.*change)(*name, [this, shared, name = *name](const Status& status) {
+  // The registry may answer when the app is gone.
+  (registry.*change)(*name, [&models = registry, shared, name = *name](const Status& status) {
     if (!status) return shared->fail(status.error());
-    const auto entry = registry.entry(name);
+    const auto entry = models.entry(name);
     if (!entry) return shared->fail(entry.error());
     shared->respond({.body = admin_model_json(*entry)});
   });
 }
 
 void App::Impl::admin_reload(Context context) {
-  if (Status status = check_operator(context.exchange->request()); !status) return context.fail(status.error());
+  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
+    return context.fail(status.error());
   if (!options.reload)
     return context.fail(
         make_error(ErrorCode::invalid_argument, "This server was started without a configuration file."));
@@ -449,6 +482,54 @@ void App::Impl::admin_reload(Context context) {
     shared->respond({.body = body + "}"});
   });
 }
+
+void App::Impl::management_load(Context context) {
+  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
+    return context.fail(status.error());
+  const auto request = parse_load_request(context.exchange->request().body);
+  if (!request) return context.fail(request.error());
+  auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
+  // The registry may answer when the app is gone.
+  const auto answer = [&models = registry, shared](const std::string& name) {
+    const auto entry = models.entry(name);
+    if (!entry) return shared->fail(entry.error());
+    shared->respond({.status = entry->service ? 200 : 202, .body = gateway_model_json(*entry)});
+  };
+  if (request->path.empty()) {
+    if (const auto entry = registry.entry(request->name); !entry) return shared->fail(entry.error());
+    registry.load(request->name, {});
+    return answer(request->name);
+  }
+  if (!options.make_model)
+    return shared->fail(make_error(ErrorCode::unsupported, "This server loads no models by path.", "model_path"));
+  auto definition = options.make_model(*request);
+  if (!definition) return shared->fail(definition.error());
+  const std::string name = definition->name;
+  registry.add(*std::move(definition), [shared, answer, name](const Status& status) {
+    if (!status) return shared->fail(status.error());
+    answer(name);
+  });
+}
+
+void App::Impl::management_unload(Context context) {
+  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
+    return context.fail(status.error());
+  const auto name = parse_unload_request(context.exchange->request().body);
+  if (!name) return context.fail(name.error());
+  if (const auto entry = registry.entry(*name); !entry) return context.fail(entry.error());
+  registry.remove(*name, {});
+  std::string body = "{\"model_name\":";
+  api::append_json_string(body, *name);
+  context.respond({.status = 202, .body = body + ",\"status\":\"UNLOADING\"}"});
+}
+
+void App::Impl::management_status(Context context) {
+  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
+    return context.fail(status.error());
+  context.respond({.body = loading_status_json(registry)});
+}
+
+void App::Impl::management_gpus(Context context) { context.respond({.body = R"({"count":0,"gpus":[]})"}); }
 
 App::App(AppOptions options, registry::Registry& registry, Lifecycle& lifecycle)
     : impl_(std::make_unique<Impl>(std::move(options), registry, lifecycle)) {}
@@ -491,11 +572,21 @@ std::string reference_markdown() {
       "ASCII, "
       "none of them a space. It comes back with the answer and stands in the log. Any other, with a space or a letter "
       "outside ASCII for example, is replaced by one made here, as is a missing one: 32 hexadecimal digits.\n\nThe "
-      "operators' routes under `/admin` answer on this machine only: 403 for requests from another address, with a "
+      "operators' routes under `/admin` and the gateway's that load and unload answer on this machine only (but see "
+      "`server.operators`): 403 for requests from another address, with a "
       "`Host` that is not this machine, or from a web page of another origin.\n\n## Parameters\n\nA field that is null "
       "counts as left out. A field that no specification knows is refused with 400, unless `server.unknown_fields` is "
       "`warn`.\n\n" +
       api::parameters_markdown() + "\n### Limits\n\n" + api::limits_markdown() +
+      "\n## Loading through XGEN's gateway\n\n`POST /api/inference/load` and "
+      "`POST /api/management/load` take these fields; others are refused by name. Models that are loaded by path live "
+      "beside those of the configuration: a reload leaves them alone, unless the file takes their name, and a restart "
+      "forgets them. The answer is `{model_name, status, progress, error, …}` with 202 while it is LOADING, 200 when "
+      "it "
+      "is LOADED; `loading-status` tells the rest. `status` is LOADING, LOADED (asleep as well), UNLOADING, ERROR with "
+      "the reason in `error`, or UNLOADED for a model that a request or an operator may load again. Who may call them: "
+      "`server.operators`.\n\n" +
+      load_fields_markdown() +
       "\n## Errors\n\nEvery error is `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`; `param` names the field "
       "at fault, or is null. 429 and 503 carry `Retry-After`, those of `/health` too. An error inside a stream is one "
       "`data:` chunk of this shape, then `data: [DONE]`. The log tells the reason of every refusal, without what the "

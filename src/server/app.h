@@ -12,6 +12,7 @@
 #include "http/server.h"
 #include "registry/registry.h"
 #include "server/lifecycle.h"
+#include "server/management.h"
 
 namespace xgen::server {
 
@@ -21,6 +22,10 @@ struct AppOptions {
   bool reject_unknown_fields = true;                   // false: logged and let through
   std::chrono::milliseconds stall_limit{60'000};       // an engine step that runs longer makes /health/live fail
   std::function<std::size_t()> open_connections;       // for /metrics; may be empty
+  // Takes operators' requests from elsewhere, too, if a gateway in front has marked them (x-user-admin).
+  bool gateway_operators = false;
+  // The model of a load request that names a path. Errors name the field. Empty: there are no such requests.
+  std::function<Result<registry::ModelDefinition>(const LoadRequest&)> make_model;
   // Reads the configuration again and applies it; calls back once, from any thread, with a word on what changed or
   // with the reason why nothing did. Empty: there is no file to read.
   std::function<void(std::function<void(Result<std::string>)>)> reload;

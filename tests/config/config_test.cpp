@@ -7,6 +7,7 @@
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <thread>
 
 namespace xgen::config {
@@ -147,7 +148,23 @@ TEST(Config, EveryBadValueIsRefused) {
       {"models: [{name: a, source: 'hf://org'}]", "expected hf://ORG/REPO[@REVISION][/FILE]"},
       {"models: [{name: a, source: 'hf://org/repo/../x'}]", "cannot be a file of a repository"},
       {"models: [{name: a, source: 'gs://bucket/x'}]", "expected a path, hf://ORG/REPO[@REVISION][/FILE] or s3://"},
-      {"models: [{name: a, source: builtin:xgen-demo, engine: tgi}]", "only value in this version"},
+      {"models: [{name: a, source: builtin:xgen-demo, engine: tgi}]", "native | openai"},
+      {"models: [{name: a, engine: openai}]", "urls: missing"},
+      {"models: [{name: a, engine: openai, urls: http://host/v1}]", "a list with one URL"},
+      {"models: [{name: a, engine: openai, urls: []}]", "a list with one URL"},
+      {"models: [{name: a, engine: openai, urls: [host/v1]}]", "a list with one URL"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1', 'http://b/v1']}]", "not supported yet"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], source: builtin:xgen-demo}]",
+       "models[0].source: belongs to models of engine native"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], kv_cache: 1GiB}]",
+       "models[0].kv_cache: belongs to models of engine native"},
+      {"models: [{name: a, source: builtin:xgen-demo, urls: ['http://a/v1']}]",
+       "models[0].urls: belongs to models of engine openai"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], dialect: klingon}]", "auto | openai"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], headers: [x]}]", "header names to values"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], headers: {'a b': c}}]", "is no header name"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], headers: {a: \"b\\nc\"}}]", "header names to values"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], connect_timeout: 1ms}]", "at least 100ms"},
       {"models: [{name: a, source: builtin:xgen-demo, pin: yes}]", "true or false"},
       {"models: [{name: a, source: builtin:xgen-demo, load: later}]", "startup | on_demand"},
       {"models: [{name: a, source: builtin:xgen-demo, idle_unload: -1s}]", "duration"},
@@ -163,6 +180,50 @@ TEST(Config, EveryBadValueIsRefused) {
       {"? [a, b]\n: 1", "expected a key"},
   };
   for (const auto& [text, want] : cases) EXPECT_THAT(error_of(text), HasSubstr(want)) << text;
+}
+
+TEST(Config, AModelOfAnotherEngine) {
+  auto config = load_text(R"(
+models:
+  - name: big
+    aliases: [default]
+    engine: openai
+    urls: ['https://vllm-0:8000/v1']
+    model: org/Big
+    dialect: vllm
+    api_key_file: keys/big
+    ca_file: /etc/ca.pem
+    headers: {X-Team: blue}
+    first_byte_timeout: 30s
+    max_requests: 7
+  - {name: small, source: 'builtin:xgen-demo'}
+)",
+                          "/srv/models.yaml");
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  const Model& model = config->models.at(0);
+  EXPECT_TRUE(model.is_remote());
+  EXPECT_FALSE(config->models.at(1).is_remote());
+  EXPECT_EQ(model.remote.urls, (std::vector<std::string>{"https://vllm-0:8000/v1"}));
+  EXPECT_EQ(model.remote.model, "org/Big");
+  EXPECT_EQ(model.remote.dialect, "vllm");
+  EXPECT_EQ(model.remote.api_key_file, "/srv/keys/big");  // relative to the file
+  EXPECT_EQ(model.remote.ca_file, "/etc/ca.pem");
+  EXPECT_EQ(model.remote.headers.at(0).second, "blue");
+  EXPECT_EQ(model.remote.first_byte_timeout, milliseconds(30'000));
+  EXPECT_EQ(model.remote.idle_timeout, milliseconds(60'000));
+  EXPECT_EQ(model.remote.max_requests, 7);
+  // A reload replaces the model where anything of this differs.
+  const std::string before = fingerprint(model);
+  EXPECT_EQ(before, fingerprint(config->models.at(0)));
+  for (const auto& change : std::vector<std::function<void(Remote&)>>{
+           [](Remote& r) { r.urls = {"http://other/v1"}; }, [](Remote& r) { r.model = "x"; },
+           [](Remote& r) { r.dialect = "auto"; }, [](Remote& r) { r.headers[0].second = "red"; },
+           [](Remote& r) { r.api_key_file = "/other"; }, [](Remote& r) { r.idle_timeout = milliseconds(1); },
+           [](Remote& r) { r.max_requests = 8; }}) {
+    Model changed = model;
+    change(changed.remote);
+    EXPECT_NE(fingerprint(changed), before);
+  }
 }
 
 TEST(Config, TabsInIndentationAreNamed) {

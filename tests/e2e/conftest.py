@@ -1,11 +1,15 @@
 """The servers that the OpenAI tests run against: the controller over a scripted model, and the program itself."""
 import contextlib
 import dataclasses
+import json
 import os
 import shlex
 import signal
 import subprocess
+import tempfile
+import time
 
+import httpx
 import openai
 import pytest
 
@@ -67,6 +71,36 @@ def program():
 
 
 @contextlib.contextmanager
+def in_front_of(server, models):
+    """The program with these models of another server, which computes them."""
+    if not PROGRAM.exists():
+        pytest.skip(f"{PROGRAM} is not built")
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        remote = {"engine": "openai", "urls": [server.url + "/v1"]}
+        json.dump({"models": [{"name": name, **remote} for name in models]}, file)  # JSON is YAML
+        file.flush()
+        with Process("--config", file.name) as process:
+            end = time.monotonic() + 20 * PATIENCE
+            # What it learns of the other server, it learns soon.
+            while any(not m["max_model_len"] for m in httpx.get(process.url + "/v1/models").json()["data"]):
+                assert time.monotonic() < end, "the models' contexts were not learned"
+                time.sleep(0.01)
+            yield Server(process.url, server.model, server.scripted)
+
+
+@contextlib.contextmanager
+def proxied_program():
+    with program() as server, in_front_of(server, [server.model]) as front:
+        yield front
+
+
+@contextlib.contextmanager
+def proxied_scripted_server():
+    with scripted_server() as server, in_front_of(server, ["scripted", "org/slashed", "able"]) as front:
+        yield front
+
+
+@contextlib.contextmanager
 def given(option, model):
     if option.startswith("http://"):
         yield Server(option.rstrip("/"), model or first_model(option.rstrip("/")), False)
@@ -75,20 +109,25 @@ def given(option, model):
             yield Server(url, model or first_model(url), False)
 
 
+SERVERS = {"scripted": scripted_server, "program": program, "proxied": proxied_program, "proxied-scripted": proxied_scripted_server}
+
+
 def pytest_generate_tests(metafunc):
     if "server" in metafunc.fixturenames and metafunc.module.__name__.endswith("test_openai_sdk"):
-        where = ["given"] if metafunc.config.getoption("--server") else ["scripted", "program"]
+        where = ["given"] if metafunc.config.getoption("--server") else ["scripted", "program", "proxied", "proxied-scripted"]
         metafunc.parametrize("server", where, indirect=True, scope="module")
+    if "scripted" in metafunc.fixturenames and metafunc.module.__name__.endswith("test_openai_sdk"):
+        metafunc.parametrize("scripted", ["scripted", "proxied-scripted"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
 def server(request):
     option, model = request.config.getoption("--server"), request.config.getoption("--model")
-    with {"scripted": scripted_server, "program": program, "given": lambda: given(option, model)}[request.param]() as one:
+    with {**SERVERS, "given": lambda: given(option, model)}[request.param]() as one:
         yield one
 
 
 @pytest.fixture(scope="module")
-def scripted():
-    with scripted_server() as one:
+def scripted(request):
+    with SERVERS[getattr(request, "param", "scripted")]() as one:
         yield one

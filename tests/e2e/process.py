@@ -25,17 +25,25 @@ def free_port():
         return s.getsockname()[1]
 
 
+def limit(open_files, cgroup):
+    """What a child does before it becomes the program. `cgroup`: the folder of a control group."""
+    if open_files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+    if cgroup:
+        (cgroup / "cgroup.procs").write_text("0")
+
+
 class Process:
     """`xgen-model serve ARGS…` on a free port of 127.0.0.1, ready when the constructor returns."""
 
-    def __init__(self, *args, env=None, ready=True, limit_open_files=None):
+    def __init__(self, *args, env=None, ready=True, limit_open_files=None, cgroup=None):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = tempfile.TemporaryFile("w+")
         self.child = subprocess.Popen(
             [str(PROGRAM), "serve", *map(str, args), "--host", "127.0.0.1", "--port", str(self.port)],
             stdout=self.log, stderr=subprocess.STDOUT, env=dict(os.environ, **(env or {})),
-            preexec_fn=limit_open_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit_open_files, limit_open_files))))
+            preexec_fn=(limit_open_files or cgroup) and (lambda: limit(limit_open_files, cgroup)))
         if ready:
             self.wait_ready()
 

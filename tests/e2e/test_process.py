@@ -61,7 +61,7 @@ def test_demo_answers_its_own_questions_word_for_word(demo):
     assert not wrong, wrong[:5]
 
 
-@pytest.mark.parametrize("name, share", [("reworded", 0.91), ("free", 0.7)])
+@pytest.mark.parametrize("name, share", [("reworded", 0.93), ("free", 0.7), ("outside", 0.68)])
 def test_demo_answers_questions_it_was_never_trained_on(demo, name, share):
     """Most get the right answer, and nearly every answer is one of those written for it."""
     rows = [json.loads(line) for line in (ROOT / f"tests/demo/{name}.jsonl").read_text().splitlines()]
@@ -237,7 +237,8 @@ def test_a_disconnect_frees_the_request(demo):
 
     body = {"model": "xgen-demo", "prompt": "x", "max_tokens": 2000, "n": 128, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", demo.url + "/v1/completions", json=body) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: httpx closes the connection with it
+        next(lines)
         assert running() >= 1
     end = time.monotonic() + 2 * PATIENCE
     while running() > 0 and time.monotonic() < end:

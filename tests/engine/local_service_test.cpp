@@ -570,6 +570,97 @@ TEST(LocalService, ARunnerThatThrowsFailsTheModelAndNotTheProcess) {
   EXPECT_EQ(answer(*service, ask("a"))->error->code, ErrorCode::unavailable);
 }
 
+// An engine that borrows, with a budget whose rest somebody else wants.
+struct Borrower {
+  explicit Borrower(std::unique_ptr<ModelRunner> runner) {
+    account = *budget.reserve("model", 800, std::chrono::milliseconds(0));
+    LocalServiceParts parts = parts_with(std::move(runner));
+    parts.scheduler.num_blocks = 40;
+    parts.scheduler.own_blocks = 8;
+    parts.scheduler.block_size = 16;
+    parts.scheduler.max_model_len = 128;
+    parts.account = account;
+    parts.block_bytes = 100;
+    service = make_local_service(std::move(parts));
+  }
+  MemoryBudget budget{4000};
+  std::shared_ptr<MemoryBudget::Account> account;
+  std::shared_ptr<inference::ModelService> service;
+};
+
+TEST(LocalService, AFailedEngineKeepsNothingThatIsBorrowed) {
+  struct Runner final : ModelRunner {
+    Runner(Gate& at, std::atomic<std::uint64_t>& watched, std::atomic<MemoryBudget::Account*>& owner)
+        : gate(at), most(watched), account(owner) {}
+    void run(const StepPlan& plan, StepResult& result) override {
+      gate.pass();
+      most = account.load()->borrowed();
+      if (most > 0 && ++steps > 3) throw std::runtime_error("device lost");
+      good.run(plan, result);
+    }
+    Gate& gate;
+    std::atomic<std::uint64_t>& most;
+    std::atomic<MemoryBudget::Account*>& account;
+    int steps = 0;
+    ScriptedRunner good{spell(std::string(90, 'q'))};
+  };
+  std::atomic<std::uint64_t> borrowed{0};
+  std::atomic<MemoryBudget::Account*> account{nullptr};
+  Gate gate;
+  Borrower b(std::make_unique<Runner>(gate, borrowed, account));
+  account = b.account.get();
+  std::vector<std::shared_ptr<Collector>> sinks;
+  std::vector<std::unique_ptr<inference::RequestHandle>> handles;
+  for (int i = 0; i < 8; ++i) {
+    sinks.push_back(std::make_shared<Collector>());
+    handles.push_back(b.service->generate_async(ask(std::string(40, static_cast<char>('a' + i))), sinks.back()));
+  }
+  gate.allow(1000000);
+  for (const auto& sink : sinks) {
+    ASSERT_TRUE(sink->wait());
+    ASSERT_TRUE(sink->error.has_value());
+  }
+  EXPECT_GT(borrowed, 0u);
+  const auto all = b.budget.reserve("other", 3200, std::chrono::seconds(10));
+  EXPECT_TRUE(all.ok()) << all.error().message;
+}
+
+TEST(LocalService, GivesBackWhatIsWantedOnceHoweverOftenItIsAskedFor) {
+  auto gate = std::make_shared<Gate>();
+  Borrower b(std::make_unique<GatedRunner>(gate, spell(std::string(60, 'q'))));
+  gate->allow(1000000);
+  std::vector<std::shared_ptr<Collector>> sinks;
+  std::vector<std::unique_ptr<inference::RequestHandle>> handles;
+  for (int i = 0; i < 6; ++i) {
+    sinks.push_back(std::make_shared<Collector>());
+    handles.push_back(b.service->generate_async(ask(std::string(40, static_cast<char>('a' + i))), sinks.back()));
+  }
+  for (const auto& sink : sinks) ASSERT_TRUE(sink->wait());
+  const std::uint64_t borrowed = b.account->borrowed();
+  ASSERT_GE(borrowed, 1600u);
+  // It is in the middle of a step while somebody asks ten times for what is cached.
+  int entered = 0;
+  {
+    std::lock_guard lock(gate->mutex);
+    gate->allowed = 0;
+    entered = gate->entered;
+  }
+  auto sink = std::make_shared<Collector>();
+  const auto handle = b.service->generate_async(ask("x"), sink);
+  gate->wait_entered(entered + 1);
+  const auto other = *b.budget.reserve("other", b.budget.unreserved() - borrowed, std::chrono::milliseconds(0));
+  for (int i = 0; i < 10; ++i) EXPECT_FALSE(other->borrow(200));
+  gate->allow(1000000);
+  ASSERT_TRUE(sink->wait());
+  bool given = false;
+  for (int i = 0; i < 5000 && !given; ++i) {
+    given = other->borrow(200);
+    if (!given) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_TRUE(given);
+  EXPECT_GE(b.account->borrowed(), borrowed - 400);
+}
+
 TEST(LocalService, NothingOfAStepThatWentWrongIsSent) {
   struct Faulty final : ModelRunner {
     ScriptedRunner inner{spell(std::string(400, 'q'))};

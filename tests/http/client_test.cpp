@@ -9,6 +9,7 @@
 #include <optional>
 #include <thread>
 
+#include "http/server.h"
 #include "support/raw_server.h"
 
 namespace xgen::http {
@@ -631,6 +632,45 @@ TEST(HttpClient, DestroyingTheClientEndsItsCalls) {
   handle->resume();
 }
 
+TEST(HttpClient, ACallMayBeFailedFromOutside) {
+  RawServer server([](RawConnection& connection) { connection.closed_within(10s); });
+  Client client;
+  auto recorder = std::make_shared<Recorder>();
+  const auto handle = client.start(request_for(server), recorder);
+  handle->fail(make_error(ErrorCode::unavailable, "closing"));
+  ASSERT_TRUE(recorder->wait_end());
+  EXPECT_EQ(recorder->end->status.error().message, "closing");
+  handle->fail(make_error(ErrorCode::unavailable, "again"));
+}
+
+TEST(HttpClient, TheDeadlineEndsACallWhateverItDoes) {
+  RawServer server([](RawConnection& connection) {
+    connection.read_request();
+    connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    while (connection.send_chunk("x")) std::this_thread::sleep_for(5ms);
+  });
+  Client client;
+  ClientRequest request = request_for(server);
+  const auto start = std::chrono::steady_clock::now();
+  request.deadline = start + 150ms;
+  const auto got = call(client, request);
+  EXPECT_EQ(got->end->status.error().code, ErrorCode::timeout);
+  EXPECT_THAT(got->end->status.error().message, HasSubstr("deadline"));
+  EXPECT_GE(std::chrono::steady_clock::now() - start, 150ms);
+  EXPECT_GT(got->body.size(), 1U);
+}
+
+TEST(HttpClient, TimersRunOnceUnlessTheyAreDestroyed) {
+  std::atomic<int> ran{0};
+  Client client;
+  const auto kept = client.after(20ms, [&] { ran.fetch_add(1); });
+  client.after(20ms, [&] { ran.fetch_add(100); }).reset();
+  for (int i = 0; i < 1000 && ran.load() == 0; ++i) std::this_thread::sleep_for(1ms);
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(ran.load(), 1);
+  auto endless = client.after(1h, [&] { ran.fetch_add(1); });  // the client ends without it
+}
+
 // ---- Back-pressure ----
 
 TEST(HttpClient, APausedCallHoldsTheSenderBack) {
@@ -701,6 +741,92 @@ TEST(HttpClient, ManyCallsAtOnceOverSeveralThreads) {
       ASSERT_TRUE(recorders[static_cast<std::size_t>(i)]->wait_end());
       EXPECT_TRUE(recorders[static_cast<std::size_t>(i)]->end->status.ok());
       EXPECT_EQ(recorders[static_cast<std::size_t>(i)]->body, "call " + std::to_string(i));
+    }
+  }
+}
+
+// ---- On a server's threads ----
+
+// A server that answers each request with what `upstream` answers.
+struct Relay {
+  explicit Relay(const RawServer& upstream, int threads) : upstream_url(*parse_url(upstream.url())) {
+    ServerOptions options;
+    options.host = "127.0.0.1";
+    options.port = 0;
+    options.threads = threads;
+    server = *Server::bind(
+        options, [this](std::shared_ptr<Exchange> exchange) { handle(std::move(exchange)); },
+        [](const Request&, int status, std::string_view message) {
+          return Response{.status = status, .body = std::string(message)};
+        });
+    server->start();
+    client = std::make_unique<Client>(ClientOptions{}, *server);
+  }
+
+  struct Hop final : CallListener {
+    void on_head(ResponseHead) override { same_thread = std::this_thread::get_id() == thread; }
+    void on_body(std::string_view chunk) override { body += chunk; }
+    void on_end(CallEnd end) override {
+      const bool good = end.status.ok() && same_thread;
+      exchange->respond({.status = good ? 200 : 503, .body = good ? body : "failed"});
+    }
+    std::shared_ptr<Exchange> exchange;
+    std::thread::id thread = std::this_thread::get_id();
+    std::string body;
+    bool same_thread = false;
+  };
+
+  void handle(std::shared_ptr<Exchange> exchange) {
+    auto hop = std::make_shared<Hop>();
+    hop->exchange = std::move(exchange);
+    ClientRequest request;
+    request.url = upstream_url;
+    std::lock_guard lock(mutex);
+    calls.push_back(client->start(std::move(request), std::move(hop)));
+  }
+
+  Url upstream_url;
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Call>> calls;
+  std::unique_ptr<Server> server;
+  std::unique_ptr<Client> client;
+};
+
+TEST(HttpClient, OnAServersThreadsACallStaysOnTheThreadThatStartedIt) {
+  RawServer upstream(each_request([](RawConnection& connection, const RawRequest&) { connection.answer("relayed"); }));
+  Relay relay(upstream, 3);
+  Client outside;
+  for (int i = 0; i < 30; ++i) {
+    ClientRequest request;
+    request.url = *parse_url("http://127.0.0.1:" + std::to_string(relay.server->port()));
+    request.headers = {{"Connection", "close"}};
+    const auto got = call(outside, request);
+    ASSERT_TRUE(got->end->status.ok());
+    EXPECT_EQ(got->body, "relayed");
+  }
+  EXPECT_LE(upstream.accepted(), 3);  // each thread has its own pool
+}
+
+TEST(HttpClient, OnAServersThreadsEitherMayGoFirst) {
+  RawServer upstream([](RawConnection& connection) { connection.closed_within(10s); });
+  for (const bool server_first : {true, false}) {
+    Relay relay(upstream, 2);
+    std::vector<std::shared_ptr<Recorder>> recorders;
+    std::vector<std::unique_ptr<Call>> handles;
+    for (int i = 0; i < 4; ++i) {
+      recorders.push_back(std::make_shared<Recorder>());
+      handles.push_back(relay.client->start(request_for(upstream), recorders.back()));
+    }
+    const auto timer = relay.client->after(1h, [] {});
+    if (server_first) {
+      relay.server.reset();
+      const auto late = call(*relay.client, request_for(upstream));
+      EXPECT_EQ(late->end->status.error().code, ErrorCode::cancelled);
+    }
+    relay.client.reset();
+    for (const auto& recorder : recorders) {
+      ASSERT_TRUE(recorder->wait_end());
+      EXPECT_EQ(recorder->end->status.error().code, ErrorCode::cancelled);
     }
   }
 }

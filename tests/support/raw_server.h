@@ -119,7 +119,7 @@ class RawConnection {
  protected:
   virtual bool readable(std::chrono::milliseconds wait) {
     pollfd poll_fd{fd_, POLLIN, 0};
-    return ::poll(&poll_fd, 1, static_cast<int>(wait.count())) > 0;
+    return fd_ >= 0 && ::poll(&poll_fd, 1, static_cast<int>(wait.count())) > 0;
   }
   virtual ssize_t receive(char* data, std::size_t size) { return ::recv(fd_, data, size, 0); }
   virtual ssize_t write_some(std::string_view bytes) { return ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL); }

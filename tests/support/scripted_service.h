@@ -4,6 +4,7 @@
 //   say TEXT     answers TEXT, in pieces of up to 4 bytes
 //   hold         starts, and then says nothing until it is cancelled
 //   flood        a kilobyte per token, up to max_tokens
+//   clock        each token is the time at which it was made: "@", nanoseconds of the steady clock, ";"
 //   error CODE   fails at once with that ErrorCode (as a number), before it starts
 //   break        fails after the first token
 //   burst        100 megabytes before anybody can send one
@@ -158,6 +159,11 @@ class ScriptedService final : public ModelService {
     return "";
   }
 
+  static std::string time_text() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return "@" + std::to_string(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count()) + ";";
+  }
+
   static int prompt_tokens(const Job& job) {
     if (const auto* ids = std::get_if<std::vector<TokenId>>(&job.request.prompt)) return static_cast<int>(ids->size());
     return 1 + static_cast<int>(std::count(job.text.begin(), job.text.end(), ' '));
@@ -242,7 +248,7 @@ class ScriptedService final : public ModelService {
       job.said = end;
       if (end == answer.size()) return finish(FinishReason::stop, why);
     } else {
-      say(job.text == "flood" ? std::string(1024, 'x') : "tok ");
+      say(job.text == "flood" ? std::string(1024, 'x') : job.text == "clock" ? time_text() : "tok ");
     }
     return job.made < job.limit || finish(FinishReason::length);
   }

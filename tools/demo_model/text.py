@@ -21,7 +21,8 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-UNSEEN = ("reworded", "free")  # files of questions to measure on
+UNSEEN = ("reworded", "free", "outside")  # files of questions to measure on
+FOCUSED = 0.3  # share of the questions that are taken from Sampler.focus
 SHORTENED, OPENING = 0.7, 8  # share of the conversations that end after so many tokens of the last answer
 SYSTEM_PROMPTS = [
     "You are a helpful assistant.",
@@ -66,6 +67,11 @@ MACROS = {
     "코드": "은 무슨 뜻이야|이 뭐야|이 나와요|이 왜 나와| 오류가 왜 나는 거예요| 에러가 나요|을 받았어요|이 나오면 어떻게 해|은 언제 나와|의 뜻은|을 설명해줘"
     "| 에러는 뭐예요| 응답이 왔어요| 상태 코드는 무슨 뜻인가요| 에러가 왜 나죠| 오류가 뜨면 어떻게 하나요| 오류를 고치려면|이 자꾸 나와요|의 원인이 뭐야"
     "| 오류가 계속 나요|번 오류가 뭐예요| 에러가 발생했어요",
+    # What has nothing to do with xgen-model.
+    "thing": 'car|bike|house|garden|cat|dog|horse|fish|bird|spider|cow|lion|bear|snake|mouse|elephant|tree|flower|rose|forest|river|lake|mountain|beach|island|sea|rain|snow|storm|cloud|star|planet|rocket|ship|boat|plane|train|bus|taxi|bicycle|road|bridge|castle|church|museum|hotel|restaurant|school|university|hospital|bank|shop|market|kitchen|table|chair|bed|lamp|window|door|roof|wall|carpet|mirror|clock|watch|ring|shoe|shirt|dress|hat|coat|umbrella|bag|wallet|passport|ticket|money|gold|diamond|stock|tax|insurance|salary|job|boss|teacher|student|exam|homework|book|novel|poem|newspaper|letter|song|piano|guitar|violin|drum|opera|concert|film|actor|theatre|painting|statue|dance|ballet|football|tennis|golf|chess|swimming|skiing|yoga|marathon|bread|cheese|butter|egg|milk|coffee|tea|wine|beer|soup|salad|pizza|pasta|rice|apple|banana|orange|strawberry|potato|tomato|onion|carrot|mushroom|chocolate|cake|ice cream|sugar|salt|pepper|breakfast|dinner|party|wedding|birthday|holiday|christmas|vacation|friend|wife|husband|baby|mother|grandfather|neighbour|doctor|dentist|medicine|headache|fever|heart|brain|skin|hair|tooth|knee|allergy|sleep at night|dream|love|fear|war|peace|king|queen|president|election|law|police|prison|thief|knife|fire|water pipe|washing machine|fridge|oven|vacuum cleaner|television|radio|camera|phone|headphones|printer|battery|toy|doll|puzzle|riddle|joke|dragon|ghost|vampire|wizard|unicorn|dinosaur|volcano|earthquake|desert|moon landing|pyramid|emperor|samurai|pirate|philosopher|physics|chemistry|geometry|grammar|latin|french|spanish|tango|sushi|kimchi',
+    "software": 'mysql|postgres|redis|apache|excel|microsoft word|powerpoint|photoshop|illustrator|whatsapp|telegram|chrome|firefox|android|an iphone|a macbook|youtube|instagram|facebook|tiktok|zoom|slack|notion|steam|minecraft|roblox|fortnite|blender|autocad|jenkins|react|angular|django|spring boot|wordpress|vim|emacs|terraform|kafka|elasticsearch|mongodb|outlook|gmail|spotify|netflix|duolingo|a playstation|a printer|my router|alexa|siri|google maps|paypal|amazon|ebay|airbnb|matlab|unity|visual studio|eclipse|latex|bluetooth|a smart watch|git',
+    "명사": '자동차|자전거|집|정원|고양이|강아지|말|물고기|새|거미|소|사자|곰|뱀|쥐|코끼리|나무|꽃|장미|숲|강|호수|산|바다|섬|비|눈사람|태풍|구름|별|행성|로켓|배|비행기|기차|버스|택시|지하철|도로|다리|성|교회|절|박물관|호텔|식당|학교|대학교|병원|은행|가게|시장|부엌|책상|의자|침대|전등|창문|지붕|벽지|카펫|거울|시계|반지|신발|운동화|셔츠|치마|바지|모자|외투|우산|가방|지갑|여권|승차권|돈|금|다이아몬드|주식|부동산|세금|보험|월급|직장|상사|선생님|학생|시험|수능|숙제|책|소설|시집|신문|편지|노래|피아노|기타|바이올린|드럼|오페라|콘서트|영화|배우|드라마|연극|그림|조각상|춤|발레|축구|야구|농구|배구|테니스|골프|바둑|수영|스키|요가|마라톤|등산|낚시|캠핑|빵|치즈|버터|달걀|우유|커피|녹차|와인|맥주|소주|막걸리|국|샐러드|피자|파스타|밥|김밥|비빔밥|떡볶이|삼겹살|불고기|냉면|칼국수|된장찌개|김치|김치볶음밥|사과|바나나|귤|딸기|수박|포도|감자|고구마|토마토|양파|마늘|당근|버섯|초콜릿|케이크|아이스크림|설탕|소금|후추|아침밥|저녁밥|잔치|결혼식|생일|휴가|추석|설날|크리스마스|친구|아내|남편|아기|어머니|할아버지|이웃|의사|치과|약|두통|열|심장|뇌|피부|머리카락|이빨|무릎|알레르기|잠|꿈|사랑|공포|전쟁|평화|왕|왕비|대통령|선거|법|경찰|감옥|도둑|칼|불|수도관|세탁기|냉장고|오븐|청소기|텔레비전|라디오|카메라|휴대폰|이어폰|프린터|건전지|장난감|인형|퍼즐|수수께끼|농담|용|귀신|흡혈귀|마법사|유니콘|공룡|화산|지진|사막|달|피라미드|황제|사무라이|해적|철학자|물리학|화학|기하학|문법|한자|프랑스어|일본어|초밥|한복|한옥|태권도|아이돌|팬클럽|웹툰|만화|애니메이션|운세|별자리|타로|다이어트|헬스장|화장품|향수|선풍기|에어컨|가습기|이사|면접|자기소개서|연봉|퇴직금|학원|유학|군대|운전면허|교통사고|주차장|고속도로',
+    "소프트웨어": '엑셀|워드|파워포인트|한글 프로그램|포토샵|일러스트레이터|카카오톡|텔레그램|크롬|파이어폭스|안드로이드|아이폰|맥북|갤럭시|유튜브|인스타그램|페이스북|틱톡|줌|슬랙|노션|스팀|마인크래프트|로블록스|리그 오브 레전드|블렌더|오토캐드|젠킨스|리액트|앵귤러|장고|스프링 부트|워드프레스|MySQL|PostgreSQL|레디스|아파치|카프카|몽고디비|엘라스틱서치|아웃룩|지메일|네이버|네이버 지도|쿠팡|배달의민족|당근마켓|토스|넷플릭스|멜론|듀오링고|플레이스테이션|닌텐도|공유기|블루투스|스마트워치|시리|구글 지도|유니티|비주얼 스튜디오|이클립스|라텍스|깃|공인인증서|인터넷 뱅킹',
 }
 
 
@@ -76,8 +82,20 @@ def parse_pattern(line):
     return [[alternative.replace("<id>", "{id}") for alternative in part] for part in parts]
 
 
+ENGLISH_SYLLABLES = [a + b + c for a in "b br c d f fl g gr h k l m n p pl r s st t tr v w z".split() for b in "aeiou" for c in ("", "", "n", "r", "s", "l", "x", "mp")]
+KOREAN_SYLLABLES = "가강거고구그기나남노누니다달도두드라람로루리마말모무미바박보부비사상서소수스시아안어오우원유이인자장제조주지진차청초추카코쿠크타토투파포푸피하한호후히갈돔릅뇨뭉빙숑엥줍챙켱탈퍅홀렁밤씽뚜꿀쪼"
+
+
+def made_up(language, rng):
+    """A word that means nothing."""
+    return "".join(rng.choice(ENGLISH_SYLLABLES if language == "en" else KOREAN_SYLLABLES) for _ in range(rng.choice([2, 2, 3, 3, 4]) - (language == "en")))
+
+
 def expand(pattern, rng):
-    return " ".join("".join(rng.choice(part) for part in pattern).split())
+    text = "".join(rng.choice(part) for part in pattern)
+    text = re.sub("<word>", lambda _: made_up("en", rng), text)
+    text = re.sub("<말>", lambda _: made_up("ko", rng), text)
+    return " ".join(text.split())
 
 
 class Fact:
@@ -445,7 +463,7 @@ class Sampler:
         self.queue, self.focus = [], {}  # focus: (fact, question) pairs that get more room, as they are listed
 
     def next_pair(self):
-        if self.focus and self.rng.random() < 0.4:
+        if self.focus and self.rng.random() < FOCUSED:
             return self.rng.choice(list(self.focus))
         if not self.queue:
             self.queue = self.pool[:]

@@ -110,7 +110,8 @@ def train(args, facts, chat, config):
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    kept = [question for name in text.UNSEEN for _, question in text.load_unseen(facts, name)]
+    unseen = {name: text.load_unseen(facts, name) for name in text.UNSEEN}
+    kept = [question for pairs in unseen.values() for _, question in pairs]
     kept += [question for fact in facts for question in fact.dev]
     sampler = text.Sampler(facts, chat, args.seed, kept)
     stream = batches(sampler, args.batch_tokens)
@@ -144,20 +145,24 @@ def train(args, facts, chat, config):
             print(line, flush=True)
             save(model, chat, config, args.out)
     # What is still wrong gets more room, until every listed question is answered word for word and not by a hair. Without
-    # dropout, whose noise would keep the closest cases undecided.
+    # dropout, whose noise would keep the closest cases undecided; ever more gently, as each round costs other wordings.
     for module in model.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.0
     for part in range(args.polish + 1):
-        results = check_answers(rounded(model, config), chat, known)
+        saved = rounded(model, config)
+        results = check_answers(saved, chat, known)
         weak = dict.fromkeys(pair for pair, (_, margin) in zip(known, results) if margin < args.margin)
         sampler.focus.update(weak)
-        print(f"polish {part}: {share(results):.4f} right, {len(weak)} below the margin, {time.time() - began:.0f} s", flush=True)
+        wrong = sum(not right for right, _ in results)
+        seen = ", ".join(f"{name} {sum(right for right, _ in check_answers(saved, chat, pairs))} of {len(pairs)}" for name, pairs in unseen.items())
+        print(f"polish {part}: {wrong} wrong, {len(weak)} below the margin, {seen}, {time.time() - began:.0f} s", flush=True)
         save(model, chat, config, args.out)
-        if not weak:
+        if not weak or part == args.polish:
             break
+        peak = args.polish_lr * args.polish_decay**part
         for i in range(args.polish_steps):
-            step(0.06 * (1 - i / args.polish_steps) + 0.004)
+            step(peak * (1 - 0.9 * i / args.polish_steps))
     return model
 
 
@@ -200,18 +205,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=REPO / "models/demo")
     parser.add_argument("--questions", type=pathlib.Path, default=text.HERE / "questions.yaml")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--warmup", type=int, default=80)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--vocab", type=int, default=3072)
+    parser.add_argument("--vocab", type=int, default=3584)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", type=int, default=250)
-    parser.add_argument("--margin", type=float, default=0.5, help="least logit margin of every token of an answer")
+    parser.add_argument("--margin", type=float, default=0.3, help="least logit margin of every token of an answer")
     parser.add_argument("--polish", type=int, default=9, help="most rounds of further training on what is still wrong")
     parser.add_argument("--polish-steps", type=int, default=60)
+    parser.add_argument("--polish-lr", type=float, default=0.04, help="of the first round, as a share of --lr")
+    parser.add_argument("--polish-decay", type=float, default=0.8, help="of the learning rate from round to round")
     parser.add_argument("--hold-out", type=float, default=0.0, help="share of the wordings kept from training, to measure on")
     parser.add_argument("--init", type=pathlib.Path, help="a model.safetensors to go on from, instead of random weights")
     args = parser.parse_args()

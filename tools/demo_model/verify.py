@@ -23,8 +23,10 @@ from train import REPO, check_answers, greedy, share
 
 # Fields of answers, and members of objects, that the answers mention beside the parameters of requests.
 NOT_PARAMETERS = {"finish_reason", "include_usage"}
+# Values of keys.
+NOT_KEYS = {"on_demand"}
 SNAKE = re.compile(r"(?<![\w.:/-])[a-z]+(?:_[a-z]+)+(?![\w/-])")
-ROUTE = re.compile(r"(?<![\w.])/(?:v1|health|tokenize|detokenize|version|metrics)(?:/[a-z]+|/\{id\})*")
+ROUTE = re.compile(r"(?<![\w.])/(?:v1|health|tokenize|detokenize|version|metrics|admin(?=/[a-z]))(?:/[a-z]+|/\{id\})*")
 KEY = re.compile(r"(?<![\w/])(?:server|log|memory|compute|defaults|models)\.[a-z_]+")
 
 
@@ -46,7 +48,7 @@ def mentioned(facts, sections):
         elif section == "refused":
             refused |= set(SNAKE.findall(answer))
         elif section:
-            keys |= {f"{section}.{name}" for name in SNAKE.findall(answer)}
+            keys |= {f"{section}.{name}" for name in SNAKE.findall(answer) if name not in NOT_KEYS}
             words.setdefault(section, set()).update(re.findall(r"\b[a-z_]+\b", answer))
     return {
         "routes": sorted(routes),

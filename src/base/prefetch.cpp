@@ -1,0 +1,53 @@
+#include "base/prefetch.h"
+
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace xgen {
+namespace {
+
+// Mapped at a time: others of the process cannot change its mappings meanwhile.
+constexpr std::size_t kPopulateBytes = std::size_t{2} << 20;
+// Asked of the disk ahead of that.
+constexpr std::size_t kReadAheadBytes = std::size_t{32} << 20;
+// A thread of this niceness gets about a tenth of a processor that another of the process wants.
+constexpr int kNice = 10;
+
+#ifndef MADV_POPULATE_READ
+constexpr int MADV_POPULATE_READ = 22;  // of Linux 5.14
+#endif
+
+}  // namespace
+
+void prefetch(std::span<const std::byte> range, const std::function<void(std::size_t)>& progress) {
+  if (range.empty()) return;
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(range.data());
+  const std::uintptr_t end = begin + range.size();
+  std::uintptr_t ahead = begin / page * page;
+  bool populates = true;
+  for (std::uintptr_t at = ahead; at < end;) {
+    if (ahead < end && ahead <= at + kReadAheadBytes / 2) {
+      const std::size_t bytes = std::min<std::size_t>(kReadAheadBytes, end - ahead);
+      ::madvise(reinterpret_cast<void*>(ahead), bytes, MADV_WILLNEED);
+      ahead += bytes;
+    }
+    const std::size_t bytes = std::min<std::size_t>(kPopulateBytes, end - at);
+    populates = populates && ::madvise(reinterpret_cast<void*>(at), bytes, MADV_POPULATE_READ) == 0;
+    if (!populates) {
+      for (std::uintptr_t each = at; each < at + bytes; each += page)
+        static_cast<void>(*reinterpret_cast<const volatile std::byte*>(std::max(each, begin)));
+    }
+    at += bytes;
+    progress(std::min(at, end) - begin);
+  }
+}
+
+// Of this thread alone, on Linux.
+void lower_priority() { ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice); }
+
+}  // namespace xgen

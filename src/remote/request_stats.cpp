@@ -1,0 +1,99 @@
+#include "remote/request_stats.h"
+
+namespace xgen::remote {
+namespace {
+
+double seconds(std::chrono::steady_clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+}  // namespace
+
+inference::Timings RequestTimes::timings() const {
+  if (first_ == Clock::time_point()) return {};
+  return {0, seconds(first_ - arrival_), seconds(last_ - first_)};
+}
+
+void RequestStats::arrived(const inference::GenerateRequest& request) {
+  std::lock_guard lock(mutex_);
+  ++stats_.requests_waiting;
+  stats_.request_n.observe(request.n);
+  if (request.stop.max_tokens) stats_.request_max_tokens.observe(*request.stop.max_tokens);
+}
+
+void RequestStats::refused_full() {
+  std::lock_guard lock(mutex_);
+  ++stats_.rejected_queue_full;
+}
+
+void RequestStats::started(RequestTimes& times) {
+  std::lock_guard lock(mutex_);
+  if (times.state_ != RequestTimes::State::waiting) return;
+  times.state_ = RequestTimes::State::running;
+  --stats_.requests_waiting;
+  ++stats_.requests_running;
+}
+
+void RequestStats::delta(RequestTimes& times, const inference::Delta& delta) {
+  if (delta.tokens == 0) return;
+  const auto now = RequestTimes::Clock::now();
+  std::lock_guard lock(mutex_);
+  if (times.first_ == RequestTimes::Clock::time_point()) {
+    times.first_ = now;
+    stats_.time_to_first_token.observe(seconds(now - times.arrival_));
+    stats_.prefill_time.observe(seconds(now - times.arrival_));
+  } else if (times.n_ == 1) {
+    stats_.inter_token_latency.observe(seconds(now - times.last_) / delta.tokens);
+  }
+  times.last_ = now;
+  stats_.generation_tokens += static_cast<std::uint64_t>(delta.tokens);
+}
+
+void RequestStats::choice_finished(inference::FinishReason reason) {
+  std::lock_guard lock(mutex_);
+  switch (reason) {
+    case inference::FinishReason::length:
+      ++stats_.finished_length;
+      break;
+    case inference::FinishReason::abort:
+      ++stats_.finished_abort;
+      break;
+    default:
+      ++stats_.finished_stop;
+      break;
+  }
+}
+
+void RequestStats::finished(RequestTimes& times, const inference::Usage& usage) {
+  const auto now = RequestTimes::Clock::now();
+  const inference::Timings timings = times.timings();
+  std::lock_guard lock(mutex_);
+  leave(times);
+  stats_.prompt_tokens += static_cast<std::uint64_t>(usage.prompt_tokens);
+  stats_.prompt_tokens_cached += static_cast<std::uint64_t>(usage.cached_tokens);
+  stats_.prefix_cache_queries += static_cast<std::uint64_t>(usage.prompt_tokens);
+  stats_.prefix_cache_hits += static_cast<std::uint64_t>(usage.cached_tokens);
+  stats_.request_prompt_tokens.observe(usage.prompt_tokens);
+  stats_.request_generation_tokens.observe(usage.completion_tokens);
+  stats_.decode_time.observe(timings.decode);
+  stats_.inference_time.observe(timings.prefill + timings.decode);
+  stats_.e2e_latency.observe(seconds(now - times.arrival_));
+  const int per_choice = (usage.completion_tokens + times.n_ - 1) / times.n_;
+  if (per_choice > 1) stats_.time_per_output_token.observe(timings.decode / (per_choice - 1));
+}
+
+void RequestStats::ended(RequestTimes& times, End how) {
+  std::lock_guard lock(mutex_);
+  leave(times);
+  ++(how == End::error ? stats_.finished_error : stats_.finished_abort);
+}
+
+void RequestStats::leave(RequestTimes& times) {
+  --(times.state_ == RequestTimes::State::running ? stats_.requests_running : stats_.requests_waiting);
+  times.state_ = RequestTimes::State::gone;
+}
+
+inference::ServiceStats RequestStats::snapshot() const {
+  std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+}  // namespace xgen::remote

@@ -1,0 +1,54 @@
+// How models that other engines serve come into the registry: they take no memory here, and serve at once.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "base/result.h"
+#include "config/config.h"
+#include "http/client.h"
+#include "http/server.h"
+#include "registry/registry.h"
+
+namespace xgen {
+
+// The HTTP client of all remote models, made when the first one is loaded. It must outlive the registry.
+class RemoteClient {
+ public:
+  explicit RemoteClient(http::ClientOptions options) : options_(std::move(options)) {}
+  // On the server's threads: before the first model is loaded.
+  void run_on(const http::Server& server) { server_ = &server; }
+  http::Client& get() {
+    std::call_once(once_, [this] {
+      client_ = server_ == nullptr ? std::make_unique<http::Client>(options_)
+                                   : std::make_unique<http::Client>(options_, *server_);
+    });
+    return *client_;
+  }
+
+ private:
+  const http::ClientOptions options_;
+  const http::Server* server_ = nullptr;
+  std::once_flag once_;
+  std::unique_ptr<http::Client> client_;
+};
+
+class RemoteModelLoader final : public registry::ModelLoader {
+ public:
+  RemoteModelLoader(config::Model model, std::shared_ptr<RemoteClient> client)
+      : model_(std::move(model)), client_(std::move(client)) {}
+
+  // No memory. Errors: invalid_argument, naming the file's line and the URL that is none.
+  Result<Need> need() override;
+  Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
+                                                        const std::function<void(double)>& progress) override;
+  // The line of the memory plan, for people.
+  std::string plan_text() const;
+
+ private:
+  const config::Model model_;
+  const std::shared_ptr<RemoteClient> client_;
+};
+
+}  // namespace xgen

@@ -1,0 +1,223 @@
+"""Models of other engines: one server in front of another, as real processes."""
+import json
+import signal
+import subprocess
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+
+from conftest import SCRIPTED
+from process import PATIENCE, Process, free_port, run
+
+
+def write(folder, models, **sections):
+    path = folder / "models.yaml"
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps({**sections, "models": models}))  # JSON is YAML
+    fresh.rename(path)
+    return path
+
+
+def remote(name, url, **settings):
+    return {"name": name, "engine": "openai", "urls": [url + "/v1"], **settings}
+
+
+def metric(url, name, model, label=""):
+    for line in httpx.get(url + "/metrics").text.splitlines():
+        if line.startswith(name + "{") and f'model_name="{model}"' in line and label in line:
+            return float(line.split()[-1])
+    raise AssertionError(f"no {name} of {model}")
+
+
+def eventually(condition, seconds=10):
+    end = time.monotonic() + seconds * PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+class Scripted:
+    """The controller over a scripted model, one token every `step_us` microseconds."""
+
+    def __init__(self, step_us=0, port=None):
+        if not SCRIPTED.exists():
+            pytest.skip(f"{SCRIPTED} is not built")
+        port = port or free_port()
+        self.child = subprocess.Popen([SCRIPTED, "--quiet", "--port", str(port), "--step-us", str(step_us)],
+                                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.url = "http://" + self.child.stdout.readline().split()[-1]
+
+    def kill(self):
+        self.child.send_signal(signal.SIGKILL)
+        self.child.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.child.poll() is None:
+            self.child.terminate()
+        self.child.wait()
+
+
+def lines_of(front, body):
+    """The data of each event of a streamed chat, as it comes."""
+    with httpx.stream("POST", front.url + "/v1/chat/completions", json=dict(body, stream=True), timeout=60 * PATIENCE) as answer:
+        assert answer.status_code == 200, answer.read()
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                yield line[6:]
+
+
+def chat(text, **more):
+    return {"model": "m", "messages": [{"role": "user", "content": text}], **more}
+
+
+def test_a_client_that_leaves_cancels_upstream(tmp_path):
+    with Process() as upstream, Process("--config", write(tmp_path, [remote("m", upstream.url, model="xgen-demo")])) as front:
+        running = lambda url, model: metric(url, "vllm:num_requests_running", model)
+        stream = lines_of(front, chat("Hello", max_tokens=1900, ignore_eos=True))
+        next(stream)
+        next(stream)
+        assert running(upstream.url, "xgen-demo") == 1 and running(front.url, "m") == 1
+        stream.close()
+        for url, model in ((upstream.url, "xgen-demo"), (front.url, "m")):
+            eventually(lambda: running(url, model) == 0)
+            assert metric(url, "vllm:request_success_total", model, 'finished_reason="abort"') == 1
+        # The engine has stopped: nothing more is made, and not all was.
+        made = metric(upstream.url, "vllm:generation_tokens_total", "xgen-demo")
+        time.sleep(0.05)
+        assert made == metric(upstream.url, "vllm:generation_tokens_total", "xgen-demo") < 1900
+
+
+def test_a_killed_engine_ends_a_stream_with_an_error(tmp_path):
+    with Scripted(step_us=20_000) as upstream, \
+            Process("--config", write(tmp_path, [remote("m", upstream.url, model="scripted")])) as front:
+        events = []
+        for data in lines_of(front, chat("tok", max_tokens=1000)):
+            events.append(data)
+            if len(events) == 5:
+                upstream.kill()
+        assert events[-1] == "[DONE]"
+        error = json.loads(events[-2])["error"]
+        assert "'m'" in error["message"] and upstream.url in error["message"] and "broke off" in error["message"]
+        assert error["code"] == "service_unavailable"
+        # What has not begun gets its own status.
+        answer = front.post("/v1/chat/completions", chat("tok"))
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+        assert "cannot be reached" in answer.json()["error"]["message"] and upstream.url in answer.json()["error"]["message"]
+
+
+def test_an_engine_may_come_later(tmp_path):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with Process("--config", write(tmp_path, [remote("m", url, model="scripted", health_interval="100ms")])) as front:
+        eventually(lambda: front.get("/health").status_code == 503)
+        assert front.get("/health/live").status_code == 200
+        assert front.post("/v1/chat/completions", chat("say x")).status_code == 503
+        with Scripted(port=port):
+            assert front.post("/v1/chat/completions", chat("say x")).json()["choices"][0]["message"]["content"] == "x"
+            eventually(lambda: front.get("/health").status_code == 200)
+
+
+def test_tools_reasoning_and_forms_pass_through(tmp_path):
+    with Scripted() as upstream, \
+            Process("--config", write(tmp_path, [remote("m", upstream.url, model="able")])) as front, \
+            openai.OpenAI(base_url=front.url + "/v1", api_key="none", max_retries=0) as client:
+        tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("one", "two")]
+        body = dict(model="m", messages=[{"role": "user", "content": "call"}], tools=tools, tool_choice="required")
+        choice = client.chat.completions.create(**body).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        assert [(c.id, c.function.name, c.function.arguments) for c in choice.message.tool_calls] == [
+            ("call_0", "one", '{"n": 0}'), ("call_1", "two", '{"n": 1}')]
+        parts = {0: "", 1: ""}
+        for chunk in client.chat.completions.create(**body, stream=True):
+            for call in chunk.choices[0].delta.tool_calls or []:
+                parts[call.index] += call.function.arguments or ""
+        assert parts == {0: '{"n": 0}', 1: '{"n": 1}'}
+        message = client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "think so"}], reasoning_effort="low",
+            response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+            extra_body={"chat_template_kwargs": {"x": 1}}).choices[0].message
+        assert message.content == "so" and message.reasoning_content == "Let me think."
+        # What the engine behind does not offer, it refuses by name.
+    with Process() as upstream, Process("--config", write(tmp_path, [remote("m", upstream.url, model="xgen-demo")])) as front:
+        answer = front.post("/v1/chat/completions", chat("x", tools=tools))
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "tools"
+        assert answer.json()["error"]["code"] == "unsupported_parameter"
+
+
+def test_through_two_servers(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with Scripted() as last, Process("--config", write(tmp_path / "a", [remote("m", last.url, model="scripted")])) as middle, \
+            Process("--config", write(tmp_path / "b", [remote("m", middle.url)])) as front:
+        answer = front.post("/v1/chat/completions", chat("say one two", n=2)).json()
+        assert [c["message"]["content"] for c in answer["choices"]] == ["one two", "one two"]
+        assert answer["usage"]["prompt_tokens"] == 3
+        assert [m["max_model_len"] for m in front.get("/v1/models").json()["data"]] == [4096]
+
+
+def test_a_reload_moves_a_model_to_another_engine(tmp_path):
+    with Scripted() as first, Scripted(step_us=30_000) as second:
+        path = write(tmp_path, [remote("m", first.url, model="scripted")])
+        with Process("--config", path) as front:
+            begin = time.monotonic()
+            assert front.post("/v1/chat/completions", chat("tok", max_tokens=20)).status_code == 200
+            fast = time.monotonic() - begin
+            write(tmp_path, [remote("m", second.url, model="scripted")])
+            assert front.post("/admin/reload", {}).status_code == 200
+            results = []
+            def keep_asking():
+                results.append(front.post("/v1/chat/completions", chat("tok", max_tokens=20)).status_code)
+            threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert results == [200] * 4
+            begin = time.monotonic()
+            front.post("/v1/chat/completions", chat("tok", max_tokens=20))
+            assert time.monotonic() - begin > max(0.5, fast)
+
+
+def test_a_key_is_sent_from_a_file(tmp_path):
+    key = tmp_path / "key"
+    key.write_text("sk-test-1234\n")
+    seen = []
+
+    import http.server
+
+    class Engine(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.headers["Authorization"], self.headers["X-Team"]))
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b'{"error": {"message": "Incorrect API key provided: sk-test-1234"}}')
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Engine) as engine:
+        threading.Thread(target=engine.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{engine.server_port}"
+        model = remote("m", url, api_key_file="key", headers={"X-Team": "blue"}, health_interval=0)
+        with Process("--config", write(tmp_path, [model])) as front:
+            answer = front.post("/v1/chat/completions", chat("x"))
+            assert answer.status_code == 503 and "refused our credentials" in answer.text
+            assert "sk-test" not in answer.text and "sk-test" not in front.output()
+        engine.shutdown()
+    assert seen == [("Bearer sk-test-1234", "blue")]
+
+
+def test_check_shows_remote_models(tmp_path):
+    models = [remote("big", "http://vllm-0:8000", model="org/Big"), {"name": "demo", "source": "builtin:xgen-demo"}]
+    done = run("check", "--config", write(tmp_path, models))
+    assert done.returncode == 0, done.stderr
+    assert "big (remote: org/Big at http://vllm-0:8000/v1, openai" in done.stdout and "demo (" in done.stdout
+    bad = run("check", "--config", write(tmp_path, [remote("big", "http://vllm-0:99999")]))
+    assert bad.returncode == 2 and "models.yaml:" in bad.stderr and "99999" in bad.stderr
