@@ -76,6 +76,7 @@ struct Place {
   bool pinned = false;
   std::uint64_t planned = 0;
   std::uint64_t least = 0;
+  bool here = true;  // not: to be downloaded
 };
 std::string summary(const std::vector<Place>& places, std::uint64_t budget) {
   std::uint64_t at_start = 0;
@@ -90,9 +91,11 @@ std::string summary(const std::vector<Place>& places, std::uint64_t budget) {
     std::string how = each.on_demand ? "on demand" : "at start";
     if (each.pinned) how += ", pinned";
     char size[32];
-    std::snprintf(size, sizeof(size), "%12s", format_bytes(each.planned).c_str());
+    std::snprintf(size, sizeof(size), "%12s", each.here ? format_bytes(each.planned).c_str() : "?");
     std::string line = "  " + each.name + std::string(width - each.name.size(), ' ') + size + "   " + how;
-    if (each.on_demand && each.least <= left) {
+    if (!each.here) {
+      line += "; not here yet";
+    } else if (each.on_demand && each.least <= left) {
       line += each.planned <= left ? "; fits beside those loaded at start"
                                    : "; takes what is left, at least " + format_bytes(each.least);
     } else if (each.on_demand) {
@@ -164,6 +167,8 @@ Result<std::string> LocalModelLoader::path() const {
   if (!located) return std::move(located).error();
   return std::move(located->path);
 }
+
+std::string LocalModelLoader::version() const { return fetches() ? machine_.sources->version(model_.source) : ""; }
 
 Result<engine::LocalModel*> LocalModelLoader::opened() {
   if (opened_ == nullptr) {
@@ -284,6 +289,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
     const Entry& entry = entries[next++];
     const auto& loader = entry.loader;
     if (!model.settings.on_demand) loader->limit(shares[entry.share]);
+    Place place{model.name, model.settings.on_demand, model.settings.pin, 0, 0, entry.here};
     if (entry.here) {
       const auto need = loader->need();
       if (!need) return need.error();

@@ -50,6 +50,8 @@ class LocalModelLoader final : public registry::ModelLoader {
   std::string version() const;
   // Where its files are. Errors: not_found if they have yet to be fetched.
   Result<std::string> path() const;
+  // Of its files, where they come from the Hub or from S3; see Sources::version.
+  std::string version() const;
   // Opens the model if need be.
   Result<engine::LocalModel*> opened();
 

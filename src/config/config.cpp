@@ -290,8 +290,8 @@ const std::vector<Key<Compute>>& compute_keys() {
 const std::vector<Key<Sources>>& sources_keys() {
   static const std::vector<Key<Sources>> keys = {
       {"cache", "a folder",
-       "Where s3:// models are kept; hf:// models are in the cache that they share with Python (HF_HOME, "
-       "HF_HUB_CACHE).",
+       "Where s3:// models are kept, relative to this file; hf:// models are in the cache that they share with Python "
+       "(HF_HOME, HF_HUB_CACHE).",
        text("", &Sources::cache, "a folder", "").read,
        [](const Sources& s) { return s.cache.empty() ? std::string("~/.cache/xgen-model") : s.cache; }},
       integer("connections", &Sources::connections, 1, 64, "Parts of one file that are downloaded at the same time."),

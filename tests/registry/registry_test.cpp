@@ -746,6 +746,20 @@ TEST_F(RegistryTest, AModelThatIsFetchedDelaysNobodyAndSaysHowFarItIs) {
   EXPECT_EQ(registry_->entry("slow")->detail, "");
 }
 
+TEST_F(RegistryTest, AskingForALoadThatIsUnderWayLetsNobodyWaitForIt) {
+  auto a = model("a", 10);
+  loader(a).fetch_first(true);
+  make({a});
+  std::promise<Status> loaded;
+  registry_->load("a", [&](Status status) { loaded.set_value(std::move(status)); });
+  ASSERT_TRUE(eventually([&] { return loader(a).fetched() == 1; }));
+  EXPECT_FALSE(registry_->find("a"));
+  EXPECT_FALSE(registry_->find("a"));
+  loader(a).fetch_first();
+  EXPECT_TRUE(loaded.get_future().get().ok());
+  EXPECT_TRUE(registry_->find("a"));
+}
+
 TEST_F(RegistryTest, ARequestFetchesAModelOnDemandAndWaitsForIt) {
   auto a = model("a", 10, true);
   loader(a).fetch_first(true);
