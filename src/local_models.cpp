@@ -69,6 +69,14 @@ std::string plan_text(const config::Model& model, const model::ModelInfo& info, 
   return text;
 }
 
+std::string missing_text(const config::Model& model, const sources::Sources& sources) {
+  const auto folder = sources.folder(model.source);
+  return model.name + " (not here yet" + (model.settings.on_demand ? ", on demand" : "") +
+         (model.settings.pin ? ", pinned" : "") + ")\n  source     " + model.source + "\n  cache      " +
+         (folder ? *folder : folder.error().message) + "\n  it would be downloaded " +
+         (model.settings.on_demand ? "for the first request" : "before it is loaded") + ", or now by xgen-model pull\n";
+}
+
 // One model's line of the summary: when it is in memory, and how it finds its place.
 struct Place {
   std::string name;
@@ -120,19 +128,7 @@ registry::ModelDefinition definition_of(const config::Model& model, std::shared_
   return definition;
 }
 
-std::string missing_text(const config::Model& model, const sources::Sources& sources) {
-  const auto folder = sources.folder(model.source);
-  return model.name + " (not here yet" + (model.settings.on_demand ? ", on demand" : "") +
-         (model.settings.pin ? ", pinned" : "") + ")\n  source     " + model.source + "\n  cache      " +
-         (folder ? *folder : folder.error().message) + "\n  it would be downloaded " +
-         (model.settings.on_demand ? "for the first request" : "before it is loaded") + ", or now by xgen-model pull\n";
-}
-
 }  // namespace
-
-std::string LocalModelLoader::version() const {
-  return fetches() ? "\n" + machine_.sources->version(model_.source) : std::string();
-}
 
 bool LocalModelLoader::fetches() const { return is_remote_source(model_.source); }
 
@@ -216,8 +212,10 @@ std::uint64_t LocalModelLoader::kept_asleep() const {
 }
 
 registry::ModelDefinition define(std::shared_ptr<LocalModelLoader> loader) {
-  registry::ModelDefinition definition = definition_of(loader->model(), loader);
-  definition.fingerprint += loader->version();
+  const config::Model& model = loader->model();
+  const std::string version = loader->version();
+  registry::ModelDefinition definition = definition_of(model, std::move(loader));
+  if (!version.empty()) definition.fingerprint += "\n" + version;
   return definition;
 }
 
@@ -277,7 +275,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
 
   PlannedModels planned;
   std::vector<Place> places;
-  std::size_t next = 0;
+  std::size_t next_local = 0;
   for (const config::Model& model : config.models) {
     if (model.is_remote()) {
       auto remote = std::make_shared<RemoteModelLoader>(model, machine.remotes);
@@ -286,7 +284,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
       planned.definitions.push_back(definition_of(model, std::move(remote)));
       continue;
     }
-    const Entry& entry = entries[next++];
+    const Entry& entry = entries[next_local++];
     const auto& loader = entry.loader;
     if (!model.settings.on_demand) loader->limit(shares[entry.share]);
     Place place{model.name, model.settings.on_demand, model.settings.pin, 0, 0, entry.here};
@@ -303,14 +301,15 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
       const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others), false, budget);
       if (!memory) return at(model, memory.error());
       planned.text += plan_text(model, (*loader->opened())->info(), *memory);
-      places.push_back({model.name, model.settings.on_demand, model.settings.pin, memory->total, need->least});
+      place.planned = memory->total;
+      place.least = need->least;
     } else {
       planned.text += missing_text(model, *machine.sources);
     }
+    places.push_back(std::move(place));
     planned.definitions.push_back(define(loader));
   }
   planned.text += summary(places, budget);
-  if (!unknown.empty()) planned.text += "  without what has yet to be downloaded\n";
   return planned;
 }
 

@@ -46,8 +46,6 @@ class LocalModelLoader final : public registry::ModelLoader {
   // It wants no more than this, although there may be more.
   void limit(std::uint64_t bytes) { limit_ = bytes; }
   const config::Model& model() const { return model_; }
-  // Of what was last found at a source that is fetched, for the fingerprint; else empty.
-  std::string version() const;
   // Where its files are. Errors: not_found if they have yet to be fetched.
   Result<std::string> path() const;
   // Of its files, where they come from the Hub or from S3; see Sources::version.

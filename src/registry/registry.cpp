@@ -209,14 +209,9 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   const MemoryBudget& budget() const { return *budget_; }
 
  private:
-  // What a model becomes when its service has gone.
-  enum class After : std::uint8_t { unloaded, sleeping };
-  struct Load;
-
   // The files of one model on their way here.
   struct Fetch {
-    explicit Fetch(std::shared_ptr<ModelLoader> whose) : loader(std::move(whose)) {}
-    const std::shared_ptr<ModelLoader> loader;
+    std::shared_ptr<ModelLoader> loader;
     std::stop_source stop;
     std::thread thread;
     std::mutex mutex;
@@ -269,10 +264,9 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     bool fetched = false;                   // as far as its loader has to
     std::optional<ModelLoader::Need> need;  // once measured
     enum class Stage : std::uint8_t { waiting, measuring, loading } stage = Stage::waiting;
-    std::shared_ptr<ModelLoader> fetched;  // whose files are here
-    bool stale = false;                    // measured for nothing: the definition has changed meanwhile
-    bool again = false;                    // called off, and wanted after all
-    std::atomic<bool> called_off{false};   // its outcome is not wanted any more; read by the loading thread
+    bool stale = false;                   // measured for nothing: the definition has changed meanwhile
+    bool again = false;                   // called off, and wanted after all
+    std::atomic<bool> called_off{false};  // its outcome is not wanted any more; read by the loading thread
   };
   using LoadPtr = std::shared_ptr<Load>;
 
@@ -309,9 +303,6 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void queue_load(const ModelPtr& model);
   void measure_again(Load& load);
   void call_off(const ModelPtr& model, const Error& error);
-  void begin_fetches();
-  void fetch(const LoadPtr& load, const std::shared_ptr<ModelLoader>& loader);
-  void end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome);
   void advance();
   void begin_fetches();
   void begin_fetch(const LoadPtr& load);
@@ -637,7 +628,6 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
                      [&](const ModelPtr& a, const ModelPtr& b) { return place(a) < place(b); });
   }
   name_models();
-  begin_fetches();
 }
 
 void Registry::Impl::name_models() {
@@ -671,7 +661,6 @@ void Registry::Impl::add_now(ModelDefinition definition, Done done) {
                            "model"));
   }
   replace(model, std::move(definition));
-  begin_fetches();
   done({});
 }
 
@@ -895,59 +884,6 @@ std::uint64_t Registry::Impl::given_back_by(const Model& model) const {
   return bytes;
 }
 
-// Fetches what the loads in the queue need of it; what has become of no use is stopped.
-void Registry::Impl::begin_fetches() {
-  for (const LoadPtr& load : load_queue_) {
-    const ModelPtr& model = load->model;
-    const std::shared_ptr<ModelLoader>& loader = model->next ? model->next->loader : model->definition.loader;
-    if (model->fetch != nullptr && model->fetch->loader != loader) model->fetch->stop.request_stop();
-    const bool wanted = !load->need && load->stage == Load::Stage::waiting && loader->fetches();
-    if (!wanted || load->fetched == loader || model->fetch != nullptr) continue;
-    if (fetches_.size() < static_cast<std::size_t>(options_.max_fetches)) fetch(load, loader);
-  }
-}
-
-void Registry::Impl::fetch(const LoadPtr& load, const std::shared_ptr<ModelLoader>& loader) {
-  auto fetch = std::make_shared<Fetch>(loader);
-  fetch->thread = std::thread([this, load, fetch] {
-    const Status outcome = contained([&] {
-      return fetch->loader->fetch(
-          [&](double share, std::string what) {
-            load->model->progress->store(share * kFetchShare);
-            std::lock_guard lock(fetch->mutex);
-            fetch->what = std::move(what);
-          },
-          fetch->stop.get_token());
-    });
-    decisions_.push([this, load, fetch, outcome] { end_fetch(load, fetch, outcome); });
-  });
-  fetches_.push_back(fetch);
-  std::unique_lock lock(mutex_);
-  load->model->fetch = fetch;
-}
-
-void Registry::Impl::end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome) {
-  const ModelPtr model = load->model;
-  fetch->thread.join();
-  std::erase(fetches_, fetch);
-  {
-    std::unique_lock lock(mutex_);
-    model->fetch.reset();
-  }
-  if (when_fetched_) {
-    if (fetches_.empty()) when_fetched_();
-    return;
-  }
-  const ModelDefinition wanted = model->next ? *model->next : model->definition;
-  const bool counts = model->load == load && fetch->loader == wanted.loader && !fetch->stop.stop_requested();
-  if (counts && !outcome) {
-    load->definition = wanted;
-    return fail_load(load, outcome.error());
-  }
-  if (counts) load->fetched = fetch->loader;
-  advance();
-}
-
 // Moves the first load on that can go on: what does it need, is there room, load. Those before it that wait for room
 // have a claim on what is free.
 void Registry::Impl::advance() {
@@ -1047,7 +983,6 @@ void Registry::Impl::begin_load(const LoadPtr& load, std::uint64_t bytes) {
   load->stage = Load::Stage::loading;
   loads_.push([this, load, bytes, definition = load->definition, account = std::move(load->model->asleep),
                progress = load->model->progress]() mutable {
-    const double fetched = progress->load();
     Status reserved;
     if (account != nullptr) {
       reserved = budget_->grow(*account, bytes, options_.reclaim_timeout);

@@ -17,8 +17,8 @@
 
 namespace xgen::registry {
 
-// How one model comes into memory. Called from one thread at a time, release() and kept_asleep() excepted; main makes
-// one for each model.
+// How one model comes into memory. Called from one thread at a time, fetch() and release() excepted; main makes one for
+// each model.
 class ModelLoader {
  public:
   virtual ~ModelLoader() = default;
