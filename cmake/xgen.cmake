@@ -85,8 +85,9 @@ endfunction()
 function(xgen_program)
   include(cmake/embed_demo.cmake)
   add_executable(xgen-model ${PROJECT_SOURCE_DIR}/src/main.cpp ${PROJECT_SOURCE_DIR}/src/local_models.cpp
-                 ${PROJECT_SOURCE_DIR}/src/remote_models.cpp
-                 ${PROJECT_SOURCE_DIR}/src/reload.cpp)
+                 ${PROJECT_SOURCE_DIR}/src/pull.cpp ${PROJECT_SOURCE_DIR}/src/reload.cpp
+                 ${PROJECT_SOURCE_DIR}/src/remote_models.cpp)
   target_compile_definitions(xgen-model PRIVATE XGEN_VERSION="${PROJECT_VERSION}")
-  target_link_libraries(xgen-model PRIVATE xgen_server xgen_registry xgen_engine xgen_remote xgen_config xgen_metrics xgen_demo)
+  target_link_libraries(xgen-model PRIVATE xgen_server xgen_registry xgen_sources xgen_engine xgen_remote xgen_gateway
+                        xgen_config xgen_metrics xgen_demo)
 endfunction()

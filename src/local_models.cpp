@@ -5,19 +5,24 @@
 #include <cstdio>
 
 #include "base/log.h"
+#include "base/model_source.h"
 #include "base/units.h"
 #include "demo_model.h"
 
 namespace xgen {
 namespace {
 
-Result<engine::LocalServiceOptions> service_options(const config::Model& model, const Machine& machine) {
+constexpr std::chrono::seconds kLogPeriod{10};  // between two lines on one download
+
+Result<engine::LocalServiceOptions> service_options(const config::Model& model, const Result<std::string>& path,
+                                                    const Machine& machine) {
   engine::LocalServiceOptions options;
   options.name = model.name;
   if (model.source == config::kDemoSource) {
     options.files = demo_model_files();
   } else {
-    auto files = open_files(model.source);
+    if (!path) return path.error();
+    auto files = open_files(*path);
     if (!files) return std::move(files).error();
     options.files = *std::move(files);
   }
@@ -64,6 +69,14 @@ std::string plan_text(const config::Model& model, const model::ModelInfo& info, 
   return text;
 }
 
+std::string missing_text(const config::Model& model, const sources::Sources& sources) {
+  const auto folder = sources.folder(model.source);
+  return model.name + " (not here yet" + (model.settings.on_demand ? ", on demand" : "") +
+         (model.settings.pin ? ", pinned" : "") + ")\n  source     " + model.source + "\n  cache      " +
+         (folder ? *folder : folder.error().message) + "\n  it would be downloaded " +
+         (model.settings.on_demand ? "for the first request" : "before it is loaded") + ", or now by xgen-model pull\n";
+}
+
 // One model's line of the summary: when it is in memory, and how it finds its place.
 struct Place {
   std::string name;
@@ -71,6 +84,7 @@ struct Place {
   bool pinned = false;
   std::uint64_t planned = 0;
   std::uint64_t least = 0;
+  bool here = true;  // not: to be downloaded
 };
 std::string summary(const std::vector<Place>& places, std::uint64_t budget) {
   std::uint64_t at_start = 0;
@@ -85,9 +99,11 @@ std::string summary(const std::vector<Place>& places, std::uint64_t budget) {
     std::string how = each.on_demand ? "on demand" : "at start";
     if (each.pinned) how += ", pinned";
     char size[32];
-    std::snprintf(size, sizeof(size), "%12s", format_bytes(each.planned).c_str());
+    std::snprintf(size, sizeof(size), "%12s", each.here ? format_bytes(each.planned).c_str() : "?");
     std::string line = "  " + each.name + std::string(width - each.name.size(), ' ') + size + "   " + how;
-    if (each.on_demand && each.least <= left) {
+    if (!each.here) {
+      line += "; not here yet";
+    } else if (each.on_demand && each.least <= left) {
       line += each.planned <= left ? "; fits beside those loaded at start"
                                    : "; takes what is left, at least " + format_bytes(each.least);
     } else if (each.on_demand) {
@@ -114,9 +130,45 @@ registry::ModelDefinition definition_of(const config::Model& model, std::shared_
 
 }  // namespace
 
+bool LocalModelLoader::fetches() const { return is_remote_source(model_.source); }
+
+Status LocalModelLoader::fetch(const std::function<void(double, std::string)>& progress, const std::stop_token& stop) {
+  auto logged = std::chrono::steady_clock::now() - kLogPeriod;
+  const auto tell = [&](const sources::Progress& now) {
+    const double share = now.total == 0 ? 0 : static_cast<double>(now.done) / static_cast<double>(now.total);
+    const std::string what = now.total == 0
+                                 ? "asking what there is to download"
+                                 : std::string(now.waiting ? "another process downloads " : "downloading ") + now.file +
+                                       ": " + format_bytes(now.done) + " of " + format_bytes(now.total);
+    progress(share, what);
+    if (const auto time = std::chrono::steady_clock::now(); time - logged >= kLogPeriod) {
+      log::info("loader", "downloading a model", {{"model", model_.name}, {"source", model_.source}, {"now", what}});
+      logged = time;
+    }
+  };
+  auto located = machine_.sources->fetch(model_.source, tell, stop);
+  if (!located) return at(model_, std::move(located).error());
+  std::lock_guard lock(mutex_);
+  fetched_ = std::move(located->path);
+  return {};
+}
+
+Result<std::string> LocalModelLoader::path() const {
+  if (!fetches()) return model_.source;
+  {
+    std::lock_guard lock(mutex_);
+    if (!fetched_.empty()) return fetched_;
+  }
+  auto located = machine_.sources->locate(model_.source);
+  if (!located) return std::move(located).error();
+  return std::move(located->path);
+}
+
+std::string LocalModelLoader::version() const { return fetches() ? machine_.sources->version(model_.source) : ""; }
+
 Result<engine::LocalModel*> LocalModelLoader::opened() {
   if (opened_ == nullptr) {
-    auto options = service_options(model_, machine_);
+    auto options = service_options(model_, path(), machine_);
     if (!options) return at(model_, std::move(options).error());
     auto model = engine::LocalModel::open(*std::move(options));
     if (!model) return at(model_, std::move(model).error());
@@ -161,33 +213,52 @@ std::uint64_t LocalModelLoader::kept_asleep() const {
 
 registry::ModelDefinition define(std::shared_ptr<LocalModelLoader> loader) {
   const config::Model& model = loader->model();
-  return definition_of(model, std::move(loader));
+  const std::string version = loader->version();
+  registry::ModelDefinition definition = definition_of(model, std::move(loader));
+  if (!version.empty()) definition.fingerprint += "\n" + version;
+  return definition;
 }
 
 Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget) {
   const std::string where = config.file.empty() ? std::string() : config.file + ": ";
-  std::vector<std::shared_ptr<LocalModelLoader>> loaders;
+  struct Entry {
+    std::shared_ptr<LocalModelLoader> loader;
+    bool here = true;  // not: to be downloaded
+    std::size_t share = 0;
+  };
+  std::vector<Entry> entries;
   std::vector<registry::ModelLoader::Need> at_start;
+  std::vector<std::size_t> unknown;  // of at_start
   std::uint64_t least = 0;
   std::uint64_t pinned = 0;
   std::string list;
   for (const config::Model& model : config.models) {
     if (model.is_remote()) continue;
-    auto loader = std::make_shared<LocalModelLoader>(model, machine, budget);
-    const auto need = loader->need();
-    if (!need) return need.error();
-    if (need->least > budget) {
-      // The plan within the budget says which of its parts is too large.
-      const auto refused = (*loader->opened())->plan(budget, true);
-      if (!refused) return at(model, refused.error());
+    Entry entry{std::make_shared<LocalModelLoader>(model, machine, budget), true, at_start.size()};
+    registry::ModelLoader::Need need;
+    if (const auto path = entry.loader->path(); !path) {
+      if (path.error().code != ErrorCode::not_found) return at(model, path.error());
+      if (const Status may = machine.sources->may_pull(model.source); !may)
+        return at(model, make_error(ErrorCode::not_found, path.error().message + "; " + may.error().message));
+      entry.here = false;
+      if (!model.settings.on_demand) unknown.push_back(at_start.size());
+    } else {
+      const auto known = entry.loader->need();
+      if (!known) return known.error();
+      need = *known;
+      if (need.least > budget) {
+        // The plan within the budget says which of its parts is too large.
+        const auto refused = (*entry.loader->opened())->plan(budget, true);
+        if (!refused) return at(model, refused.error());
+      }
     }
     if (!model.settings.on_demand) {
-      at_start.push_back(*need);
-      least += need->least;
-      list += (list.empty() ? "" : ", ") + ("'" + model.name + "' " + format_bytes(need->least));
+      at_start.push_back(need);
+      least += need.least;
+      if (entry.here) list += (list.empty() ? "" : ", ") + ("'" + model.name + "' " + format_bytes(need.least));
     }
-    if (model.settings.pin) pinned += need->least;
-    loaders.push_back(std::move(loader));
+    if (model.settings.pin) pinned += need.least;
+    entries.push_back(std::move(entry));
   }
   if (least > budget) {
     return make_error(ErrorCode::unavailable,
@@ -196,11 +267,14 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
                           ". Load some of them on demand (load: "
                           "on_demand), or give them less (max_model_len, max_num_seqs).");
   }
+  for (const std::size_t i : unknown) {
+    const std::uint64_t left = std::min(budget / at_start.size(), (budget - least) / unknown.size());
+    at_start[i] = {left, left};
+  }
   const std::vector<std::uint64_t> shares = registry::share(budget, at_start);
 
   PlannedModels planned;
   std::vector<Place> places;
-  std::size_t next_share = 0;
   std::size_t next_local = 0;
   for (const config::Model& model : config.models) {
     if (model.is_remote()) {
@@ -210,22 +284,29 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
       planned.definitions.push_back(definition_of(model, std::move(remote)));
       continue;
     }
-    const auto& loader = loaders[next_local++];
-    if (!model.settings.on_demand) loader->limit(shares[next_share++]);
-    const auto need = loader->need();
-    if (!need) return need.error();
-    const std::uint64_t others = model.settings.pin ? pinned - need->least : pinned;
-    if (need->least + others > budget) {
-      return at(model, make_error(ErrorCode::unavailable,
-                                  "It can never be loaded: it needs at least " + format_bytes(need->least) +
-                                      (others > 0 ? " beside pinned models of " + format_bytes(others) : "") +
-                                      ", but the memory budget is " + format_bytes(budget) + "."));
+    const Entry& entry = entries[next_local++];
+    const auto& loader = entry.loader;
+    if (!model.settings.on_demand) loader->limit(shares[entry.share]);
+    Place place{model.name, model.settings.on_demand, model.settings.pin, 0, 0, entry.here};
+    if (entry.here) {
+      const auto need = loader->need();
+      if (!need) return need.error();
+      const std::uint64_t others = model.settings.pin ? pinned - need->least : pinned;
+      if (need->least + others > budget) {
+        return at(model, make_error(ErrorCode::unavailable,
+                                    "It can never be loaded: it needs at least " + format_bytes(need->least) +
+                                        (others > 0 ? " beside pinned models of " + format_bytes(others) : "") +
+                                        ", but the memory budget is " + format_bytes(budget) + "."));
+      }
+      const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others), false, budget);
+      if (!memory) return at(model, memory.error());
+      planned.text += plan_text(model, (*loader->opened())->info(), *memory);
+      place.planned = memory->total;
+      place.least = need->least;
+    } else {
+      planned.text += missing_text(model, *machine.sources);
     }
-    const auto memory = (*loader->opened())->plan(std::min(need->wanted, budget - others), false, budget);
-    if (!memory) return at(model, memory.error());
-    planned.text += plan_text(model, (*loader->opened())->info(), *memory);
-    places.push_back({model.name, model.settings.on_demand, model.settings.pin, memory->total, need->least});
-
+    places.push_back(std::move(place));
     planned.definitions.push_back(define(loader));
   }
   planned.text += summary(places, budget);
@@ -235,7 +316,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
 Status check_text(const PlannedModels& planned) {
   for (const registry::ModelDefinition& each : planned.definitions) {
     auto* loader = dynamic_cast<LocalModelLoader*>(each.loader.get());
-    if (loader == nullptr) continue;  // remote
+    if (loader == nullptr || !loader->path()) continue;  // computed elsewhere, or not here yet
     const auto model = loader->opened();
     if (!model) return model.error();
     if (Status status = (*model)->check_text(); !status) return at(loader->model(), std::move(status).error());

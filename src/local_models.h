@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -14,6 +17,7 @@
 #include "kernels/kernel_table.h"
 #include "registry/registry.h"
 #include "remote_models.h"
+#include "sources/sources.h"
 
 namespace xgen {
 
@@ -21,6 +25,7 @@ namespace xgen {
 struct Machine {
   std::shared_ptr<WorkerPool> pool;
   const kernels::KernelTable* kernels = nullptr;
+  std::shared_ptr<sources::Sources> sources;
   std::shared_ptr<RemoteClient> remotes;
 };
 
@@ -30,6 +35,8 @@ class LocalModelLoader final : public registry::ModelLoader {
   LocalModelLoader(config::Model model, Machine machine, std::uint64_t borrowable)
       : model_(std::move(model)), machine_(std::move(machine)), borrowable_(borrowable) {}
 
+  bool fetches() const override;
+  Status fetch(const std::function<void(double, std::string)>& progress, const std::stop_token& stop) override;
   Result<Need> need() override;
   Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
                                                         const std::function<void(double)>& progress) override;
@@ -39,6 +46,10 @@ class LocalModelLoader final : public registry::ModelLoader {
   // It wants no more than this, although there may be more.
   void limit(std::uint64_t bytes) { limit_ = bytes; }
   const config::Model& model() const { return model_; }
+  // Where its files are. Errors: not_found if they have yet to be fetched.
+  Result<std::string> path() const;
+  // Of its files, where they come from the Hub or from S3; see Sources::version.
+  std::string version() const;
   // Opens the model if need be.
   Result<engine::LocalModel*> opened();
 
@@ -48,6 +59,8 @@ class LocalModelLoader final : public registry::ModelLoader {
   const std::uint64_t borrowable_;
   std::uint64_t limit_ = UINT64_MAX;
   std::unique_ptr<engine::LocalModel> opened_;
+  mutable std::mutex mutex_;
+  std::string fetched_;  // where the last fetch() found or put the files; guarded by mutex_
 };
 
 // What the registry has to know of the model.
@@ -58,8 +71,8 @@ struct PlannedModels {
   std::string text;  // the plan, for people
 };
 // Opens every model of the configuration and plans its memory: what is loaded at start shares the budget, what is
-// loaded on demand must fit into it alone, beside what is pinned. Errors name the file's line and the model, with the
-// numbers.
+// loaded on demand must fit into it alone, beside what is pinned. A model that has yet to be downloaded is planned when
+// it is here; until then an equal share is left for it. Errors name the file's line and the model, with the numbers.
 Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget);
 // Reads every model's tokenizer and chat template, as loading does. Errors as above.
 Status check_text(const PlannedModels& planned);

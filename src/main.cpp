@@ -23,6 +23,7 @@
 
 #include "base/json_text.h"
 #include "base/log.h"
+#include "base/model_source.h"
 #include "base/units.h"
 #include "base/worker_pool.h"
 #include "config/config.h"
@@ -31,6 +32,7 @@
 #include "kernels/kernel_table.h"
 #include "local_models.h"
 #include "metrics/metrics.h"
+#include "pull.h"
 #include "registry/registry.h"
 #include "reload.h"
 #include "server/app.h"
@@ -67,21 +69,24 @@ constexpr KeyFlag kKeyFlags[] = {
     {"--max-num-seqs", "defaults.max_num_seqs", false},
     {"--threads", "compute.threads", false},
     {"--kernels", "compute.kernels", false},
+    {"--cache", "sources.cache", false},
     {"--log-level", "log.level", false},
     {"--log-format", "log.format", false},
 };
 
 struct Flags {
-  std::optional<std::string> source;  // serve PATH
+  std::optional<std::string> source;  // serve SOURCE
   std::optional<std::string> config;
   std::optional<std::string> name;
   std::optional<std::string> keys[std::size(kKeyFlags)];  // by place in kKeyFlags
 };
 
 void add_flags(CLI::App& command, Flags& flags, bool serve) {
-  command.add_option("source", flags.source, "A model folder or a .gguf file to serve, instead of a models.yaml");
+  command.add_option(
+      "source", flags.source,
+      "What to serve instead of a models.yaml: a model folder, a .gguf file, hf://ORG/REPO or s3://BUCKET/PREFIX");
   command.add_option("--config", flags.config, "The models.yaml (default: $MODEL_CONFIG_PATH, then ./models.yaml)");
-  command.add_option("--name", flags.name, "Name of the model given as PATH");
+  command.add_option("--name", flags.name, "Name of the model given as SOURCE");
   for (std::size_t i = 0; i < std::size(kKeyFlags); ++i)
     if (serve || !kKeyFlags[i].serve_only)
       command.add_option(kKeyFlags[i].name, flags.keys[i], config::describe_key(kKeyFlags[i].key));
@@ -89,10 +94,10 @@ void add_flags(CLI::App& command, Flags& flags, bool serve) {
 
 Result<config::Config> load_config(const Flags& flags) {
   const auto misused = [](const char* message) { return make_error(ErrorCode::invalid_argument, message); };
-  if (flags.source && flags.config) return misused("give either PATH or --config, not both");
-  if (!flags.source && flags.name) return misused("--name needs a model PATH");
+  if (flags.source && flags.config) return misused("give either SOURCE or --config, not both");
+  if (!flags.source && flags.name) return misused("--name needs a SOURCE");
   // An unset variable of a script must not end up as the demo model.
-  if (flags.source && flags.source->empty()) return misused("PATH is empty");
+  if (flags.source && flags.source->empty()) return misused("SOURCE is empty");
   if (flags.config && flags.config->empty()) return misused("--config: the path is empty");
   std::string path = flags.config.value_or("");
   if (path.empty() && !flags.source) {
@@ -118,23 +123,27 @@ Result<config::Config> load_config(const Flags& flags) {
   return config;
 }
 
-Result<Machine> make_machine(const config::Compute& compute) {
+Result<Machine> make_machine(const config::Config& config) {
+  const config::Compute& compute = config.compute;
   auto table = kernels::select_kernels(compute.kernels == "auto" ? std::string_view{} : compute.kernels);
   if (!table) {
     Error error = std::move(table).error();
     error.message = "compute.kernels: " + error.message;
     return error;
   }
+  auto settings = source_settings(config.sources);
+  if (!settings) return std::move(settings).error();
   http::ClientOptions client;
   client.user_agent = "xgen-model/" XGEN_VERSION;
   return Machine{std::make_shared<WorkerPool>(compute.threads != 0 ? compute.threads : available_cpus()), *table,
+                 std::make_shared<sources::Sources>(*std::move(settings)),
                  std::make_shared<RemoteClient>(std::move(client))};
 }
 
 int check(const Flags& flags) {
   auto config = load_config(flags);
   if (!config) return complain(kMisused, config.error().message);
-  const auto machine = make_machine(config->compute);
+  const auto machine = make_machine(*config);
   if (!machine) return complain(kMisused, machine.error().message);
   const auto planned = plan_models(*config, *machine, config->memory.host.of(available_host_memory()));
   if (!planned) return complain(kMisused, planned.error().message);
@@ -313,6 +322,7 @@ std::string needs_restart(const config::Config& before, const config::Config& no
   compare("server", before.server == now.server);
   compare("memory", before.memory == now.memory);
   compare("compute", before.compute == now.compute);
+  compare("sources", before.sources == now.sources);
   return sections;
 }
 
@@ -380,7 +390,7 @@ int serve(const Flags& flags) {
   if (!config) return complain(kMisused, config.error().message);
   log::set_level(config->log.level);
   log::set_format(config->log.format);
-  const auto machine = make_machine(config->compute);
+  const auto machine = make_machine(*config);
   if (!machine) return complain(kMisused, machine.error().message);
   auto budget = std::make_shared<MemoryBudget>(config->memory.host.of(available_host_memory()));
   auto planned = plan_models(*config, *machine, budget->total());
@@ -442,6 +452,32 @@ int serve(const Flags& flags) {
   return 0;
 }
 
+// The sources that are named, or all of the configuration's; its settings in both cases.
+int pull(const Flags& flags, std::vector<std::string> list) {
+  auto config = load_config(flags);
+  if (!config) return complain(kMisused, config.error().message);
+  for (const std::string& source : list) {
+    if (!is_remote_source(source))
+      return complain(kMisused, "'" + source + "': expected hf://ORG/REPO[@REVISION][/FILE] or s3://BUCKET/PREFIX");
+    if (const auto parsed = parse_remote_source(source); !parsed) return complain(kMisused, parsed.error().message);
+  }
+  if (list.empty()) {
+    for (const config::Model& model : config->models)
+      if (is_remote_source(model.source) && std::find(list.begin(), list.end(), model.source) == list.end())
+        list.push_back(model.source);
+    if (list.empty()) {
+      return complain(kMisused, (config->file.empty() ? std::string("no SOURCE is given and there is no models.yaml")
+                                                      : config->file + ": no model has an hf:// or s3:// source") +
+                                    ": nothing to download");
+    }
+  }
+  auto settings = source_settings(config->sources);
+  if (!settings) return complain(kMisused, settings.error().message);
+  std::signal(SIGPIPE, SIG_IGN);  // a connection that has gone is an error like others
+  sources::Sources sources(*std::move(settings));
+  return pull_all(sources, list) ? 0 : kFailed;
+}
+
 int docs(const std::string& topic) {
   const std::string text = topic == "configuration"
                                ? config::reference_markdown()
@@ -452,9 +488,9 @@ int docs(const std::string& topic) {
 
 int main_with(int argc, char** argv) {
   const std::string_view first = argc > 1 ? argv[1] : "";
-  if (first != "serve" && first != "check" && first != "docs" && !first.starts_with('-'))
+  if (first != "serve" && first != "check" && first != "pull" && first != "docs" && !first.starts_with('-'))
     return complain(kMisused, (first.empty() ? "a command is needed" : "unknown command '" + std::string(first) + "'") +
-                                  ": serve, check or docs; xgen-model --help tells more");
+                                  ": serve, check, pull or docs; xgen-model --help tells more");
   CLI::App command{"xgen-model " XGEN_VERSION ": serves language models over the OpenAI API"};
   command.set_version_flag("--version", "xgen-model " XGEN_VERSION);
   command.require_subcommand(1);
@@ -465,6 +501,16 @@ int main_with(int argc, char** argv) {
   CLI::App* check_command =
       command.add_subcommand("check", "Check the configuration and print the memory plan, without serving");
   add_flags(*check_command, flags, false);
+  CLI::App* pull_command = command.add_subcommand(
+      "pull", "Download models into the cache: the sources given, or all that the configuration names");
+  std::vector<std::string> pull_list;
+  Flags pull_flags;
+  pull_command->add_option("source", pull_list, "hf://ORG/REPO[@REVISION][/FILE] or s3://BUCKET/PREFIX");
+  pull_command->add_option("--config", pull_flags.config,
+                           "The models.yaml (default: $MODEL_CONFIG_PATH, then ./models.yaml)");
+  for (std::size_t i = 0; i < std::size(kKeyFlags); ++i)
+    if (std::string_view(kKeyFlags[i].key).starts_with("sources."))
+      pull_command->add_option(kKeyFlags[i].name, pull_flags.keys[i], config::describe_key(kKeyFlags[i].key));
   CLI::App* docs_command = command.add_subcommand("docs", "Print a reference page as Markdown");
   std::string topic;
   docs_command->add_option("page", topic, "Which page")->required()->check(CLI::IsMember({"configuration", "api"}));
@@ -475,6 +521,7 @@ int main_with(int argc, char** argv) {
   }
   if (serve_command->parsed()) return serve(flags);
   if (check_command->parsed()) return check(flags);
+  if (pull_command->parsed()) return pull(pull_flags, std::move(pull_list));
   return docs(topic);
 }
 

@@ -1,24 +1,36 @@
 #include "remote_models.h"
 
+#include <chrono>
+#include <map>
+#include <utility>
+
 #include "base/log.h"
+#include "gateway/gateway_service.h"
 #include "http/url.h"
 #include "remote/openai_service.h"
 
 namespace xgen {
 namespace {
 
-Result<http::Url> base_url(const config::Model& model) {
-  auto url = http::parse_url(model.remote.urls.front());
+constexpr std::chrono::milliseconds kLoadInterval{1'000};  // between looks at each replica's metrics
+
+Result<http::Url> base_url(const config::Model& model, const std::string& text) {
+  auto url = http::parse_url(text);
   if (url && url->target.find('?') == std::string::npos) return url;
-  return make_error(ErrorCode::invalid_argument,
-                    model.where + ": model '" + model.name + "': urls: '" + model.remote.urls.front() +
-                        "': " + (url ? "the base of an API has no query" : url.error().message));
+  return make_error(ErrorCode::invalid_argument, model.where + ": model '" + model.name + "': urls: '" + text + "': " +
+                                                     (url ? "the base of an API has no query" : url.error().message));
+}
+
+gateway::Policy policy_of(const std::string& name) {
+  if (name == "least_loaded") return gateway::Policy::least_loaded;
+  return name == "round_robin" ? gateway::Policy::round_robin : gateway::Policy::prefix;
 }
 
 }  // namespace
 
 Result<registry::ModelLoader::Need> RemoteModelLoader::need() {
-  if (const auto url = base_url(model_); !url) return url.error();
+  for (const std::string& each : model_.remote.urls)
+    if (const auto url = base_url(model_, each); !url) return url.error();
   return Need{};
 }
 
@@ -27,12 +39,9 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
   (void)account;
   (void)progress;
   const config::Remote& remote = model_.remote;
-  auto url = base_url(model_);
-  if (!url) return std::move(url).error();
   remote::OpenAiOptions options;
   options.name = model_.name;
   options.model = remote.model;
-  options.url = *std::move(url);
   options.dialect = remote::dialect_of_name(remote.dialect).value_or(remote::Dialect::unknown);
   options.api_key_file = remote.api_key_file;
   options.headers = remote.headers;
@@ -42,15 +51,41 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
   options.idle_timeout = remote.idle_timeout;
   options.health_interval = remote.health_interval;
   options.max_requests = static_cast<std::size_t>(remote.max_requests);
-  log::info("loader", "model ready", {{"model", model_.name}, {"engine", "openai"}, {"url", remote.urls.front()}});
-  return remote::make_openai_service(std::move(options), client_->get());
+  std::map<std::string, http::Url> urls;
+  for (const std::string& each : remote.urls) {
+    auto url = base_url(model_, each);
+    if (!url) return std::move(url).error();
+    urls.emplace(each, *std::move(url));
+  }
+  log::info("loader", "model ready",
+            {{"model", model_.name},
+             {"engine", "openai"},
+             {"url", remote.urls.front()},
+             {"replicas", static_cast<std::int64_t>(remote.urls.size())}});
+  if (urls.size() == 1) {
+    options.url = urls.begin()->second;
+    return remote::make_openai_service(std::move(options), client_->get());
+  }
+  options.load_interval = kLoadInterval;
+  gateway::GatewayOptions several;
+  several.model = model_.name;
+  several.balancer.policy = policy_of(remote.balance);
+  several.max_attempts = remote.max_attempts;
+  const auto replica = [options, urls, client = client_](const std::string& name) {
+    remote::OpenAiOptions one = options;
+    one.url = urls.at(name);
+    return remote::make_openai_service(std::move(one), client->get());
+  };
+  return std::shared_ptr<inference::ModelService>(
+      std::make_shared<gateway::GatewayService>(std::move(several), replica, remote.urls));
 }
 
 std::string RemoteModelLoader::plan_text() const {
   const config::Remote& remote = model_.remote;
+  const std::size_t more = remote.urls.size() - 1;
   return model_.name + " (remote: " + (remote.model.empty() ? model_.name : remote.model) + " at " +
-         remote.urls.front() + ", " + model_.settings.engine +
-         (remote.dialect == "auto" ? std::string() : ", " + remote.dialect) +
+         remote.urls.front() + (more > 0 ? " and " + std::to_string(more) + " more, " + remote.balance : "") + ", " +
+         model_.settings.engine + (remote.dialect == "auto" ? std::string() : ", " + remote.dialect) +
          (remote.api_key_file.empty() ? "" : ", with a key") + ")\n  total      " + std::string(9, ' ') +
          "0 B   computed elsewhere\n";
 }

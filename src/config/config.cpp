@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/bytes.h"
+#include "base/model_source.h"
 #include "base/units.h"
 #include "base/utf8.h"
 
@@ -286,6 +287,21 @@ const std::vector<Key<Compute>>& compute_keys() {
   return keys;
 }
 
+const std::vector<Key<Sources>>& sources_keys() {
+  static const std::vector<Key<Sources>> keys = {
+      {"cache", "a folder",
+       "Where s3:// models are kept, relative to this file; hf:// models are in the cache that they share with Python "
+       "(HF_HOME, HF_HUB_CACHE).",
+       text("", &Sources::cache, "a folder", "").read,
+       [](const Sources& s) { return s.cache.empty() ? std::string("~/.cache/xgen-model") : s.cache; }},
+      integer("connections", &Sources::connections, 1, 64, "Parts of one file that are downloaded at the same time."),
+      duration("timeout", &Sources::timeout, kShortest, "A connection that brings nothing for so long is tried again."),
+      integer("retries", &Sources::retries, 0, 100,
+              "Failures in a row, with less than 64KiB of progress each, before a download is given up."),
+  };
+  return keys;
+}
+
 const std::vector<Key<ModelSettings>>& settings_keys() {
   using S = ModelSettings;
   static const std::vector<Key<S>> keys = {
@@ -342,9 +358,9 @@ const std::vector<Key<Model>>& model_keys() {
          return {};
        },
        [](const Model&) { return std::string("none"); }},
-      text("source", &Model::source, "a path",
+      text("source", &Model::source, "a path or an address",
            "A folder with config.json, safetensors and tokenizer files, a .gguf file (the first part of a split one), "
-           "or `builtin:xgen-demo`."),
+           "`hf://ORG/REPO[@REVISION][/FILE]`, `s3://BUCKET/PREFIX` (see model-sources.md), or `builtin:xgen-demo`."),
   };
   return keys;
 }
@@ -373,21 +389,27 @@ Fault read_headers(Remote& remote, const YAML::Node& node) {
   return {};
 }
 
+constexpr std::size_t kMaxUrls = 256;
+
 // Keys of a model that another engine serves.
 const std::vector<Key<Remote>>& remote_keys() {
   static const std::vector<Key<Remote>> keys = [] {
     std::vector<Key<Remote>> made = {
-        {"urls", "a list of URLs", "Where the engine answers, with its /v1: `http://vllm-0:8000/v1`. One so far.",
+        {"urls", "a list of URLs",
+         "Where the engine answers, with its /v1: `http://vllm-0:8000/v1`. Several are equal replicas of the model, "
+         "among which requests are spread.",
          [](Remote& remote, const YAML::Node& node) -> Fault {
-           constexpr std::string_view kWhat = "a list with one URL such as http://vllm-0:8000/v1";
-           if (!node.IsSequence() || node.size() == 0) return expected(std::string(kWhat), node);
+           const std::string what =
+               "a list of 1 to " + std::to_string(kMaxUrls) + " URLs such as http://vllm-0:8000/v1";
+           if (!node.IsSequence() || node.size() == 0 || node.size() > kMaxUrls) return expected(what, node);
            for (const YAML::Node& each : node) {
              const bool url = each.IsScalar() && printable(each.Scalar()) && each.Scalar().size() <= 4096 &&
                               (each.Scalar().starts_with("http://") || each.Scalar().starts_with("https://"));
-             if (!url) return expected(std::string(kWhat), each);
+             if (!url) return expected(what, each);
+             if (std::find(remote.urls.begin(), remote.urls.end(), each.Scalar()) != remote.urls.end())
+               return "the URL " + each.Scalar() + " is listed twice";
              remote.urls.push_back(each.Scalar());
            }
-           if (remote.urls.size() > 1) return "several URLs of one model are not supported yet; give one";
            return {};
          },
          [](const Remote&) { return std::string("required"); }},
@@ -415,6 +437,11 @@ const std::vector<Key<Remote>>& remote_keys() {
                  "Longest pause inside the engine's answer before it counts as broken."),
         duration("health_interval", &Remote::health_interval, milliseconds(0),
                  "How often the engine's /v1/models is asked whether it is well; 0 never asks."),
+        choice("balance", {"prefix", "least_loaded", "round_robin"}, &Remote::balance,
+               "Which of several replicas takes a request: the one with the least work before it, where what it has of "
+               "the prompt in its prefix cache counts as done; the one with the least work; or each in turn."),
+        integer("max_attempts", &Remote::max_attempts, 1, 64,
+                "Replicas that one request may be sent to: the next, if one fails before the first token."),
         integer("max_requests", &Remote::max_requests, 1, 1'000'000,
                 "Requests that run there at the same time; further ones are answered 429."),
     };
@@ -443,6 +470,8 @@ bool with_section(Config& config, std::string_view name, Use use) {
     use(memory_keys(), config.memory);
   else if (name == "compute")
     use(compute_keys(), config.compute);
+  else if (name == "sources")
+    use(sources_keys(), config.sources);
   else if (name == "defaults")
     use(settings_keys(), config.defaults);
   else
@@ -624,9 +653,12 @@ class Reader {
         has_models = true;
       } else if (!with_section(config_, name,
                                [&](const auto& keys, auto& section) { read_section(keys, section, name, value); })) {
-        fault(at.Mark(), name, "unknown key; expected one of: server, log, memory, compute, defaults, models");
+        fault(at.Mark(), name, "unknown key; expected one of: server, log, memory, compute, sources, defaults, models");
       }
     });
+    // "~" and "$NAME" are the user's, and not resolved here.
+    std::string& cache = config_.sources.cache;
+    if (!cache.empty() && cache.find_first_of("/~$") != 0) cache = (fs::path(file_).parent_path() / cache).string();
     if (!has_models) {
       config_.models = demo_config().models;
       config_.models.front().settings = config_.defaults;
@@ -677,7 +709,7 @@ class Reader {
       if (!node["urls"]) fault(node.Mark(), path + ".urls", "missing; where does the engine answer?");
       for (std::string* file : {&model.remote.api_key_file, &model.remote.ca_file}) make_absolute(*file);
     } else if (!node["source"]) {
-      fault(node.Mark(), path + ".source", "missing; expected a folder, a .gguf file or builtin:xgen-demo");
+      fault(node.Mark(), path + ".source", "missing; expected a folder, a .gguf file, hf://… or s3://…");
     } else if (!model.source.empty()) {
       if (Fault what = resolve(model.source)) fault(node["source"].Mark(), path + ".source", *what);
     }
@@ -696,8 +728,9 @@ class Reader {
   // Makes a source absolute and checks that it is there.
   Fault resolve(std::string& source) {
     if (source == kDemoSource) return {};
-    if (source.find("://") != std::string::npos) {
-      return "'" + source + "': remote sources are not supported yet; download the model and give its path";
+    if (is_remote_source(source)) {
+      const auto remote = parse_remote_source(source);
+      return remote ? Fault() : remote.error().message;
     }
     fs::path path(source);
     if (path.is_relative()) path = fs::path(file_).parent_path() / path;
@@ -780,7 +813,7 @@ std::string fingerprint(const Model& model) {
     for (const auto& entry : fs::directory_iterator(model.source, error)) files.push_back(entry.path());
     std::sort(files.begin(), files.end());
     for (const fs::path& file : files) add_file(file);
-  } else if (model.source != kDemoSource) {
+  } else if (model.source != kDemoSource && !is_remote_source(model.source)) {
     add_file(model.source);
   }
   return out;
@@ -796,27 +829,31 @@ Config demo_config() {
   return config;
 }
 
-Result<Config> single_model_config(const std::string& path, const std::optional<std::string>& name) {
+Result<Config> single_model_config(const std::string& source, const std::optional<std::string>& name) {
   Config config;
   Model model;
-  model.source = path;
+  model.source = source;
   model.where = "command line";
-  if (path == kDemoSource) {
+  if (source == kDemoSource) {
     model.name = kDemoName;
+  } else if (is_remote_source(source)) {
+    const auto remote = parse_remote_source(source);
+    if (!remote) return remote.error();
+    model.name = default_model_name(*remote);
   } else {
     std::error_code error;
-    const fs::path absolute = fs::absolute(path, error).lexically_normal();
+    const fs::path absolute = fs::absolute(source, error).lexically_normal();
     const bool folder = fs::is_directory(absolute, error);
-    if (!fs::exists(absolute, error)) return make_error(ErrorCode::not_found, path + ": no such file or folder");
+    if (!fs::exists(absolute, error)) return make_error(ErrorCode::not_found, source + ": no such file or folder");
     if (!folder && absolute.extension() != ".gguf") {
-      return make_error(ErrorCode::invalid_argument, path + ": expected a model folder or a .gguf file");
+      return make_error(ErrorCode::invalid_argument, source + ": expected a model folder or a .gguf file");
     }
     model.source = absolute.string();
     const fs::path last = absolute.has_filename() ? absolute.filename() : absolute.parent_path().filename();
     model.name = folder ? last.string() : last.stem().string();
-    std::replace_if(
-        model.name.begin(), model.name.end(), [](unsigned char c) { return c <= 0x20 || c == 0x7f; }, '-');
   }
+  std::replace_if(
+      model.name.begin(), model.name.end(), [](unsigned char c) { return c <= 0x20 || c == 0x7f; }, '-');
   if (name) model.name = *name;
   if (!is_name(model.name))
     return make_error(ErrorCode::invalid_argument,
@@ -865,6 +902,7 @@ std::vector<std::string> key_names() {
   append_names(out, "log.", log_keys());
   append_names(out, "memory.", memory_keys());
   append_names(out, "compute.", compute_keys());
+  append_names(out, "sources.", sources_keys());
   append_names(out, "defaults.", settings_keys());
   append_names(out, "models[].", model_keys());
   append_names(out, "models[].", settings_keys());
@@ -878,9 +916,10 @@ std::string reference_markdown() {
 <!-- Printed by `xgen-model docs configuration`; the text and the tables are in src/config/config.cpp. -->
 
 The file is looked for in this order: `--config FILE`, the environment variable `MODEL_CONFIG_PATH`, `models.yaml` in the working
-directory. Without any, or without a `models` key in it, the built-in model `xgen-demo` is served. `xgen-model serve PATH` serves one
+directory. Without any, or without a `models` key in it, the built-in model `xgen-demo` is served. `xgen-model serve SOURCE` serves one
 model with no file at all. The same file serves a shell, systemd, Docker and Kubernetes; no environment variable but the one above is read
-for settings. Flags of the command line (`--host`, `--port`, …) win over the file.
+for settings, except for what the Hub's and AWS's own tools read of addresses, keys and folders ([model-sources.md](model-sources.md)).
+Flags of the command line (`--host`, `--port`, …) win over the file.
 
 Unknown keys, wrong types, repeated names and missing paths are errors that name file, line, column, key and what was expected; nothing
 is started then, and the exit code is 2. `xgen-model check` checks a file and prints the memory plan.
@@ -907,12 +946,15 @@ models:
     engine: openai
     urls: [http://vllm-0:8000/v1]
     model: meta-llama/Llama-3.1-70B-Instruct
+  - name: llama-1b                    # downloaded when it is not there yet
+    source: hf://unsloth/Llama-3.2-1B-Instruct-GGUF/Llama-3.2-1B-Instruct-Q8_0.gguf
 ```
 )";
   append_reference(out, "server", "server.", server_keys());
   append_reference(out, "log", "log.", log_keys());
   append_reference(out, "memory", "memory.", memory_keys());
   append_reference(out, "compute", "compute.", compute_keys());
+  append_reference(out, "sources", "sources.", sources_keys());
   append_reference(out, "models", "models[].", model_keys());
   append_reference(out, "Settings of a model (under `models[]`, or for all models under `defaults`)", "",
                    settings_keys());

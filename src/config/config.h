@@ -64,6 +64,15 @@ struct Compute {
   bool operator==(const Compute&) const = default;
 };
 
+// How models from the Hub and from S3 come here.
+struct Sources {
+  std::string cache;    // empty: the user's
+  int connections = 8;  // a file
+  milliseconds timeout{30'000};
+  int retries = 5;
+  bool operator==(const Sources&) const = default;
+};
+
 // What a model may set for itself; `defaults` sets it for all.
 struct ModelSettings {
   std::optional<int> max_model_len;  // tokens; unset: what the model and the memory allow
@@ -92,13 +101,15 @@ struct Remote {
   milliseconds first_byte_timeout{300'000};
   milliseconds idle_timeout{60'000};
   milliseconds health_interval{10'000};  // 0: never
+  std::string balance = "prefix";        // prefix | least_loaded | round_robin
+  int max_attempts = 3;
   std::int64_t max_requests = 4096;
 };
 
 struct Model {
   std::string name;
   std::vector<std::string> aliases;
-  std::string source;  // absolute, or "builtin:xgen-demo"; empty if it is remote
+  std::string source;  // absolute path, hf://…, s3://…, or "builtin:xgen-demo"; empty if it is remote
   ModelSettings settings;
   Remote remote;
   bool is_remote() const { return settings.engine != "native"; }
@@ -111,6 +122,7 @@ struct Config {
   Log log;
   Memory memory;
   Compute compute;
+  Sources sources;
   ModelSettings defaults;
   std::vector<Model> models;
 };
@@ -120,8 +132,9 @@ inline constexpr std::string_view kDemoSource = "builtin:xgen-demo";
 
 // The configuration without a file: the built-in demo model.
 Config demo_config();
-// The configuration of `xgen-model serve PATH`: one model, named after the folder or file unless `name` is given.
-Result<Config> single_model_config(const std::string& path, const std::optional<std::string>& name = {});
+// The configuration of `xgen-model serve SOURCE`: one model, named after the folder, file or repository unless `name` is
+// given.
+Result<Config> single_model_config(const std::string& source, const std::optional<std::string>& name = {});
 
 // Reads and checks a whole file. Relative sources are relative to the file's folder. The error message has one line per
 // fault: "FILE:LINE:COLUMN: KEY: what was expected". Without a `models` key the built-in demo is served.
@@ -135,8 +148,8 @@ Status set(Config& config, std::string_view key, const std::string& value);
 // What the reference says of such a key: its meaning and the values it takes. Empty if there is no such key.
 std::string describe_key(std::string_view key);
 
-// Everything of a model that its loading depends on, its files' size and time included: a reload replaces a model when
-// this changes.
+// Everything of a model that its loading depends on, the size and time of its files in a local source included: a reload
+// replaces a model when this changes.
 std::string fingerprint(const Model& model);
 
 // Every key path ("server.port", "models[].name"), for docs and tests.

@@ -120,8 +120,8 @@ void GatewayService::State::refresh(Time now) {
   if (refreshed_ != Time() && now - refreshed_ < options_.refresh_interval) return;
   refreshed_ = now;
   for (const auto& [name, service] : services_) {
-    const bool dead = service->health().state == inference::Health::State::dead;
-    balancer_.checked(name, dead ? std::nullopt : std::optional(service->load()));
+    const bool well = service->health().state == inference::Health::State::ready;
+    balancer_.checked(name, well ? std::optional(service->load()) : std::nullopt);
   }
 }
 
@@ -257,8 +257,8 @@ inference::Health GatewayService::health() const {
     }
     health.detail += (health.detail.empty() ? "" : ", ") + each.name + (each.healthy ? " fails" : " is not ready");
   }
-  using Condition = inference::Health::State;
-  health.state = in == 0 ? Condition::dead : in < states.size() ? Condition::degraded : Condition::ready;
+  // Some are enough to serve. Without any, this process is as alive as before.
+  if (in == 0) health.state = inference::Health::State::degraded;
   return health;
 }
 

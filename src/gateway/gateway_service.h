@@ -39,7 +39,7 @@ class GatewayService final : public inference::ModelService {
   void detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) override;
   // Of the first replica: they are taken to be equal.
   inference::Capabilities capabilities() const override;
-  // Degraded while some replicas are out, dead while all are.
+  // Ready while any replica is in (`detail` names those that are out), else degraded.
   inference::Health health() const override;
   // Of all replicas together, those that have gone included.
   inference::ServiceStats stats() const override;

@@ -27,6 +27,7 @@ namespace {
 using Service = std::shared_ptr<inference::ModelService>;
 using Account = std::shared_ptr<MemoryBudget::Account>;
 
+constexpr double kFetchShare = 0.9;  // of the progress of a load whose files had to be fetched
 // When a model that found no room may be asked for again.
 constexpr int kRetryForRoomSeconds = 5;
 
@@ -79,11 +80,11 @@ class Inbox {
   bool closed_ = false;
 };
 
-Error loading_error(const std::string& name, double progress) {
-  Error error = make_error(
-      ErrorCode::unavailable,
-      "The model '" + name + "' is still loading (" + std::to_string(static_cast<int>(progress * 100)) + "%).",
-      "model");
+Error loading_error(const std::string& name, double progress, bool fetching = false) {
+  Error error = make_error(ErrorCode::unavailable,
+                           "The model '" + name + "' is still " + (fetching ? "being downloaded" : "loading") + " (" +
+                               std::to_string(static_cast<int>(progress * 100)) + "%).",
+                           "model");
   error.retry_after_s = 1;
   return error;
 }
@@ -157,6 +158,8 @@ std::string_view state_name(ModelState state) {
   return "unknown";
 }
 
+Status ModelLoader::fetch(const std::function<void(double, std::string)>&, const std::stop_token&) { return {}; }
+
 std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLoader::Need>& needs) {
   std::vector<std::uint64_t> shares;
   std::vector<std::size_t> hungry;  // by what they want beyond their least
@@ -176,9 +179,10 @@ std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLo
 }
 
 // The thread `decide_` runs every change of state, one after the other, and never waits; `load_` runs one load at a
-// time; `end_` destroys services, which wait for the step they are in. `mutex_` guards what other threads read; slots
-// have their own locks, taken after it. A service that leaves its slot comes back to `decide_` when its last request's
-// handle has gone, and what it had reserved is free then.
+// time, for which what has to be fetched waits on a thread of its own; `end_` destroys services, which wait for the
+// step they are in. `mutex_` guards what other threads read; slots have their own locks, taken after it. A service that
+// leaves its slot comes back to `decide_` when its last request's handle has gone, and what it had reserved is free
+// then.
 class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
  public:
   Impl(std::shared_ptr<MemoryBudget> budget, RegistryOptions options) : budget_(std::move(budget)), options_(options) {}
@@ -205,6 +209,20 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   const MemoryBudget& budget() const { return *budget_; }
 
  private:
+  // The files of one model on their way here.
+  struct Fetch {
+    std::shared_ptr<ModelLoader> loader;
+    std::stop_source stop;
+    std::thread thread;
+    std::mutex mutex;
+    std::string what;  // it does
+    std::string doing() {
+      std::lock_guard lock(mutex);
+      return what;
+    }
+  };
+  using FetchPtr = std::shared_ptr<Fetch>;
+
   // What a model becomes when its service has gone.
   enum class After : std::uint8_t { unloaded, sleeping };
   struct Load;
@@ -221,6 +239,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     Counts counts;
     std::shared_ptr<std::atomic<double>> progress = std::make_shared<std::atomic<double>>(0);
     std::weak_ptr<MemoryBudget::Account> account;  // of what serves or sleeps
+    FetchPtr fetch;                                // of its load
 
     // Of the deciding thread.
     std::optional<ModelDefinition> next;      // replaces `definition` with its next load
@@ -241,6 +260,8 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     explicit Load(ModelPtr whose) : model(std::move(whose)) {}
     ModelPtr model;
     ModelDefinition definition;             // of what is measured and loaded
+    FetchPtr fetch;                         // one that runs; stopped if it is not wanted any more
+    bool fetched = false;                   // as far as its loader has to
     std::optional<ModelLoader::Need> need;  // once measured
     enum class Stage : std::uint8_t { waiting, measuring, loading } stage = Stage::waiting;
     bool stale = false;                   // measured for nothing: the definition has changed meanwhile
@@ -283,6 +304,9 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void measure_again(Load& load);
   void call_off(const ModelPtr& model, const Error& error);
   void advance();
+  void begin_fetches();
+  void begin_fetch(const LoadPtr& load);
+  void end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome);
   bool loader_in_use(const ModelLoader& loader) const;
   std::uint64_t given_back_by(const Model& model) const;
   bool evict_one(const ModelPtr& beneficiary);
@@ -326,8 +350,12 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   Counts counts_;
 
   // Of the deciding thread.
-  std::deque<LoadPtr> load_queue_;  // in order of arrival; those that can go on do
-  bool busy_ = false;               // the loading thread is
+  std::deque<LoadPtr> load_queue_;         // in order of arrival; those that can go on do
+  bool busy_ = false;                      // the loading thread is
+  std::shared_ptr<ModelLoader> measured_;  // by the loading thread, now
+  bool release_measured_ = false;          // afterwards
+  std::vector<FetchPtr> fetches_;
+  std::function<void()> when_fetched_;  // at the end, with the last of them
   std::vector<Leaving> leaving_;
   int evicting_ = 0;
 };
@@ -356,7 +384,7 @@ Result<Service> Registry::Impl::find(std::string_view name) const {
   const Model& model = *it->second;
   // A model that should be there from the start is not waited for: clients and load balancers have other places to go.
   if (model.state == ModelState::loading && !model.waits)
-    return loading_error(model.definition.name, model.progress->load());
+    return loading_error(model.definition.name, model.progress->load(), model.fetch != nullptr);
   return Service(model.slot);
 }
 
@@ -367,7 +395,7 @@ ModelEntry Registry::Impl::describe(const Model& model) {
   entry.state = model.state;
   if (model.state == ModelState::loading) entry.progress = model.progress->load();
   if (model.state == ModelState::ready) entry.progress = 1;
-  entry.detail = model.detail;
+  entry.detail = model.fetch != nullptr && model.state == ModelState::loading ? model.fetch->doing() : model.detail;
   entry.created = model.created;
   entry.on_demand = model.definition.on_demand;
   entry.pin = model.definition.pin;
@@ -480,7 +508,8 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
   for (const ModelPtr& model : models_) {
     if (auto due = model->slot->next_deadline()) {
       if (*due <= now) {
-        model->slot->expire(now, loading_error(model->definition.name, model->progress->load()));
+        model->slot->expire(now,
+                            loading_error(model->definition.name, model->progress->load(), model->fetch != nullptr));
         due = model->slot->next_deadline();
       }
       if (due) at(*due);
@@ -528,7 +557,9 @@ void Registry::Impl::stop() {
       load->model->load.reset();  // they hold each other
     }
     load_queue_.clear();
-    ended->set_value();
+    if (fetches_.empty()) return ended->set_value();
+    for (const FetchPtr& each : fetches_) each->stop.request_stop();
+    when_fetched_ = [ended] { ended->set_value(); };
   });
   ended->get_future().wait();
   decisions_.close();
@@ -738,7 +769,10 @@ void Registry::Impl::remove(const ModelPtr& model) {
 void Registry::Impl::drop_asleep(Model& model) {
   if (!model.asleep) return;
   model.asleep.reset();
-  model.definition.loader->release();
+  if (model.definition.loader == measured_)
+    release_measured_ = true;  // the loading thread is still at it
+  else
+    model.definition.loader->release();
 }
 
 // --- Loading.
@@ -766,6 +800,8 @@ void Registry::Impl::queue_load(const ModelPtr& model) {
 
 void Registry::Impl::measure_again(Load& load) {
   load.need.reset();
+  load.fetched = false;
+  if (load.fetch != nullptr) load.fetch->stop.request_stop();
   load.stale = load.stage == Load::Stage::measuring;
 }
 
@@ -775,8 +811,65 @@ void Registry::Impl::call_off(const ModelPtr& model, const Error& error) {
   model->load->called_off = true;
   answer(model->load_waiters, error);
   if (model->load->stage == Load::Stage::loading) return;
+  if (model->load->fetch != nullptr) model->load->fetch->stop.request_stop();
   std::erase(load_queue_, model->load);
   model->load.reset();
+}
+
+// Starts what has to be fetched, as far as so much may at once.
+void Registry::Impl::begin_fetches() {
+  if (when_fetched_) return;
+  for (const LoadPtr& load : load_queue_) {
+    if (fetches_.size() >= options_.max_fetches) return;
+    if (load->need || load->fetched || load->fetch != nullptr || load->stage != Load::Stage::waiting) continue;
+    load->definition = load->model->next ? *load->model->next : load->model->definition;
+    const std::shared_ptr<ModelLoader>& loader = load->definition.loader;
+    const bool fetching =
+        std::any_of(fetches_.begin(), fetches_.end(), [&](const FetchPtr& each) { return each->loader == loader; });
+    if (loader->fetches() && !fetching && !loader_in_use(*loader)) begin_fetch(load);
+  }
+}
+
+void Registry::Impl::begin_fetch(const LoadPtr& load) {
+  auto fetch = std::make_shared<Fetch>();
+  fetch->loader = load->definition.loader;
+  fetches_.push_back(fetch);
+  load->fetch = fetch;
+  {
+    std::unique_lock lock(mutex_);
+    load->model->fetch = fetch;
+  }
+  fetch->thread = std::thread([this, load, fetch] {
+    const Status outcome = contained([&]() -> Status {
+      return fetch->loader->fetch(
+          [&](double share, std::string what) {
+            load->model->progress->store(share * kFetchShare);
+            std::lock_guard lock(fetch->mutex);
+            fetch->what = std::move(what);
+          },
+          fetch->stop.get_token());
+    });
+    decisions_.push([this, load, fetch, outcome] { end_fetch(load, fetch, outcome); });
+  });
+}
+
+void Registry::Impl::end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome) {
+  fetch->thread.join();
+  std::erase(fetches_, fetch);
+  load->fetch.reset();
+  {
+    std::unique_lock lock(mutex_);
+    if (load->model->fetch == fetch) load->model->fetch.reset();
+  }
+  if (when_fetched_) {
+    if (fetches_.empty()) when_fetched_();
+    return;
+  }
+  // One that was stopped was another definition's, or nobody wants it any more.
+  if (load->called_off || fetch->stop.stop_requested()) return advance();
+  if (!outcome) return fail_load(load, outcome.error());
+  load->fetched = true;
+  advance();
 }
 
 bool Registry::Impl::loader_in_use(const ModelLoader& loader) const {
@@ -794,6 +887,7 @@ std::uint64_t Registry::Impl::given_back_by(const Model& model) const {
 // Moves the first load on that can go on: what does it need, is there room, load. Those before it that wait for room
 // have a claim on what is free.
 void Registry::Impl::advance() {
+  begin_fetches();
   if (busy_) return;
   std::uint64_t claimed = 0;
   for (const LoadPtr& each : load_queue_) {
@@ -801,7 +895,8 @@ void Registry::Impl::advance() {
     const ModelPtr model = load->model;
     if (!load->need) {
       load->definition = model->next ? *model->next : model->definition;
-      if (loader_in_use(*load->definition.loader)) continue;
+      const ModelLoader& loader = *load->definition.loader;
+      if (loader_in_use(loader) || load->fetch != nullptr || (loader.fetches() && !load->fetched)) continue;
       return measure(load);
     }
     const std::uint64_t held = model->asleep ? model->asleep->reserved() : 0;
@@ -866,11 +961,14 @@ bool Registry::Impl::evict_one(const ModelPtr& beneficiary) {
 void Registry::Impl::measure(const LoadPtr& load) {
   busy_ = true;
   load->stage = Load::Stage::measuring;
-  loads_.push([this, load, loader = load->definition.loader]() mutable {
+  measured_ = load->definition.loader;
+  loads_.push([this, load, loader = measured_]() mutable {
     const Result<ModelLoader::Need> need = contained([&] { return loader->need(); });
     loader.reset();
     decisions_.push([this, load, need] {
       busy_ = false;
+      if (std::exchange(release_measured_, false)) measured_->release();
+      measured_.reset();
       load->stage = Load::Stage::waiting;
       const bool counts = !load->called_off && !std::exchange(load->stale, false);
       if (counts && !need) return fail_load(load, need.error());
@@ -895,10 +993,11 @@ void Registry::Impl::begin_load(const LoadPtr& load, std::uint64_t bytes) {
     }
     Result<Service> outcome = Service();
     if (reserved.ok()) {
+      const double fetched = progress->load();
       outcome = contained([&] {
         return definition.loader->load(account, [&](double share) {
           if (load->called_off || stopping_) throw std::runtime_error("The load was called off.");
-          progress->store(share);
+          progress->store(fetched + (1 - fetched) * share);
         });
       });
     } else {
@@ -1138,7 +1237,8 @@ void Registry::Impl::service_gone(const ModelPtr& model, const inference::ModelS
 void Registry::Impl::load_now(const ModelPtr& model, Done done) {
   model->load_waiters.push_back(std::move(done));
   if (!model->load && serves(*model)) return answer(model->load_waiters, {});
-  if (!serves(*model)) {
+  // One that is on its way already goes on refusing or holding requests as it did.
+  if (!serves(*model) && (!model->load || model->load->called_off)) {
     set_waits(*model, true);
     model->failed_at = {};
     model->slot->hold();

@@ -17,10 +17,17 @@
 
 namespace xgen::registry {
 
-// How one model comes into memory. Called from one thread at a time; main makes one for each model.
+// How one model comes into memory. Called from one thread at a time, fetch() and release() excepted; main makes one for
+// each model.
 class ModelLoader {
  public:
   virtual ~ModelLoader() = default;
+
+  // Whether fetch() has to come before every need(), since the model's files may not be here.
+  virtual bool fetches() const { return false; }
+  // Brings the files here. On a thread that is this call's alone: it may take hours, while other models load. Returns
+  // soon once it is asked to stop. `progress`: 0-1, and a few words on what it does; not called if all is here.
+  virtual Status fetch(const std::function<void(double, std::string)>& progress, const std::stop_token& stop);
 
   // Bytes to reserve. With `least` it serves, with `wanted` as well as it may.
   struct Need {
@@ -76,7 +83,7 @@ struct ModelEntry {
   std::vector<std::string> aliases;
   ModelState state = ModelState::unloaded;
   double progress = 0;       // 0-1 while loading
-  std::string detail;        // why it failed, or why its reload did
+  std::string detail;        // why it failed, or why its reload did; while it is fetched, how far that is
   std::int64_t created = 0;  // Unix seconds of its definition
   bool on_demand = false;
   bool pin = false;
@@ -94,9 +101,11 @@ struct RegistryOptions {
   std::chrono::milliseconds replace_timeout{0};          // those of one that a reload replaces or removes; 0 = never
   std::chrono::milliseconds reclaim_timeout{10'000};     // for borrowers to give memory back to a model that loads
   std::chrono::milliseconds retry_failed_after{30'000};  // before a request tries a failed model again
+  std::size_t max_fetches = 4;                           // models whose files are fetched at the same time
 };
 
-// Thread-safe. One thread decides, one loads, one ends services: a slow load never delays the rest.
+// Thread-safe. One thread decides, one loads, one ends services, and each fetch has its own: a slow load never delays
+// the rest, nor a slow download the loads.
 class Registry {
  public:
   explicit Registry(std::shared_ptr<MemoryBudget> budget, RegistryOptions options = {});

@@ -32,6 +32,7 @@ struct OpenAiOptions {
   std::chrono::milliseconds first_byte_timeout{300'000};  // to the head of the answer: queueing and the prompt
   std::chrono::milliseconds idle_timeout{60'000};         // between parts of the answer
   std::chrono::milliseconds health_interval{10'000};      // between looks at the server's list of models; 0: never
+  std::chrono::milliseconds load_interval{0};             // between looks at the server's /metrics; 0: never
   std::size_t max_requests = 4096;                        // at once; more are refused as overloaded
 };
 

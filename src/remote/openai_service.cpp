@@ -76,6 +76,10 @@ class OpenAiService final : public inference::ModelService {
     return watch_->health();
   }
   inference::ServiceStats stats() const override { return endpoint_->stats.snapshot(); }
+  inference::Load load() const override {
+    const auto told = watch_->load();
+    return told ? *told : inference::ModelService::load();
+  }
   void close() override {
     watch_->stop();
     endpoint_->close();

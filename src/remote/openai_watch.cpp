@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "remote/load_report.h"
 #include "remote/reply.h"
 
 namespace xgen::remote {
@@ -13,7 +14,8 @@ namespace json = boost::json;
 
 namespace {
 
-constexpr std::uint64_t kMaxList = 4 << 20;  // bytes of a list of models
+constexpr std::uint64_t kMaxList = 4 << 20;     // bytes of a list of models
+constexpr std::uint64_t kMaxMetrics = 8 << 20;  // bytes of a page of metrics
 constexpr std::chrono::milliseconds kHealthTimeout{5'000};
 
 }  // namespace
@@ -23,11 +25,42 @@ void OpenAiWatch::stop() {
   stopped_ = true;
   timer_.reset();
   call_.reset();
+  load_timer_.reset();
+  load_call_.reset();
 }
 
 inference::Health OpenAiWatch::health() const {
   std::lock_guard lock(mutex_);
   return health_;
+}
+
+std::optional<inference::Load> OpenAiWatch::load() const {
+  std::lock_guard lock(mutex_);
+  return load_;
+}
+
+void OpenAiWatch::look_at_load() {
+  std::string key;
+  auto call = endpoint_->call("GET", endpoint_->root() + "/metrics", &key);
+  if (!call) return;  // health() tells
+  call->connect_timeout = std::min(call->connect_timeout, kHealthTimeout);
+  call->first_byte_timeout = call->idle_timeout = kHealthTimeout;
+  call->max_body = kMaxMetrics;
+  auto reply =
+      std::make_shared<Reply>([weak = weak_from_this()](const auto& head, std::string_view body, const auto& end) {
+        const auto self = weak.lock();
+        if (self == nullptr) return;
+        auto load = end.status && head.status == 200 ? read_load(body, self->endpoint_->options.model) : std::nullopt;
+        std::lock_guard lock(self->mutex_);
+        if (self->stopped_) return;
+        self->load_ = load;
+        self->load_timer_ = self->endpoint_->client.after(self->endpoint_->options.load_interval, [weak] {
+          if (const auto again = weak.lock()) again->look_at_load();
+        });
+      });
+  std::lock_guard lock(mutex_);
+  if (stopped_) return;
+  load_call_ = endpoint_->client.start(*std::move(call), std::move(reply));
 }
 
 void OpenAiWatch::look() {

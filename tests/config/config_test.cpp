@@ -93,8 +93,29 @@ TEST(Config, FaultsNameFileLineKeyAndExpectation) {
   EXPECT_EQ(error_of("server:\n  port: abc\n"),
             "models.yaml:2:9: server.port: expected an integer from 0 to 65535, got 'abc'");
   EXPECT_EQ(error_of("server:\n  prot: 1\n").substr(0, 52), "models.yaml:2:3: server.prot: unknown key; expected ");
-  EXPECT_EQ(error_of("serve: {}"),
-            "models.yaml:1:1: serve: unknown key; expected one of: server, log, memory, compute, defaults, models");
+  EXPECT_EQ(
+      error_of("serve: {}"),
+      "models.yaml:1:1: serve: unknown key; expected one of: server, log, memory, compute, sources, defaults, models");
+}
+
+TEST(Config, SourcesThatAreNoPathsAndTheirCache) {
+  const auto cache = [](const std::string& text) {
+    const auto config = load_text("sources: {cache: " + text + "}", "/etc/xgen/models.yaml");
+    return config ? config->sources.cache : config.error().message;
+  };
+  EXPECT_EQ(cache("/models"), "/models");
+  EXPECT_EQ(cache("models"), "/etc/xgen/models");
+  EXPECT_EQ(cache("~/models"), "~/models");
+  EXPECT_EQ(cache("$DATA/models"), "$DATA/models");
+  const auto config =
+      load_text("models: [{name: a, source: 'hf://org/repo@v1/x.gguf'}, {name: b, source: 's3://bucket/x'}]",
+                "/etc/xgen/models.yaml");
+  ASSERT_TRUE(config) << config.error().message;
+  EXPECT_EQ(config->models[0].source, "hf://org/repo@v1/x.gguf");
+  EXPECT_EQ(config->models[1].source, "s3://bucket/x");
+  EXPECT_EQ(single_model_config("hf://Qwen/Qwen3-0.6B")->models[0].name, "Qwen3-0.6B");
+  EXPECT_EQ(single_model_config("s3://bucket/a b")->models[0].name, "a-b");
+  EXPECT_FALSE(single_model_config("hf://Qwen"));
 }
 
 TEST(Config, EveryBadValueIsRefused) {
@@ -124,13 +145,17 @@ TEST(Config, EveryBadValueIsRefused) {
       {"models: [{name: a}]", "source: missing"},
       {"models: [{name: 'a b', source: builtin:xgen-demo}]", "without spaces"},
       {"models: [{name: a, source: /nonexistent/folder}]", "/nonexistent/folder"},
-      {"models: [{name: a, source: 'hf://org/repo'}]", "not supported yet"},
+      {"models: [{name: a, source: 'hf://org'}]", "expected hf://ORG/REPO[@REVISION][/FILE]"},
+      {"models: [{name: a, source: 'hf://org/repo/../x'}]", "cannot be a file of a repository"},
+      {"models: [{name: a, source: 'gs://bucket/x'}]", "expected a path, hf://ORG/REPO[@REVISION][/FILE] or s3://"},
       {"models: [{name: a, source: builtin:xgen-demo, engine: tgi}]", "native | openai"},
       {"models: [{name: a, engine: openai}]", "urls: missing"},
-      {"models: [{name: a, engine: openai, urls: http://host/v1}]", "a list with one URL"},
-      {"models: [{name: a, engine: openai, urls: []}]", "a list with one URL"},
-      {"models: [{name: a, engine: openai, urls: [host/v1]}]", "a list with one URL"},
-      {"models: [{name: a, engine: openai, urls: ['http://a/v1', 'http://b/v1']}]", "not supported yet"},
+      {"models: [{name: a, engine: openai, urls: http://host/v1}]", "a list of 1 to 256 URLs"},
+      {"models: [{name: a, engine: openai, urls: []}]", "a list of 1 to 256 URLs"},
+      {"models: [{name: a, engine: openai, urls: [host/v1]}]", "a list of 1 to 256 URLs"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1', 'http://a/v1']}]", "listed twice"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], balance: random}]", "prefix | least_loaded"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], max_attempts: 0}]", "models[0].max_attempts"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], source: builtin:xgen-demo}]",
        "models[0].source: belongs to models of engine native"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], kv_cache: 1GiB}]",

@@ -101,16 +101,16 @@ def test_fifty_loads_more_leave_nothing_behind(tmp_path):
     models = [demo("a"), demo("b", load="on_demand", kv_cache="128MiB", kv_cache_dtype="f32")]
     with Process("--config", write(tmp_path, models)) as server:
         resident = lambda: int(next(line.split()[1] for line in open(f"/proc/{server.child.pid}/status") if line.startswith("VmRSS"))) * 1024
-        planned = 0
-        for i in range(70):  # heaps and file pages settle in the first few
+        planned, after = 0, []
+        for i in range(80):  # heaps and file pages settle in the first few
             # It writes a good part of its KV cache.
             assert say(server, "b", prompt="word " * 100, n=16, max_tokens=100, ignore_eos=True).status_code == 200
             planned = states(server)["b"]["reserved_bytes"]
             assert server.post("/admin/unload", {"model": "b"}).status_code == 200
-            if i == 20:
-                base = resident()
+            after.append(resident())
         assert planned > 128 << 20
-        assert resident() - base <= planned // 100
+        # What threads' heaps keep goes up and down: the least of ten is what stays.
+        assert min(after[-10:]) - min(after[10:20]) <= planned // 100
 
 
 @pytest.mark.parametrize("how", ["file", "signal", "route"])

@@ -81,6 +81,13 @@ def json_request():
             yield endpoint + body.encode()
 
 
+def sources():
+    yield from (b"org/repo@refs/pr/1/sub/a.gguf", b"org/repo@feature%2Fx", b"bucket/models/a b/x-00001-of-00002.gguf", b"hf://org/repo")
+    yield (b'<?xml version="1.0"?><ListBucketResult xmlns="x"><IsTruncated>true</IsTruncated><NextContinuationToken>1+/=</NextContinuationToken>'
+           b"<Contents><Key>a &amp;&#252;&#x1F600;/b</Key><ETag>&quot;900150983cd24fb0d6963f7d28e17f72&quot;</ETag><Size>3</Size></Contents>"
+           b"</ListBucketResult>")
+
+
 def jinja():
     for case in json.loads((TESTS / "golden/chat_templates/language.json").read_text())["cases"]:
         yield case["template"].encode()
@@ -160,6 +167,7 @@ SEEDS = {
     "http_request": http_request,
     "http_response": http_response,
     "jinja": jinja,
+    "sources": sources,
     "json_request": json_request,
     "openai_stream": openai_stream,
     "safetensors": safetensors,

@@ -200,7 +200,8 @@ TEST_F(GatewayTest, AFaultyReplicaCostsNoRequest) {
       EXPECT_GE(replicas["a"]->asked, 1);
       if (code != ErrorCode::overloaded && !after_start) {
         EXPECT_EQ(replicas["a"]->asked, 5) << "then its circuit is open";
-        EXPECT_EQ(gateway->health().state, Health::State::degraded);
+        EXPECT_EQ(gateway->health().state, Health::State::ready);
+        EXPECT_EQ(gateway->health().detail, "a fails");
       }
       EXPECT_EQ(in_flight(), 0);
       handles.clear();
@@ -246,7 +247,7 @@ TEST_F(GatewayTest, WithoutAnyReplicaTheRequestSaysWhenToTryAgain) {
   EXPECT_EQ(sink->error()->code, ErrorCode::unavailable);
   EXPECT_GT(sink->error()->retry_after_s, 0);
   EXPECT_THAT(sink->error()->message, HasSubstr("'m'"));
-  EXPECT_EQ(gateway->health().state, Health::State::dead);
+  EXPECT_EQ(gateway->health().state, Health::State::degraded);
   EXPECT_THAT(gateway->health().detail, HasSubstr("a is not ready"));
   replicas["b"]->dead = false;
   const auto again = send("say x");

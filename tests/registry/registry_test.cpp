@@ -13,6 +13,7 @@
 #include <random>
 #include <set>
 #include <stdexcept>
+#include <stop_token>
 #include <thread>
 
 #include "base/log.h"
@@ -105,6 +106,9 @@ class FakeLoader final : public ModelLoader {
   Result<Need> need() override {
     const Alone alone(*this, true);
     ++needs_;
+    std::unique_lock lock(mutex_);
+    may_load_.wait(lock, [this] { return !need_held_; });
+    lock.unlock();
     if (throws_) throw std::runtime_error("thrown by need");
     return need_;
   }
@@ -134,11 +138,41 @@ class FakeLoader final : public ModelLoader {
     ++releases_;
   }
 
+  // Its files come first: until they are let go, or it is stopped.
+  bool fetches() const override { return fetches_; }
+  Status fetch(const std::function<void(double, std::string)>& progress, const std::stop_token& stop) override {
+    EXPECT_EQ(++fetching_, 1) << "two fetches of one loader";
+    progress(0.5, "downloading half");
+    std::unique_lock lock(mutex_);
+    ++fetched_;
+    fetch_moved_.wait(lock, stop, [this] { return !fetch_held_; });
+    const bool stopped = stop.stop_requested();
+    --fetching_;
+    if (stopped) return make_error(ErrorCode::cancelled, "stopped");
+    if (!fetch_fault_.empty()) return make_error(ErrorCode::unauthenticated, fetch_fault_);
+    return {};
+  }
+  void fetch_first(bool held = false) {
+    set([&] {
+      fetches_ = true;
+      fetch_held_ = held;
+    });
+    fetch_moved_.notify_all();
+  }
+  void fail_fetch_with(std::string fault) {
+    set([&] { fetch_fault_ = std::move(fault); });
+  }
+  int fetched() const { return fetched_; }
+  int fetching() const { return fetching_; }
+
   void hold() {
     set([this] { held_ = true; });
   }
+  void hold_need() {
+    set([this] { need_held_ = true; });
+  }
   void let_go() {
-    set([this] { held_ = false; });
+    set([this] { held_ = need_held_ = false; });
   }
   void fail_with(std::string fault) {
     set([&] { fault_ = std::move(fault); });
@@ -189,6 +223,7 @@ class FakeLoader final : public ModelLoader {
     FakeLoader& loader;
   };
   const Need need_;
+  bool need_held_ = false;
   std::atomic<bool> inside_{false};
   std::atomic<bool> abused_{false};
   std::atomic<bool> throws_{false};
@@ -199,6 +234,12 @@ class FakeLoader final : public ModelLoader {
   std::condition_variable may_load_;
   bool held_ = false;
   std::string fault_;
+  std::condition_variable_any fetch_moved_;
+  std::atomic<bool> fetches_{false};
+  bool fetch_held_ = false;
+  std::string fetch_fault_;
+  std::atomic<int> fetched_{0};
+  std::atomic<int> fetching_{0};
   std::atomic<std::uint64_t> asleep_{0};
   std::atomic<int> loads_{0};
   std::atomic<int> releases_{0};
@@ -512,6 +553,24 @@ TEST_F(RegistryTest, SleepKeepsTheWeightsAndARequestWakes) {
   EXPECT_EQ(loader(a).releases(), 1);
 }
 
+TEST_F(RegistryTest, AModelThatIsUnloadedWhileItWakesIsReleasedAfterwards) {
+  auto a = model("a", 10);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  loader(a).keep_asleep(4 * kMiB);
+  ASSERT_TRUE(act(&Registry::sleep, "a").ok());
+  const int needs = loader(a).needs();
+  loader(a).hold_need();
+  Request request = ask("a");
+  ASSERT_TRUE(eventually([&] { return loader(a).needs() > needs; }));
+  EXPECT_TRUE(act(&Registry::unload, "a").ok());
+  EXPECT_EQ(loader(a).releases(), 0) << "the loading thread is inside it";
+  loader(a).let_go();
+  EXPECT_TRUE(eventually([&] { return loader(a).releases() == 1; }));
+  EXPECT_FALSE(loader(a).abused());
+  EXPECT_EQ(reserved(), 0u);
+}
+
 TEST_F(RegistryTest, AReloadReplacesBesideTheOldOneWhereThereIsRoom) {
   auto a = model("a", 30);
   make({a});
@@ -666,6 +725,144 @@ TEST_F(RegistryTest, AReloadAddsAndRemoves) {
   EXPECT_FALSE(running.sink->error);
   running.handle.reset();
   EXPECT_TRUE(eventually([&] { return reserved() == 30 * kMiB; }));
+}
+
+TEST_F(RegistryTest, AModelThatIsFetchedDelaysNobodyAndSaysHowFarItIs) {
+  auto slow = model("slow", 10);
+  loader(slow).fetch_first(true);
+  make({slow, model("a", 10)});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(eventually([&] { return registry_->entry("slow")->detail == "downloading half"; }));
+  EXPECT_EQ(state("slow"), ModelState::loading);
+  EXPECT_DOUBLE_EQ(registry_->entry("slow")->progress, 0.45);
+  EXPECT_THAT(registry_->find("slow").error().message, HasSubstr("still being downloaded (45%)"));
+  EXPECT_EQ(loader(slow).loads(), 0);
+  loader(slow).hold();
+  loader(slow).fetch_first();
+  ASSERT_TRUE(eventually([&] { return loader(slow).loads() == 1; }));
+  EXPECT_DOUBLE_EQ(registry_->entry("slow")->progress, 0.725);  // half of the rest
+  loader(slow).let_go();
+  EXPECT_TRUE(becomes("slow", ModelState::ready));
+  EXPECT_EQ(registry_->entry("slow")->detail, "");
+}
+
+TEST_F(RegistryTest, AskingForALoadThatIsUnderWayLetsNobodyWaitForIt) {
+  auto a = model("a", 10);
+  loader(a).fetch_first(true);
+  make({a});
+  std::promise<Status> loaded;
+  registry_->load("a", [&](Status status) { loaded.set_value(std::move(status)); });
+  ASSERT_TRUE(eventually([&] { return loader(a).fetched() == 1; }));
+  EXPECT_FALSE(registry_->find("a"));
+  EXPECT_FALSE(registry_->find("a"));
+  loader(a).fetch_first();
+  EXPECT_TRUE(loaded.get_future().get().ok());
+  EXPECT_TRUE(registry_->find("a"));
+}
+
+TEST_F(RegistryTest, ARequestFetchesAModelOnDemandAndWaitsForIt) {
+  auto a = model("a", 10, true);
+  loader(a).fetch_first(true);
+  make({a});
+  Request late = ask("a", 50ms);
+  Request patient = ask("a");
+  ASSERT_TRUE(late.sink->wait());
+  EXPECT_THAT(late.sink->error->message, HasSubstr("still being downloaded (45%)"));
+  loader(a).fetch_first();
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(eventually([&] { return registry_->entry("a")->in_use; }));
+  loader(a).service()->finish_all();
+  EXPECT_TRUE(patient.sink->wait());
+  EXPECT_FALSE(patient.sink->error);
+  EXPECT_EQ(loader(a).fetched(), 1);
+}
+
+TEST_F(RegistryTest, AFetchThatFailsIsToldAndTriedAgain) {
+  auto a = model("a", 10, true);
+  loader(a).fetch_first();
+  loader(a).fail_fetch_with("a token is needed");
+  RegistryOptions options;
+  options.retry_failed_after = 20ms;
+  make({a}, options);
+  Request request = ask("a");
+  ASSERT_TRUE(request.sink->wait());
+  EXPECT_THAT(request.sink->error->message, HasSubstr("a token is needed"));
+  EXPECT_EQ(state("a"), ModelState::failed);
+  loader(a).fail_fetch_with("");
+  EXPECT_TRUE(eventually([&] {
+    Request again = ask("a", 100ms);
+    return eventually([&] { return loader(a).loads() == 1; }, 100ms);
+  }));
+}
+
+TEST_F(RegistryTest, UnloadingStopsAFetchAndLoadingBeginsItAgain) {
+  auto a = model("a", 10);
+  loader(a).fetch_first(true);
+  make({a});
+  ASSERT_TRUE(eventually([&] { return loader(a).fetched() == 1; }));
+  EXPECT_TRUE(act(&Registry::unload, "a").ok());
+  EXPECT_EQ(state("a"), ModelState::unloaded);
+  EXPECT_TRUE(eventually([&] { return loader(a).fetching() == 0; }));
+  std::promise<Status> loaded;
+  registry_->load("a", [&](Status status) { loaded.set_value(std::move(status)); });
+  ASSERT_TRUE(eventually([&] { return loader(a).fetched() == 2; }));
+  loader(a).fetch_first();
+  EXPECT_TRUE(loaded.get_future().get().ok());
+  EXPECT_EQ(loader(a).loads(), 1);
+}
+
+TEST_F(RegistryTest, OnlySoManyAreFetchedAtOnce) {
+  RegistryOptions options;
+  options.max_fetches = 2;
+  std::vector<ModelDefinition> models = {model("a", 10), model("b", 10), model("c", 10)};
+  for (const auto& each : models) loader(each).fetch_first(true);
+  make(models, options);
+  ASSERT_TRUE(eventually([&] { return loader(models[0]).fetched() + loader(models[1]).fetched() == 2; }));
+  EXPECT_EQ(loader(models[2]).fetched(), 0);
+  loader(models[0]).fetch_first();
+  EXPECT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(eventually([&] { return loader(models[2]).fetched() == 1; }));
+  EXPECT_TRUE(act(&Registry::unload, "b").ok());
+  loader(models[2]).fetch_first();
+  EXPECT_TRUE(becomes("c", ModelState::ready));
+}
+
+TEST_F(RegistryTest, AReloadTurnsAFetchToTheNewSource) {
+  auto before = model("a", 10);
+  loader(before).fetch_first(true);
+  make({before});
+  ASSERT_TRUE(eventually([&] { return loader(before).fetched() == 1; }));
+  auto after = model("a", 20);
+  loader(after).fetch_first();
+  ASSERT_TRUE(registry_->apply({after}).ok());
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  EXPECT_EQ(loader(before).loads(), 0);
+  EXPECT_EQ(loader(after).loads(), 1);
+  // One that serves goes on while its successor is fetched.
+  auto third = model("a", 30);
+  loader(third).fetch_first(true);
+  ASSERT_TRUE(registry_->apply({third}).ok());
+  ASSERT_TRUE(eventually([&] { return loader(third).fetched() == 1; }));
+  EXPECT_EQ(state("a"), ModelState::ready);
+  // Back to what it was: the successor is not wanted any more.
+  ASSERT_TRUE(registry_->apply({after}).ok());
+  EXPECT_TRUE(eventually([&] { return loader(third).fetching() == 0; }));
+  EXPECT_EQ(loader(third).loads(), 0);
+  EXPECT_EQ(loader(after).loads(), 1);
+}
+
+TEST_F(RegistryTest, TheEndStopsEveryFetch) {
+  auto a = model("a", 10);
+  auto b = model("b", 10, true);
+  loader(a).fetch_first(true);
+  loader(b).fetch_first(true);
+  make({a, b});
+  Request request = ask("b");
+  ASSERT_TRUE(eventually([&] { return loader(a).fetched() + loader(b).fetched() == 2; }));
+  registry_.reset();
+  EXPECT_EQ(loader(a).fetching() + loader(b).fetching(), 0);
+  ASSERT_TRUE(request.sink->wait());
+  EXPECT_TRUE(request.sink->error);
 }
 
 TEST_F(RegistryTest, FiftyTimesLoadedAndUnloadedNothingIsLeft) {
@@ -1029,6 +1226,8 @@ TEST_F(RegistryTest, AnyInterleavingKeepsTheBudgetAndEndsEveryRequestOnce) {
         loader(each).keep_asleep(10 * kMiB);
         if (pick(8) == 0) loader(each).fail_with("broken");
         if (pick(12) == 0) loader(each).throw_something();
+        if (pick(3) == 0) loader(each).fetch_first(pick(4) == 0);
+        if (pick(8) == 0) loader(each).fail_fetch_with("no such repository");
         list.push_back(std::move(each));
       }
       return list;

@@ -1,0 +1,117 @@
+"""Several replicas of one model behind one server, all of them real processes."""
+import concurrent.futures
+import json
+import signal
+import threading
+
+import httpx
+
+from process import Process
+from test_remote import Scripted, chat, eventually, lines_of, metric, write
+
+
+def gateway(folder, urls, **settings):
+    settings = {"health_interval": "200ms", "connect_timeout": "1s", **settings}
+    return write(folder, [{"name": "m", "engine": "openai", "urls": [url + "/v1" for url in urls], **settings}])
+
+
+def content(events):
+    return "".join(json.loads(event)["choices"][0]["delta"].get("content") or ""
+                   for event in events if event != "[DONE]" and json.loads(event).get("choices"))
+
+
+def test_conversations_go_where_their_beginning_is(tmp_path):
+    with Process() as a, Process() as b, Process() as c:
+        replicas = [a, b, c]
+        with Process("--config", gateway(tmp_path, [r.url for r in replicas], model="xgen-demo")) as front:
+            talks = [[{"role": "user", "content": f"Question {i}: " + "how do I add a model? " * 20}] for i in range(9)]
+            shares = []
+            for turn in range(4):
+                cached = prompt = 0
+                for talk in talks:
+                    answer = front.post("/v1/chat/completions", {"model": "m", "messages": talk, "max_tokens": 8, "temperature": 0})
+                    assert answer.status_code == 200, answer.text
+                    usage = answer.json()["usage"]
+                    cached += usage["prompt_tokens_details"]["cached_tokens"]
+                    prompt += usage["prompt_tokens"]
+                    talk.append({"role": "assistant", "content": answer.json()["choices"][0]["message"]["content"]})
+                    talk.append({"role": "user", "content": "And then? Tell me more of it. " * 4})
+                shares.append(cached / prompt)
+            assert all(share > 0.6 for share in shares[1:]), shares
+            served = [metric(r.url, "vllm:request_success_total", "xgen-demo", 'finished_reason="length"') +
+                      metric(r.url, "vllm:request_success_total", "xgen-demo", 'finished_reason="stop"') for r in replicas]
+            assert sum(served) == 36 and min(served) > 0, served
+
+
+def test_a_killed_replica_costs_no_request_that_had_not_begun(tmp_path):
+    with Scripted(step_us=3000) as a, Scripted(step_us=3000) as b, Scripted(step_us=3000) as c:
+        path = gateway(tmp_path, [a.url, b.url, c.url], model="scripted", balance="least_loaded")
+        with Process("--config", path) as front:
+            text = "say " + "0123456789" * 40
+            begun, outcomes = threading.Event(), []
+
+            def stream():
+                events = []
+                for event in lines_of(front, chat(text, max_tokens=1000)):
+                    events.append(event)
+                    begun.set()
+                outcomes.append(events)
+
+            def ask(_):
+                return front.post("/v1/chat/completions", chat("say yes")).json()["choices"][0]["message"]["content"]
+
+            streams = [threading.Thread(target=stream) for _ in range(12)]
+            for each in streams:
+                each.start()
+            assert begun.wait(20)
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                answers = pool.map(ask, range(200))
+                a.kill()
+                assert list(answers) == ["yes"] * 200
+            for each in streams:
+                each.join()
+            broken = [events for events in outcomes if "error" in events[-2]]
+            whole = [events for events in outcomes if "error" not in events[-2]]
+            assert 1 <= len(broken) <= 6, len(broken)
+            for events in whole:
+                assert content(events) == text[4:]
+            for events in broken:
+                assert events[-1] == "[DONE]"
+                error = json.loads(events[-2])["error"]
+                assert error["type"] == "server_error" and error["message"], error
+            assert front.get("/health").status_code == 200
+
+
+def test_without_replicas_clients_are_told_when_to_come_again_and_a_new_one_is_found(tmp_path):
+    with Scripted() as a, Scripted() as b:
+        with Process("--config", gateway(tmp_path, [a.url, b.url], model="scripted")) as front:
+            assert front.post("/v1/completions", {"model": "m", "prompt": "say x"}).status_code == 200
+            a.kill()
+            b.kill()
+            eventually(lambda: front.post("/v1/completions", {"model": "m", "prompt": "say x"}).status_code == 503)
+            refused = front.post("/v1/completions", {"model": "m", "prompt": "say x"})
+            assert int(refused.headers["retry-after"]) >= 1
+            assert httpx.get(front.url + "/health/live").status_code == 200
+            with Scripted(port=int(a.url.rsplit(":", 1)[1])):
+                eventually(lambda: front.post("/v1/completions", {"model": "m", "prompt": "say x"}).status_code == 200)
+
+
+def test_load_that_others_bring_counts(tmp_path):
+    with Process() as a, Process() as b:
+        path = gateway(tmp_path, [a.url, b.url], model="xgen-demo", balance="least_loaded")
+        with Process("--config", path) as front:
+            busy = [a.stream("/v1/completions", {"model": "xgen-demo", "prompt": "x", "max_tokens": 2000, "n": 8, "ignore_eos": True})
+                    for _ in range(6)]
+            for each in busy:
+                next(each)
+            eventually(lambda: metric(a.url, "vllm:num_requests_running", "xgen-demo") >= 1)
+
+            def share():
+                before = metric(b.url, "vllm:generation_tokens_total", "xgen-demo")
+                for _ in range(6):
+                    front.post("/v1/completions", {"model": "m", "prompt": "hi", "max_tokens": 2})
+                return metric(b.url, "vllm:generation_tokens_total", "xgen-demo") - before
+
+            eventually(lambda: share() == 12)
+            for each in busy:
+                each.close()
