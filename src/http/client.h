@@ -133,15 +133,15 @@ class CancelToken {
   bool cancelled() const;
 
  private:
-  friend Status fetch(Client& client, ClientRequest request, std::function<Status(const ResponseHead&)> on_head,
-                      std::function<Status(std::string_view)> on_body, const CancelToken* cancel);
+  friend Status fetch(Client& client, ClientRequest request, const std::function<Status(const ResponseHead&)>& on_head,
+                      const std::function<Status(std::string_view)>& on_body, const CancelToken* cancel);
   struct State;
   std::shared_ptr<State> state_;
 };
 
 // One call, on the calling thread: both functions are called here, may block (the sender is held back), and an error of
 // theirs cancels the call and is returned. Other errors: those of CallEnd, and cancelled.
-Status fetch(Client& client, ClientRequest request, std::function<Status(const ResponseHead&)> on_head,
-             std::function<Status(std::string_view)> on_body, const CancelToken* cancel = nullptr);
+Status fetch(Client& client, ClientRequest request, const std::function<Status(const ResponseHead&)>& on_head,
+             const std::function<Status(std::string_view)>& on_body, const CancelToken* cancel = nullptr);
 
 }  // namespace xgen::http

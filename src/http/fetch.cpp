@@ -75,8 +75,8 @@ bool CancelToken::cancelled() const {
   return state_->cancelled;
 }
 
-Status fetch(Client& client, ClientRequest request, std::function<Status(const ResponseHead&)> on_head,
-             std::function<Status(std::string_view)> on_body, const CancelToken* cancel) {
+Status fetch(Client& client, ClientRequest request, const std::function<Status(const ResponseHead&)>& on_head,
+             const std::function<Status(std::string_view)>& on_body, const CancelToken* cancel) {
   auto mailbox = std::make_shared<Mailbox>();
   const std::string origin = request.url.origin();
   if (cancel != nullptr) {

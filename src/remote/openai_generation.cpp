@@ -156,7 +156,7 @@ class Handle final : public inference::RequestHandle {
 }  // namespace
 
 std::unique_ptr<inference::RequestHandle> generate(const std::shared_ptr<OpenAiEndpoint>& endpoint,
-                                                   GenerateRequest request,
+                                                   const GenerateRequest& request,
                                                    std::shared_ptr<inference::EventSink> sink) {
   const auto refuse = [&](Error error) -> std::unique_ptr<inference::RequestHandle> {
     sink->on_event(inference::Failed{std::move(error)});

@@ -11,7 +11,7 @@ namespace xgen::remote {
 
 // Starts it; every event goes to `sink`, refusals included (the handle is null then).
 std::unique_ptr<inference::RequestHandle> generate(const std::shared_ptr<OpenAiEndpoint>& endpoint,
-                                                   inference::GenerateRequest request,
+                                                   const inference::GenerateRequest& request,
                                                    std::shared_ptr<inference::EventSink> sink);
 
 }  // namespace xgen::remote

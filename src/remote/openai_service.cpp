@@ -31,7 +31,7 @@ class OpenAiService final : public inference::ModelService {
 
   std::unique_ptr<inference::RequestHandle> generate_async(inference::GenerateRequest request,
                                                            std::shared_ptr<inference::EventSink> sink) override {
-    return generate(endpoint_, std::move(request), std::move(sink));
+    return generate(endpoint_, request, std::move(sink));
   }
 
   void tokenize_async(inference::TokenizeRequest request,

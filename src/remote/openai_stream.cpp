@@ -14,7 +14,6 @@ using inference::ChoiceFinished;
 using inference::Delta;
 using inference::FinishReason;
 using inference::TokenLogprob;
-using inference::TopLogprob;
 
 constexpr std::size_t kParseBuffer = 8 << 10;  // bytes on the stack: enough for a token's chunk
 constexpr std::size_t kMaxDepth = 32;
