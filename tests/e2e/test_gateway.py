@@ -47,12 +47,12 @@ def test_a_killed_replica_costs_no_request_that_had_not_begun(tmp_path):
     with Scripted(step_us=3000) as a, Scripted(step_us=3000) as b, Scripted(step_us=3000) as c:
         path = gateway(tmp_path, [a.url, b.url, c.url], model="scripted", balance="least_loaded")
         with Process("--config", path) as front:
-            text = "say " + "0123456789" * 40
+            text = "say " + "0123456789" * 600
             begun, outcomes = threading.Event(), []
 
             def stream():
                 events = []
-                for event in lines_of(front, chat(text, max_tokens=1000)):
+                for event in lines_of(front, chat(text, max_tokens=2000)):
                     events.append(event)
                     begun.set()
                 outcomes.append(events)

@@ -189,18 +189,28 @@ class FakeLoader final : public ModelLoader {
   int loads() const { return loads_; }
   int releases() const { return releases_; }
   std::uint64_t reserved() const { return reserved_; }
+  // While a test holds it, need() and load() wait: it may be all that is left of it.
   std::shared_ptr<FakeService> service() {
     std::lock_guard lock(mutex_);
-    return service_.lock();
+    auto live = service_.lock();
+    if (live == nullptr) return nullptr;
+    ++borrowed_;
+    FakeService* const raw = live.get();
+    return {raw, [this, live = std::move(live)](FakeService*) mutable {
+              live.reset();
+              --borrowed_;
+            }};
   }
   void finish_everything() {
     std::vector<std::weak_ptr<FakeService>> services;
     {
       std::lock_guard lock(mutex_);
       services = services_;
+      ++borrowed_;
     }
     for (const auto& each : services)
       if (const auto live = each.lock()) live->finish_all();
+    --borrowed_;
   }
 
  private:
@@ -215,7 +225,7 @@ class FakeLoader final : public ModelLoader {
   struct Alone {
     Alone(FakeLoader& owner, bool needs_no_service) : loader(owner) {
       if (loader.inside_.exchange(true)) loader.abused_ = true;
-      if (needs_no_service && loader.service() != nullptr) loader.abused_ = true;
+      if (needs_no_service && loader.has_service()) loader.abused_ = true;
     }
     ~Alone() { loader.inside_ = false; }
     Alone(const Alone&) = delete;
@@ -223,7 +233,18 @@ class FakeLoader final : public ModelLoader {
     FakeLoader& loader;
   };
   const Need need_;
+  bool has_service() {
+    const auto end = std::chrono::steady_clock::now() + 2s;
+    for (;;) {
+      {
+        std::lock_guard lock(mutex_);
+        if (borrowed_ == 0 || std::chrono::steady_clock::now() > end) return !service_.expired();
+      }
+      std::this_thread::yield();
+    }
+  }
   bool need_held_ = false;
+  std::atomic<int> borrowed_{0};
   std::atomic<bool> inside_{false};
   std::atomic<bool> abused_{false};
   std::atomic<bool> throws_{false};
