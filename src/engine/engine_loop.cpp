@@ -105,6 +105,7 @@ std::unique_ptr<inference::RequestHandle> EngineLoop::make_handle(std::shared_pt
 Status EngineLoop::submit(std::unique_ptr<Job> job) {
   if (Status fits = scheduler_.check(*job); !fits.ok()) return fits;
   std::unique_lock lock(inbox_->mutex);
+  if (failure_) return *failure_;
   if (inbox_->stopping || dead_.load(std::memory_order_relaxed)) {
     return make_error(ErrorCode::unavailable, "Model " + options_.name + " is not running any more.");
   }
@@ -458,6 +459,7 @@ void EngineLoop::give_up(const Error& error) {
   {
     std::lock_guard lock(inbox_->mutex);
     dead_.store(true, std::memory_order_relaxed);
+    failure_ = error;
     for (std::unique_ptr<Job>& job : inbox_->submitted) incoming_.push_back(std::move(job));
     inbox_->submitted.clear();
   }

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -139,6 +140,7 @@ class EngineLoop final : private BlockLender {
   std::atomic<std::int64_t> step_began_{0};  // steady clock, ns; 0 = idle
   std::atomic<int> retry_after_s_{1};
   std::atomic<bool> dead_{false};
+  std::optional<Error> failure_;  // why it gave up; guarded by the inbox
   std::thread thread_;
 };
 
