@@ -21,7 +21,7 @@ using inference::ToolCall;
 using inference::ToolCallDelta;
 using inference::Usage;
 
-constexpr int kMaxToolCalls = 1024;  // of one choice
+constexpr int kMaxAnsweredCalls = 1024;  // of one choice
 
 std::string_view finish_name(FinishReason reason) {
   switch (reason) {
@@ -78,7 +78,7 @@ void add_usage(Usage& total, const Usage& one) {
 
 // Puts a part of a call to the parts before it.
 void add_part(std::vector<ToolCall>& calls, const ToolCallDelta& part) {
-  if (part.index < 0 || part.index >= kMaxToolCalls) return;
+  if (part.index < 0 || part.index >= kMaxAnsweredCalls) return;
   const auto index = static_cast<std::size_t>(part.index);
   if (calls.size() <= index) calls.resize(index + 1);
   ToolCall& call = calls[index];
