@@ -83,6 +83,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
+    if "://" not in args.model and not args.model.startswith("builtin:"):
+        args.model = str(pathlib.Path(args.model).resolve())  # models.yaml is elsewhere
     folder = tempfile.TemporaryDirectory()
     config = pathlib.Path(folder.name) / "models.yaml"
 

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "base/model_source.h"
+#include "base/prefetch.h"
 #include "base/units.h"
 #include "demo_model.h"
 
@@ -170,7 +171,7 @@ Result<engine::LocalModel*> LocalModelLoader::opened() {
   if (opened_ == nullptr) {
     auto options = service_options(model_, path(), machine_);
     if (!options) return at(model_, std::move(options).error());
-    auto model = engine::LocalModel::open(*std::move(options));
+    auto model = in_background(machine_.pool->shared(), [&] { return engine::LocalModel::open(*std::move(options)); });
     if (!model) return at(model_, std::move(model).error());
     opened_ = *std::move(model);
   }
@@ -205,6 +206,11 @@ Result<std::shared_ptr<inference::ModelService>> LocalModelLoader::load(std::sha
              {"max_model_len", memory->max_model_len},
              {"load_ms", log::Decimal{ms, 1}}});
   return service;
+}
+
+// Unmapping gigabytes keeps a processor for milliseconds.
+void LocalModelLoader::release() {
+  in_background(machine_.pool->shared(), [this] { opened_.reset(); });
 }
 
 std::uint64_t LocalModelLoader::kept_asleep() const {

@@ -41,7 +41,7 @@ class LocalModelLoader final : public registry::ModelLoader {
   Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
                                                         const std::function<void(double)>& progress) override;
   std::uint64_t kept_asleep() const override;
-  void release() override { opened_.reset(); }
+  void release() override;
 
   // It wants no more than this, although there may be more.
   void limit(std::uint64_t bytes) { limit_ = bytes; }

@@ -1,7 +1,7 @@
 #include "base/prefetch.h"
 
+#include <sched.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,8 +14,6 @@ namespace {
 constexpr std::size_t kPopulateBytes = std::size_t{2} << 20;
 // Asked of the disk ahead of that.
 constexpr std::size_t kReadAheadBytes = std::size_t{32} << 20;
-// A thread of this niceness gets about a tenth of a processor that another of the process wants.
-constexpr int kNice = 10;
 
 #ifndef MADV_POPULATE_READ
 constexpr int MADV_POPULATE_READ = 22;  // of Linux 5.14
@@ -47,7 +45,11 @@ void prefetch(std::span<const std::byte> range, const std::function<void(std::si
   }
 }
 
-// Of this thread alone, on Linux.
-void lower_priority() { ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice); }
+// Not by niceness: a thread of the least niceness still keeps a processor to itself for milliseconds while two that
+// compute share another, because the scheduler looks for an idle one; to SCHED_IDLE it looks like one.
+void yield_to_others() {
+  const sched_param none{};
+  ::sched_setscheduler(0, SCHED_IDLE, &none);  // 0: of this thread alone, on Linux
+}
 
 }  // namespace xgen

@@ -1,4 +1,4 @@
-// Prefetch: brings the pages of mapped files in before they are needed.
+// Prefetch: brings the pages of mapped files in before they are needed; and who gives way while that goes on.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,6 @@
 #include <future>
 #include <span>
 #include <type_traits>
-#include <utility>
 
 namespace xgen {
 
@@ -15,16 +14,20 @@ namespace xgen {
 // read are met again by whoever needs them.
 void prefetch(std::span<const std::byte> range, const std::function<void(std::size_t)>& progress);
 
-// Makes the calling thread yield to the others of the process where processors are short.
-void lower_priority();
+// Makes the calling thread, and those that it starts, take only what processor time all others leave. It cannot go
+// back.
+void yield_to_others();
 
-// Runs `work` on a thread of its own that yields to others.
+// Runs `work`; if `others` have something better to do with the processors, on a thread that yields to them.
 template <class Work>
-std::future<std::invoke_result_t<Work>> in_background(Work work) {
-  return std::async(std::launch::async, [work = std::move(work)]() mutable {
-    lower_priority();
-    return work();
-  });
+std::invoke_result_t<Work> in_background(bool others, Work work) {
+  if (!others) return work();
+  return std::async(std::launch::async,
+                    [&work] {
+                      yield_to_others();
+                      return work();
+                    })
+      .get();
 }
 
 }  // namespace xgen

@@ -19,6 +19,8 @@ class WorkerPool {
   WorkerPool& operator=(const WorkerPool&) = delete;
 
   int size() const;
+  // Whether there are other users.
+  bool shared() const { return threads_.use_count() > 1; }
 
   // Calls fn(part) for every part in [0, parts), on the workers and the calling thread, and returns when all are done.
   // Parts are handed out dynamically, so results must not depend on which thread ran a part. Workers spin for a few

@@ -76,30 +76,38 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
     if (progress) progress(share);
   };
   report(0);
-  // Both take processor time, and no more of it than those leave who serve meanwhile.
-  std::future<void> weights =
-      in_background([&] { decoder_->prefetch([&](double share) { report(0.05 + 0.85 * share); }); });
-  std::future<Result<std::shared_ptr<const text::Tokenizer>>> reading;
-  if (tokenizer_ == nullptr) reading = in_background([this] { return load_tokenizer(*options_.files); });
-  const int threads = options_.pool->size();
-  Status reserved =
-      decoder_->reserve(memory.max_num_batched_tokens, memory.max_num_seqs + memory.max_score_rows, threads);
-  Result<std::unique_ptr<model::KvCache>> cache = model::KvCache::create(
-      decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks, memory.kv_most_blocks - memory.kv_blocks);
-  Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.valid() ? reading.get() : tokenizer_;
-  weights.get();
-  if (Status read = options_.files->damage()->status(); !read.ok()) return std::move(read).error();
-  if (!tokenizer.ok()) return tokenizer.error();
-  tokenizer_ = std::move(*tokenizer);
-  if (!reserved.ok()) return std::move(reserved).error();
-  if (!cache.ok()) return cache.error();
+  // All of it takes processor time, and no more of it than those leave who serve meanwhile.
+  Result<std::unique_ptr<model::KvCache>> cache = make_error(ErrorCode::internal, "not made");
+  Result<ChatRenderer> renderer = make_error(ErrorCode::internal, "not made");
+  const auto prepare = [&]() -> Status {
+    // Their threads have the priority of this one.
+    std::future<void> weights =
+        std::async(std::launch::async, [&] { decoder_->prefetch([&](double share) { report(0.05 + 0.85 * share); }); });
+    std::future<Result<std::shared_ptr<const text::Tokenizer>>> reading;
+    if (tokenizer_ == nullptr)
+      reading = std::async(std::launch::async, [this] { return load_tokenizer(*options_.files); });
+    const int threads = options_.pool->size();
+    Status reserved =
+        decoder_->reserve(memory.max_num_batched_tokens, memory.max_num_seqs + memory.max_score_rows, threads);
+    cache = model::KvCache::create(decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks,
+                                   memory.kv_most_blocks - memory.kv_blocks);
+    Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.valid() ? reading.get() : tokenizer_;
+    weights.get();
+    if (Status read = options_.files->damage()->status(); !read.ok()) return read;
+    if (!tokenizer.ok()) return tokenizer.error();
+    tokenizer_ = std::move(*tokenizer);
+    if (!reserved.ok()) return reserved;
+    if (!cache.ok()) return cache.error();
+    renderer = make_chat_renderer(tokenizer_, options_.files->describe());
+    return renderer.ok() ? Status() : renderer.error();
+  };
+  if (Status prepared = in_background(options_.pool->shared(), prepare); !prepared.ok())
+    return std::move(prepared).error();
   report(0.95);
 
   LocalServiceParts parts;
   parts.name = options_.name;
   parts.tokenizer = tokenizer_;
-  Result<ChatRenderer> renderer = make_chat_renderer(tokenizer_, options_.files->describe());
-  if (!renderer.ok()) return renderer.error();
   parts.render_chat = std::move(*renderer);
   parts.defaults = decoder_->generation_defaults();
   parts.vocab_size = decoder_->info().vocab_size;

@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <filesystem>
@@ -11,6 +12,7 @@
 #include "base/file_set.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/prefetch.h"
 #include "base/units.h"
 #include "base/utf8.h"
 #include "base/worker_pool.h"
@@ -166,6 +168,24 @@ TEST(WorkerPool, CallersFromSeveralThreadsTakeTurns) {
   }
   for (std::thread& caller : callers) caller.join();
   EXPECT_EQ(total.load(), 4 * 200 * 64 * 63 / 2);
+}
+
+TEST(WorkerPool, KnowsWhetherOthersShareIt) {
+  WorkerPool pool(2);
+  EXPECT_FALSE(pool.shared());
+  {
+    const WorkerPool other(pool, 1);
+    EXPECT_TRUE(pool.shared());
+  }
+  EXPECT_FALSE(pool.shared());
+}
+
+TEST(Background, GivesWayWhereOthersCompute) {
+  const auto policy = [] { return ::sched_getscheduler(0); };
+  const int own = policy();
+  EXPECT_EQ(in_background(true, policy), SCHED_IDLE);
+  EXPECT_EQ(in_background(false, policy), own);
+  EXPECT_EQ(policy(), own);
 }
 
 TEST(WorkerPool, AnIdlePoolSleeps) {
