@@ -99,11 +99,11 @@ void Reloader::run() {
       const std::string now = content();
       if (now == seen_ || now.empty()) continue;  // empty: about to be written
     }
-    reload_now(std::move(waiting));
+    reload_now(waiting);
   }
 }
 
-void Reloader::reload_now(std::vector<Done> waiting) {
+void Reloader::reload_now(const std::vector<Done>& waiting) {
   seen_ = content();
   Result<std::string> outcome = std::string();
   try {

@@ -31,7 +31,7 @@ class Reloader {
  private:
   bool watch();
   void run();
-  void reload_now(std::vector<Done> waiting);
+  void reload_now(const std::vector<Done>& waiting);
   std::string content() const;
 
   const std::string file_;

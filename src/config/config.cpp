@@ -702,7 +702,7 @@ class Reader {
     });
     if (!node["name"]) fault(node.Mark(), path + ".name", "missing; every model needs a name");
     for (const std::string& name : model.is_remote() ? native_keys : remote_only)
-      fault(node[name].Mark(), path + "." + name,
+      fault(node[name].Mark(), std::string(path).append(".").append(name),
             model.is_remote() ? "belongs to models of engine native; this one is computed elsewhere"
                               : "belongs to models of engine openai; this one's engine is native");
     if (model.is_remote()) {

@@ -3,7 +3,7 @@
 namespace xgen::inference {
 namespace {
 
-Error refusal(std::string param, const std::string& what) {
+Error refusal(const std::string& param, const std::string& what) {
   return make_error(ErrorCode::unsupported, "'" + param + "' is not supported by this model: " + what, param);
 }
 

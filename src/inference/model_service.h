@@ -95,6 +95,7 @@ class ModelService {
 
   // `failed` is called, at most once and from any thread, when the service has ended by itself: every request has got
   // its event, and no further one will be served. It must not call back.
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): whoever overrides it keeps the function
   virtual void on_failure(std::function<void(Error)> /*failed*/) {}
 
   // Ends every request that is under way as unavailable, and refuses new ones: what holds handles gets its events.

@@ -288,7 +288,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   std::optional<Clock::time_point> run_timers();
 
   void apply_now(std::vector<ModelDefinition> definitions);
-  void add_now(ModelDefinition definition, Done done);
+  void add_now(ModelDefinition definition, const Done& done);
   void name_models();
   ModelPtr define(ModelDefinition definition, bool added);
   void replace(const ModelPtr& model, ModelDefinition definition);
@@ -597,9 +597,10 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
   std::map<std::string, ModelPtr, std::less<>> old;
   for (const ModelPtr& model : models_) old[model->definition.name] = model;
   for (const auto& [name, model] : old) {
-    const auto is_name = [&](const ModelDefinition& each) { return each.name == model->definition.name; };
-    const auto is_alias = [&](const ModelDefinition& each) {
-      return std::find(each.aliases.begin(), each.aliases.end(), model->definition.name) != each.aliases.end();
+    const std::string& known = model->definition.name;
+    const auto is_name = [&known](const ModelDefinition& each) { return each.name == known; };
+    const auto is_alias = [&known](const ModelDefinition& each) {
+      return std::find(each.aliases.begin(), each.aliases.end(), known) != each.aliases.end();
     };
     const bool listed = std::any_of(definitions.begin(), definitions.end(), is_name);
     const bool taken = std::any_of(definitions.begin(), definitions.end(), is_alias);
@@ -640,7 +641,7 @@ void Registry::Impl::name_models() {
   }
 }
 
-void Registry::Impl::add_now(ModelDefinition definition, Done done) {
+void Registry::Impl::add_now(ModelDefinition definition, const Done& done) {
   const auto it = by_name_.find(definition.name);
   if (it == by_name_.end()) {
     define(std::move(definition), true);
@@ -981,8 +982,8 @@ void Registry::Impl::measure(const LoadPtr& load) {
 void Registry::Impl::begin_load(const LoadPtr& load, std::uint64_t bytes) {
   busy_ = true;
   load->stage = Load::Stage::loading;
-  loads_.push([this, load, bytes, definition = load->definition, account = std::move(load->model->asleep),
-               progress = load->model->progress]() mutable {
+  loads_.push([this, load = LoadPtr(load), bytes, definition = load->definition,
+               account = std::move(load->model->asleep), progress = load->model->progress]() mutable {
     Status reserved;
     if (account != nullptr) {
       reserved = budget_->grow(*account, bytes, options_.reclaim_timeout);

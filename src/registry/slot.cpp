@@ -106,7 +106,7 @@ Slot::Service Slot::hold(const Error& error) {
   return left;
 }
 
-Slot::Service Slot::refuse(Error error) {
+Slot::Service Slot::refuse(const Error& error) {
   Service left;
   std::deque<Waiter> waiters;
   {
@@ -166,8 +166,7 @@ Slot::Service Slot::service() const {
 }
 
 void Slot::with_service(std::optional<Clock::time_point> deadline, std::function<void(Result<Use>)> go) {
-  Result<Use> outcome = Use();
-  bool waits = false;
+  std::optional<Result<Use>> outcome;  // none: it waits
   {
     std::lock_guard lock(mutex_);
     last_used_ = Clock::now();
@@ -180,14 +179,13 @@ void Slot::with_service(std::optional<Clock::time_point> deadline, std::function
       error.retry_after_s = 1;
       outcome = std::move(error);
     } else {
-      waiters_.push_back({deadline.value_or(Clock::now() + kPatience), std::move(go)});
-      waits = true;
+      waiters_.push_back({deadline.value_or(Clock::now() + kPatience), std::exchange(go, nullptr)});
     }
   }
-  if (waits) {
-    wanted_();
+  if (outcome) {
+    go(*std::move(outcome));
   } else {
-    go(std::move(outcome));
+    wanted_();
   }
 }
 

@@ -32,7 +32,7 @@ class Slot final : public inference::ModelService {
   // The same, and those that wait now fail.
   std::shared_ptr<inference::ModelService> hold(const Error& error);
   // From now on requests fail, and those that wait fail now. Returns the service that was there, if any.
-  std::shared_ptr<inference::ModelService> refuse(Error error);
+  std::shared_ptr<inference::ModelService> refuse(const Error& error);
   // As hold(), if a service is there, no request uses it and none has since `unused_since`; else null.
   std::shared_ptr<inference::ModelService> hold_if_unused(Clock::time_point unused_since);
 

@@ -109,8 +109,9 @@ Result<LoadRequest> parse_load_request(std::string_view body) {
   LoadRequest request;
   for (const auto& [key, value] : *object) {
     const std::string name(std::string_view(key).substr(0, 100));
-    const auto* known = std::find_if(std::begin(kFields), std::end(kFields),
-                                     [&](const Field& each) { return each.name == std::string_view(key); });
+    const std::string_view whole = key;
+    const auto* known =
+        std::find_if(std::begin(kFields), std::end(kFields), [whole](const Field& each) { return each.name == whole; });
     if (known == std::end(kFields))
       return make_error(ErrorCode::invalid_argument, "Unknown field '" + name + "'.", name);
     if (value.is_null()) continue;
@@ -241,15 +242,15 @@ std::string load_fields_markdown() {
   std::string out = "| field | value | what it does |\n| --- | --- | --- |\n";
   for (const Field& each : kFields) {
     std::string what(each.doc);
-    if (each.use == Use::setting) what = "`models[]." + std::string(each.detail) + "`";
-    if (each.use == Use::no_effect) what = "Taken without effect. " + what;
+    if (each.use == Use::setting) what = std::string("`models[].").append(each.detail).append("`");
+    if (each.use == Use::no_effect) what.insert(0, "Taken without effect. ");
     if (each.use == Use::only) {
       std::string values(each.detail);
       for (std::size_t at = 0; (at = values.find('|', at)) != std::string::npos;) values.replace(at, 1, "` or `");
-      what = (values.empty() ? "Only an empty one" : "Only `" + values + "`") + ". " + what;
+      what.insert(0, values.empty() ? "Only an empty one. " : "Only `" + values + "`. ");
     }
-    out += "| `" + std::string(each.name) + "` | " + std::string(kTypeNames[static_cast<std::size_t>(each.type)]) +
-           " | " + what + " |\n";
+    out.append("| `").append(each.name).append("` | ");
+    out.append(kTypeNames[static_cast<std::size_t>(each.type)]).append(" | ").append(what).append(" |\n");
   }
   return out;
 }

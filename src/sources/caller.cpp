@@ -83,11 +83,11 @@ Result<http::ClientRequest> redirected(const http::ClientRequest& request, std::
 }
 
 Status fetch_with_stop(http::Client& client, http::ClientRequest request,
-                       std::function<Status(const http::ResponseHead&)> on_head,
-                       std::function<Status(std::string_view)> on_body, const std::stop_token& stop) {
+                       const std::function<Status(const http::ResponseHead&)>& on_head,
+                       const std::function<Status(std::string_view)>& on_body, const std::stop_token& stop) {
   http::CancelToken cancel;
   const std::stop_callback stopped(stop, [&cancel] { cancel.cancel(); });
-  return http::fetch(client, std::move(request), std::move(on_head), std::move(on_body), &cancel);
+  return http::fetch(client, std::move(request), on_head, on_body, &cancel);
 }
 
 Result<Answer> call(http::Client& client, const std::function<Result<http::ClientRequest>()>& make,

@@ -51,8 +51,8 @@ Result<http::ClientRequest> redirected(const http::ClientRequest& request, std::
 
 // One fetch that a stop token ends, too.
 Status fetch_with_stop(http::Client& client, http::ClientRequest request,
-                       std::function<Status(const http::ResponseHead&)> on_head,
-                       std::function<Status(std::string_view)> on_body, const std::stop_token& stop);
+                       const std::function<Status(const http::ResponseHead&)>& on_head,
+                       const std::function<Status(std::string_view)>& on_body, const std::stop_token& stop);
 
 // A small answer: redirects are followed to the same origin and elsewhere, failures that may pass are tried again.
 // `make` makes the request for each try (a signature has its time). Errors: unavailable after the last try, naming the
