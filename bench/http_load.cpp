@@ -8,6 +8,8 @@
 //   http_load --port P --mode hold --connections 10000 --pid PID      streams that stay open: resident memory of PID,
 //   when all
 //                                                                     have begun or --seconds are over
+//   http_load --port P --mode relay --to Q   hands on what comes at port P to port Q and back, and nothing else: the
+//                                            least that anything in between can cost
 // Also: --model NAME (scripted), --prompt TEXT ("hold" for --mode hold), --chat.
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
@@ -33,6 +35,7 @@ using Clock = std::chrono::steady_clock;
 struct Options {
   std::string host = "127.0.0.1";
   int port = 8000;
+  int to = 0;
   std::string mode = "requests";
   int connections = 1;
   double seconds = 5;
@@ -62,6 +65,8 @@ Options parse(int argc, char** argv) {
       options.host = value;
     else if (name == "--port")
       options.port = std::atoi(value);
+    else if (name == "--to")
+      options.to = std::atoi(value);
     else if (name == "--mode")
       options.mode = value;
     else if (name == "--connections")
@@ -135,6 +140,53 @@ int connect_to(const Options& options) {
   const int on = 1;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
   return fd;
+}
+
+// Never returns.
+void relay(const Options& options) {
+  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(options.port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const int on = 1;
+  ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  if (::bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 || ::listen(listener, 128) != 0)
+    fail(std::string("cannot listen: ") + std::strerror(errno));
+  const int epoll = ::epoll_create1(0);
+  const auto watch = [epoll](int fd) {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.fd = fd;
+    ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+  };
+  watch(listener);
+  std::vector<int> other(65536, -1);  // by descriptor
+  std::vector<char> buffer(65536);
+  Options target = options;
+  target.port = options.to;
+  for (;;) {
+    epoll_event event{};
+    if (::epoll_wait(epoll, &event, 1, -1) != 1) continue;
+    const int fd = event.data.fd;
+    if (fd == listener) {
+      const int client = ::accept(listener, nullptr, nullptr), server = connect_to(target);
+      ::setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+      other.at(static_cast<std::size_t>(client)) = server;
+      other.at(static_cast<std::size_t>(server)) = client;
+      watch(client);
+      watch(server);
+      continue;
+    }
+    int& peer = other.at(static_cast<std::size_t>(fd));
+    if (peer < 0) continue;  // closed by the event before
+    const ssize_t n = ::recv(fd, buffer.data(), buffer.size(), 0);
+    if (n > 0 && ::send(peer, buffer.data(), static_cast<std::size_t>(n), MSG_NOSIGNAL) == n) continue;
+    ::close(fd);
+    ::close(peer);
+    other.at(static_cast<std::size_t>(peer)) = -1;
+    peer = -1;
+  }
 }
 
 void send_request(Connection& connection, const std::string& request) {
@@ -229,6 +281,7 @@ int main(int argc, char** argv) {
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
   }
+  if (options.mode == "relay") relay(options);
   const std::string request = make_request(options);
   const double before_mb = options.pid != 0 ? resident_mb(options.pid) : 0;
 

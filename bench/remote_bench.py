@@ -3,7 +3,8 @@
 
 usage: bench/remote_bench.py BUILD_FOLDER [--seconds S]
 
-First one stream at a time, then 2,000 at once: directly, and through the program.
+First one stream at a time: directly, through a process that only hands on bytes, and through the program. Then 2,000 at
+once: directly, and through the program.
 """
 import argparse
 import contextlib
@@ -38,6 +39,13 @@ def servers(build, step_us):
             yield port, front, child
 
 
+@contextlib.contextmanager
+def relay(build, port):
+    """The port of a process that only hands on bytes: what any process in between costs at least."""
+    with serving([build / "bench/http_load", "--mode", "relay", "--to", port]) as (front, _):
+        yield front
+
+
 def load(build, port, *options):
     subprocess.run([build / "bench/http_load", "--port", port, "--chat", *map(str, options)], check=True)
 
@@ -50,13 +58,13 @@ def main():
     build = args.build
     # In turns, so that what else the machine does falls on both.
     print("one short stream after the other:", flush=True)
-    with servers(build, 0) as (port, front, child):
-        for name, where in (("direct", port), ("through the program", front)) * ROUNDS:
+    with servers(build, 0) as (port, front, child), relay(build, port) as bare:
+        for name, where in (("direct", port), ("through a bare relay", bare), ("through the program", front)) * ROUNDS:
             print(f"  {name}: ", end="", flush=True)
             load(build, where, "--mode", "stream", "--connections", 1, "--tokens", 2, "--seconds", 2)
     print("one stream, a token every 2 ms:", flush=True)
-    with servers(build, 2000) as (port, front, child):
-        for name, where in (("direct", port), ("through the program", front)) * ROUNDS:
+    with servers(build, 2000) as (port, front, child), relay(build, port) as bare:
+        for name, where in (("direct", port), ("through a bare relay", bare), ("through the program", front)) * ROUNDS:
             print(f"  {name}: ", end="", flush=True)
             load(build, where, "--mode", "clock", "--connections", 1, "--tokens", 800, "--seconds", 60)
     print("16 streams as fast as they go:", flush=True)
