@@ -156,9 +156,9 @@ void Balancer::checked(std::string_view name, const std::optional<inference::Loa
     return;
   }
   replica->state.healthy = true;
-  const double others = load->running + load->waiting - replica->state.in_flight;
-  const double waiting = std::min(load->waiting, std::max(0.0, others));
-  replica->foreign = kWaitingWork * waiting + kRunningWork * std::max(0.0, others - waiting);
+  const double others = std::max(0.0, load->running + load->waiting - load->own);
+  const double waiting = std::min(load->waiting, others);
+  replica->foreign = kWaitingWork * waiting + kRunningWork * (others - waiting);
   if (load->kv_tokens > 0) {
     const auto chunks = static_cast<std::size_t>(load->kv_tokens * kBytesPerToken / kChunkBytes);
     replica->index.set_capacity(std::clamp<std::size_t>(chunks, 1, options_.index_chunks));

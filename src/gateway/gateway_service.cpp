@@ -275,6 +275,7 @@ inference::Load GatewayService::load() const {
     sum.running += one.running;
     sum.waiting += one.waiting;
     sum.kv_tokens += one.kv_tokens;
+    sum.own += one.own;
   }
   return sum;
 }

@@ -60,6 +60,7 @@ struct Load {
   double running = 0;    // requests
   double waiting = 0;    // requests
   double kv_tokens = 0;  // size of its KV cache; 0 = not known
+  double own = 0;        // how many of the requests are this service's
 };
 
 // One of several equal engines behind a model, as its gateway sees it.

@@ -109,6 +109,8 @@ def test_fifty_loads_more_leave_nothing_behind(tmp_path):
             assert server.post("/admin/unload", {"model": "b"}).status_code == 200
             after.append(resident())
         assert planned > 128 << 20
+        if PATIENCE > 1:
+            pytest.skip("loaded and unloaded 80 times, but sanitizers keep memory of their own")
         # What threads' heaps keep goes up and down: the least of ten is what stays.
         assert min(after[-10:]) - min(after[10:20]) <= planned // 100
 

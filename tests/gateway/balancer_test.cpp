@@ -81,11 +81,20 @@ TEST(Balancer, OtherClientsLoadCounts) {
   balancer.checked("a", inference::Load{4, 6, 0});
   balancer.checked("b", inference::Load{0, 0, 0});
   for (int i = 0; i < 8; ++i) EXPECT_EQ(balancer.pick({}, {}, kStart)->name, "b");
-  // What was sent from here is not counted twice.
-  balancer.checked("b", inference::Load{8, 0, 0});
+  // What was sent from here is not counted twice, and not once it has ended either.
+  balancer.checked("b", inference::Load{8, 0, 0, 8});
   balancer.checked("a", inference::Load{0, 0, 0});
   for (int i = 0; i < 8; ++i) EXPECT_EQ(balancer.pick({}, {}, kStart)->name, "a");
   EXPECT_NE(balancer.pick({}, {}, kStart)->name, balancer.pick({}, {}, kStart)->name);
+}
+
+TEST(Balancer, WhatHasEndedSinceTheReportIsNoOtherClients) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b"});
+  const auto prompt = chunks(1, 2);
+  const std::string first = send(balancer, prompt);
+  balancer.checked(first, inference::Load{9, 0, 0, 9});
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(send(balancer, prompt), first);
 }
 
 TEST(Balancer, TriedReplicasAreLeftOut) {
