@@ -321,6 +321,8 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
 
 Status check_text(const PlannedModels& planned) {
   for (const registry::ModelDefinition& each : planned.definitions) {
+    if (const auto* remote = dynamic_cast<RemoteModelLoader*>(each.loader.get()))
+      if (Status status = remote->check_text(); !status) return status;
     auto* loader = dynamic_cast<LocalModelLoader*>(each.loader.get());
     if (loader == nullptr || !loader->path()) continue;  // computed elsewhere, or not here yet
     const auto model = loader->opened();

@@ -4,11 +4,15 @@
 #include <map>
 #include <utility>
 
+#include "base/file_set.h"
 #include "base/log.h"
+#include "engine/chat_renderer.h"
+#include "engine/load_tokenizer.h"
 #include "gateway/gateway_service.h"
 #include "http/url.h"
 #include "remote/openai_service.h"
 #include "remote/tgi_service.h"
+#include "remote/triton_service.h"
 
 namespace xgen {
 namespace {
@@ -52,6 +56,27 @@ Result<registry::ModelLoader::Need> RemoteModelLoader::need() {
   return Need{};
 }
 
+Result<std::shared_ptr<const remote::ModelText>> RemoteModelLoader::read_text() const {
+  const auto at = [this](Error error) {
+    error.message = model_.where + ": model '" + model_.name + "': tokenizer: " + error.message;
+    return error;
+  };
+  const auto files = open_files(model_.remote.tokenizer);
+  if (!files) return at(files.error());
+  auto tokenizer = engine::load_tokenizer(**files);
+  if (Status read = (*files)->damage()->status(); !read) return at(std::move(read).error());
+  if (!tokenizer) return at(std::move(tokenizer).error());
+  auto render = engine::make_chat_renderer(*tokenizer, (*files)->describe());
+  if (!render) return at(std::move(render).error());
+  return std::make_shared<const remote::ModelText>(*std::move(tokenizer), *std::move(render));
+}
+
+Status RemoteModelLoader::check_text() const {
+  if (model_.remote.tokenizer.empty()) return {};
+  auto text = read_text();
+  return text ? Status() : Status(std::move(text).error());
+}
+
 Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::shared_ptr<MemoryBudget::Account> account,
                                                                          const std::function<void(double)>& progress) {
   (void)account;
@@ -63,15 +88,22 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
     if (!url) return std::move(url).error();
     urls.emplace(each, *std::move(url));
   }
+  std::shared_ptr<const remote::ModelText> text;
+  if (!remote.tokenizer.empty()) {
+    auto read = read_text();
+    if (!read) return std::move(read).error();
+    text = *std::move(read);
+  }
   log::info("loader", "model ready",
             {{"model", model_.name},
              {"engine", model_.settings.engine},
              {"url", remote.urls.front()},
              {"replicas", static_cast<std::int64_t>(remote.urls.size())}});
-  const auto serve = [model = model_, client = client_](http::Url url, bool one_of_several) {
+  const auto serve = [model = model_, client = client_, text](http::Url url, bool one_of_several) {
     remote::EndpointOptions options = endpoint_options(model);
     options.url = std::move(url);
     if (model.settings.engine == "tgi") return remote::make_tgi_service(std::move(options), client->get());
+    if (model.settings.engine == "triton") return remote::make_triton_service(std::move(options), text, client->get());
     if (one_of_several) options.load_interval = kLoadInterval;
     const auto dialect = remote::dialect_of_name(model.remote.dialect).value_or(remote::Dialect::unknown);
     return remote::make_openai_service({std::move(options), dialect}, client->get());

@@ -415,7 +415,8 @@ const std::vector<Key<Remote>>& remote_keys() {
          },
          [](const Remote&) { return std::string("required"); }},
         {"model", "a name",
-         "What the engine calls the model, where that is another name (tgi: its LoRA adapter, if any).",
+         "What the engine calls the model, where that is another name (tgi: its LoRA adapter, if any; "
+         "triton: often ensemble or tensorrt_llm_bls).",
          [](Remote& remote, const YAML::Node& node) -> Fault {
            if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);
            remote.model = node.Scalar();
@@ -427,8 +428,8 @@ const std::vector<Key<Remote>>& remote_keys() {
                "/v1/models. Of engine openai alone."),
         file("tokenizer", &Remote::tokenizer,
              "The model's tokenizer here: a folder, tokenizer.json or a .gguf file, relative to this file. Its chat "
-             "template makes the text that the engine takes instead of messages. Of engine triton alone, which has no "
-             "chats without it."),
+             "template makes the text that the engine takes instead of messages. Required for engine triton, and only "
+             "there."),
         file(
             "api_key_file", &Remote::api_key_file,
             "A file with the key that is sent to the engine (as `Authorization: Bearer`). Read again when it changes."),
@@ -723,6 +724,9 @@ class Reader {
       if (!model.remote.tokenizer.empty())
         if (Fault what = resolve_tokenizer(model.remote.tokenizer))
           fault(node["tokenizer"].Mark(), path + ".tokenizer", *what);
+      if (model.settings.engine == "triton" && !node["tokenizer"])
+        fault(node.Mark(), path + ".tokenizer",
+              "missing; engine triton takes only text, so the model's tokenizer and chat template are needed here");
       if (!node["urls"]) fault(node.Mark(), path + ".urls", "missing; where does the engine answer?");
       for (std::string* file : {&model.remote.api_key_file, &model.remote.ca_file}) make_absolute(*file);
     } else if (!node["source"]) {

@@ -31,6 +31,7 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
         sse_(kMaxEvent),
         stream_(call.read(std::move(upstream))),
         count_(std::move(call.count)),
+        count_here_(std::move(call.count_here)),
         stop_(std::move(call.stop)) {
     times_.begin(request);
     endpoint_->stats.arrived(request);
@@ -115,7 +116,10 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
   }
   void finish() {
     if (stream_->cut()) useless_.store(true);
-    if (count_ && stream_->usage().prompt_tokens == 0 && !over_.load()) return count_prompt();
+    if (stream_->usage().prompt_tokens == 0 && !over_.load()) {
+      if (count_) return count_prompt();
+      if (count_here_) return count_here_([self = shared_from_this()](int tokens) { self->complete(tokens); });
+    }
     complete(0);
   }
   void count_prompt() {
@@ -177,6 +181,7 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
   SseReader sse_;
   const std::unique_ptr<AnswerStream> stream_;
   std::optional<GenerationCall::Count> count_;
+  const std::function<void(std::function<void(int)>)> count_here_;
   const std::optional<GenerationCall::Stop> stop_;
   const AnswerStream::Emit emit_ = [this](Event event) { return emit(std::move(event)); };
   RequestTimes times_;

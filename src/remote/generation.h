@@ -26,6 +26,8 @@ struct GenerationCall {
     std::optional<int> (*read)(std::string_view reply) = nullptr;
   };
   std::optional<Count> count;
+  // The same where it is counted on this side; `done` hears it once, possibly at once, from any thread. 0: not known.
+  std::function<void(std::function<void(int tokens)> done)> count_here;
 
   // Sent when the request is given up while the server may be at work; besides, its connection is closed.
   struct Stop {

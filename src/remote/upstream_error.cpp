@@ -47,9 +47,11 @@ Details details_of(const json::object& error) {
   return details;
 }
 
-// {"error": "…"}, with an "error_type" if it is TGI's.
+// {"error": "…"}, with an "error_type" if it is TGI's. Triton's faults of requests have the status of its own ones.
 Details details_of_text(const json::object& body) {
-  return {text_of(body.if_contains("error")), {}, text_of(body.if_contains("error_type")), {}, 0};
+  Details details{text_of(body.if_contains("error")), {}, text_of(body.if_contains("error_type")), {}, 0};
+  if (details.message.find("exceeds maximum input length") != std::string::npos) details.status = 400;
+  return details;
 }
 
 // FastAPI's own faults: {"detail": "…"} or {"detail": [{"loc": ["body", "n"], "msg": "…"}]}.
@@ -182,7 +184,9 @@ std::string Upstream::without_secret(std::string text) const {
 }
 
 Error error_of_answer(const http::ResponseHead& head, std::string_view body, const Upstream& upstream) {
-  return make(head.status, details_of_body(body), &head, upstream);
+  Details details = details_of_body(body);
+  const int status = head.status >= 500 && details.status == 400 ? 400 : head.status;
+  return make(status, std::move(details), &head, upstream);
 }
 
 bool is_stream_error(const json::object& chunk) {

@@ -1,11 +1,11 @@
-#include "engine/prep_thread.h"
+#include "base/prep_thread.h"
 
 #include <exception>
 #include <utility>
 
 #include "base/log.h"
 
-namespace xgen::engine {
+namespace xgen {
 
 PrepThread::PrepThread(std::size_t max_queued) : max_queued_(max_queued), thread_([this] { run(); }) {}
 
@@ -40,11 +40,11 @@ void PrepThread::run() {
       work();
     } catch (const std::exception& fault) {
       // Its request ends with an error, because `work` goes without having answered.
-      log::error("engine", "fault while a prompt was prepared", {{"reason", fault.what()}});
+      log::error("text", "fault while a prompt was prepared", {{"reason", fault.what()}});
     }
     work = nullptr;
     lock.lock();
   }
 }
 
-}  // namespace xgen::engine
+}  // namespace xgen

@@ -8,7 +8,7 @@
 #include <mutex>
 #include <thread>
 
-namespace xgen::engine {
+namespace xgen {
 
 class PrepThread {
  public:
@@ -32,4 +32,4 @@ class PrepThread {
   std::thread thread_;
 };
 
-}  // namespace xgen::engine
+}  // namespace xgen
