@@ -94,11 +94,6 @@ TritonModel read_triton_config(std::string_view config) {
   return model;
 }
 
-std::string_view triton_name(std::string_view parameter) {
-  const Row* row = row_of(parameter);
-  return row == nullptr ? std::string_view() : row->json;
-}
-
 Result<std::string> triton_generate_body(const GenerateRequest& request, const TritonPrompt& prompt,
                                          const TritonModel& model) {
   if (request.stop.max_tokens == 0)
@@ -140,6 +135,15 @@ std::string triton_stop_body(std::string_view id) {
   std::string out = "{\"id\":";
   append_json_string(out, id);
   return out += R"(,"stop":true,"input_ids":[0],"input_lengths":[0],"request_output_len":[0]})";
+}
+
+std::string triton_fields_markdown() {
+  std::string out = "| field | Triton's input | in earlier versions |\n| --- | --- | --- |\n";
+  for (const Row& row : kRows) {
+    out.append("| `").append(row.name).append("` | `").append(row.json).append("` |");
+    out += row.older.empty() ? std::string(" |\n") : " `" + std::string(row.older) + "` |\n";
+  }
+  return out;
 }
 
 }  // namespace xgen::remote

@@ -36,7 +36,8 @@ Result<std::string> triton_generate_body(const inference::GenerateRequest& reque
                                          const TritonModel& model);
 // Of generate of the model that computes (tensorrt_llm): ends the request `id`.
 std::string triton_stop_body(std::string_view id);
-// What Triton calls a parameter; empty if it has none.
-std::string_view triton_name(std::string_view parameter);
+
+// What each parameter is called there, as Markdown, for docs/remote-engines.md; all others are refused.
+std::string triton_fields_markdown();
 
 }  // namespace xgen::remote

@@ -155,6 +155,12 @@ TEST(Config, EveryBadValueIsRefused) {
        "models[0].dialect: belongs to models of engine openai; this one's engine is tgi"},
       {"models: [{name: a, engine: tgi, urls: ['http://a'], tokenizer: /}]",
        "models[0].tokenizer: belongs to models of engine triton; this one's engine is tgi"},
+      {"models: [{name: a, engine: triton, urls: ['http://a']}]",
+       "models[0].tokenizer: missing; engine triton takes only text"},
+      {"models: [{name: a, engine: openai, urls: ['http://a'], tokenizer: /}]",
+       "models[0].tokenizer: belongs to models of engine triton; this one's engine is openai"},
+      {"models: [{name: a, source: builtin:xgen-demo, tokenizer: /}]",
+       "models[0].tokenizer: belongs to models that another engine serves"},
       {"models: [{name: a, engine: triton, urls: ['http://a'], tokenizer: /nonexistent}]",
        "models[0].tokenizer: '/nonexistent': "},
       {"models: [{name: a, engine: triton, urls: ['http://a'], tokenizer: /dev/null}]",
@@ -236,6 +242,27 @@ models:
     change(changed.remote);
     EXPECT_NE(fingerprint(changed), before);
   }
+}
+
+TEST(Config, TheTokenizerOfAModelOfAnotherEngine) {
+  const std::string folder = ::testing::TempDir() + "config_tokenizer";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/tokenizer.json") << "{}";
+  const auto load = [&](const std::string& path) {
+    return load_text("models: [{name: a, engine: triton, urls: ['http://a:8000'], tokenizer: '" + path + "'}]",
+                     ::testing::TempDir() + "models.yaml");
+  };
+  for (const char* path : {"config_tokenizer", "config_tokenizer/tokenizer.json"}) {
+    const auto config = load(path);
+    ASSERT_TRUE(config.ok()) << config.error().message;
+    EXPECT_EQ(std::filesystem::path(config->models.at(0).remote.tokenizer), std::filesystem::path(folder));
+  }
+  // A reload reads another tokenizer.
+  const std::string before = fingerprint(load("config_tokenizer")->models.at(0));
+  std::ofstream(folder + "/tokenizer.json") << "{  }";
+  EXPECT_NE(fingerprint(load("config_tokenizer")->models.at(0)), before);
+  EXPECT_THAT(load("config_tokenizer/absent").error().message,
+              HasSubstr("models.yaml:1:72: models[0].tokenizer: '" + folder + "/absent': No such file or directory"));
 }
 
 TEST(Config, TabsInIndentationAreNamed) {

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <fstream>
 #include <future>
+#include <iterator>
 #include <mutex>
 #include <thread>
 
@@ -254,6 +256,14 @@ TEST(TritonRequest, TheRestIsRefusedByName) {
   EXPECT_EQ(refused([](auto& r) { r.priority = 1; }), "priority");
   EXPECT_EQ(refused([](auto& r) { r.logprobs = 1; }), "logprobs");
   EXPECT_EQ(refused([](auto& r) { r.extensions = {{"use_beam_search", "true"}}; }), "use_beam_search");
+}
+
+TEST(TritonRequest, TheTableOfTheDocumentIsCurrent) {
+  std::ifstream file(XGEN_SOURCE_DIR "/docs/remote-engines.md");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  EXPECT_NE(text.find("\n" + triton_fields_markdown() + "\n"), std::string::npos)
+      << "docs/remote-engines.md should hold:\n\n"
+      << triton_fields_markdown();
 }
 
 // ---- Answers ----
