@@ -22,11 +22,8 @@ TritonStream::Wanted::Wanted(const inference::GenerateRequest& request)
   if (request.echo && text != nullptr) echo = *text;
 }
 
-TritonStream::TritonStream(Wanted wanted, std::function<bool()> accumulates, Upstream upstream)
-    : upstream_(std::move(upstream)),
-      wanted_(std::move(wanted)),
-      asks_accumulates_(std::move(accumulates)),
-      matcher_(wanted_.stop) {}
+TritonStream::TritonStream(Wanted wanted, bool accumulates, Upstream upstream)
+    : upstream_(std::move(upstream)), wanted_(std::move(wanted)), accumulates_(accumulates), matcher_(wanted_.stop) {}
 
 Result<std::string> TritonStream::new_text(std::string_view text) {
   if (!accumulates_) return std::string(text);
@@ -59,7 +56,6 @@ Status TritonStream::take(std::string_view data, const Emit& emit) {
   const json::value* text = event->if_contains("text_output");
   if (text == nullptr || !text->is_string()) return unreadable("an event has no text_output");
   if (!std::exchange(started_, true)) {
-    accumulates_ = asks_accumulates_();
     inference::Started started;
     started.prompt_text = wanted_.echo;
     if (!emit(std::move(started))) return {};

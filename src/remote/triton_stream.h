@@ -1,7 +1,6 @@
 // TritonStream: the events of Triton's generate_stream as inference events.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -26,8 +25,8 @@ class TritonStream final : public AnswerStream {
     int min_tokens;
     std::string echo;  // the prompt, if it is to be given back
   };
-  // `accumulates` is asked when the first event comes: whether text_output is the whole answer so far.
-  TritonStream(Wanted wanted, std::function<bool()> accumulates, Upstream upstream);
+  // `accumulates`: text_output is the whole answer so far.
+  TritonStream(Wanted wanted, bool accumulates, Upstream upstream);
 
   Status take(std::string_view data, const Emit& emit) override;
   bool done() const override { return done_; }
@@ -41,10 +40,9 @@ class TritonStream final : public AnswerStream {
 
   const Upstream upstream_;
   const Wanted wanted_;
-  const std::function<bool()> asks_accumulates_;
+  const bool accumulates_;
   text::StopMatcher matcher_;
   bool started_ = false;
-  bool accumulates_ = false;
   std::string so_far_;     // of the answer, while the server repeats it
   std::string last_text_;  // the whole of it, with an end that may still change
   bool matched_ = false;   // the choice is finished; the server may go on

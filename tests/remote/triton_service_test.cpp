@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <fstream>
 #include <future>
@@ -112,6 +113,7 @@ class TritonServiceTest : public ::testing::Test {
         if (request.line.starts_with("GET ")) {
           std::lock_guard lock(mutex);
           asked.push_back(request.line);
+          if (request.line.find("/config ") != std::string::npos && on_config) return on_config(connection);
           if (request.line.find("/config ") != std::string::npos)
             config.empty() ? connection.answer(R"({"error":"no"})", "400 Bad Request") : connection.answer(config);
           else
@@ -165,6 +167,7 @@ class TritonServiceTest : public ::testing::Test {
   std::mutex mutex;  // guards what follows
   std::vector<std::string> asked;
   std::string config;
+  std::function<void(RawConnection&)> on_config;
   std::string health_status = "200 OK";
   std::string health_body;
   RawRequest seen;
@@ -462,7 +465,6 @@ TEST_F(TritonServiceTest, TextThatAccumulates) {
   config = R"({"input":[],"parameters":{"accumulate_tokens":{"string_value":"true"}}})";
   serve_events(event("Zw") + event("Zw\xEF\xBF\xBD") + event("Zw\xC3\xB6") + event("Zw\xC3\xB6lf") +
                event("Zw\xC3\xB6lf\xEF\xBF\xBD"));
-  wait_for_config();
   const auto sink = ask();
   ASSERT_TRUE(sink->wait_over());
   EXPECT_EQ(sink->text(), "Zw\xC3\xB6lf\xEF\xBF\xBD");
@@ -473,7 +475,6 @@ TEST_F(TritonServiceTest, TextThatAccumulates) {
 TEST_F(TritonServiceTest, TextThatAccumulatesUpToAStopString) {
   config = R"({"input":[],"parameters":{"accumulate_tokens":{"string_value":"true"}}})";
   serve_events(event("one E") + event("one EN") + event("one END"));
-  wait_for_config();
   GenerateRequest request = text_request();
   request.stop.stop = {"END"};
   const auto sink = ask(request);
@@ -484,7 +485,6 @@ TEST_F(TritonServiceTest, TextThatAccumulatesUpToAStopString) {
 TEST_F(TritonServiceTest, TextThatWasSentDoesNotChange) {
   config = R"({"input":[],"parameters":{"accumulate_tokens":{"string_value":"true"}}})";
   serve_events(event("one") + event("two three"));
-  wait_for_config();
   const Error error = ask()->error();
   EXPECT_EQ(error.code, ErrorCode::internal);
   EXPECT_THAT(error.message, HasSubstr("has changed"));
@@ -500,6 +500,61 @@ TEST_F(TritonServiceTest, WhatTheDeploymentLacksIsRefused) {
   ASSERT_TRUE(ask()->wait_over());
   std::lock_guard lock(mutex);
   EXPECT_TRUE(json::parse(seen.body).as_object().contains("random_seed"));
+}
+
+// The look at its health does not get as far as that.
+TEST_F(TritonServiceTest, WhatTheModelIsLikeIsAskedBeforeTheFirstRequest) {
+  config = R"({"input":[],"parameters":{"accumulate_tokens":{"string_value":"true"}}})";
+  health_status = "503 Service Unavailable";
+  serve_events(event("one") + event("one two"));
+  for (int i = 0; i < 2; ++i) {
+    const auto sink = ask();
+    ASSERT_TRUE(sink->wait_over());
+    EXPECT_EQ(sink->text(), "one two");
+  }
+  std::lock_guard lock(mutex);
+  EXPECT_EQ(std::count_if(asked.begin(), asked.end(),
+                          [](const std::string& line) { return line.find("/config ") != std::string::npos; }),
+            1);
+}
+
+TEST_F(TritonServiceTest, ADeploymentThatDoesNotTellIsTakenAsItComes) {
+  health_status = "503 Service Unavailable";
+  serve_events(event("one") + event("one two"));
+  const auto sink = ask();
+  ASSERT_TRUE(sink->wait_over());
+  EXPECT_EQ(sink->text(), "oneone two");
+}
+
+TEST_F(TritonServiceTest, AServerThatIsNotThere) {
+  config = kConfig;
+  serve_events(event("x"));
+  server.reset();
+  const Error error = ask()->error();
+  EXPECT_EQ(error.code, ErrorCode::unavailable);
+  EXPECT_THAT(error.message, HasSubstr("'ours'"));
+}
+
+TEST_F(TritonServiceTest, GivingUpWhileTheModelIsAskedOf) {
+  health_status = "503 Service Unavailable";
+  std::atomic<int> asking{0};
+  std::atomic<int> closed{0};
+  on_config = [&](RawConnection& connection) {
+    ++asking;
+    closed += connection.closed_within(10s) ? 1 : 0;
+  };
+  serve_events(event("x"));
+  const auto sink = ask();
+  for (int i = 0; i < 5000 && asking.load() == 0; ++i) std::this_thread::sleep_for(1ms);
+  handle.reset();
+  for (int i = 0; i < 5000 && closed.load() == 0; ++i) std::this_thread::sleep_for(1ms);
+  EXPECT_EQ(closed.load(), 1);
+  const auto ended = ask();
+  for (int i = 0; i < 5000 && asking.load() == 1; ++i) std::this_thread::sleep_for(1ms);
+  service->close();  // ends what is waiting
+  EXPECT_EQ(ended->error().code, ErrorCode::unavailable);
+  std::lock_guard lock(sink->mutex);
+  EXPECT_TRUE(sink->events.empty());
 }
 
 // ---- Faults ----
