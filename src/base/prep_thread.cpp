@@ -1,40 +1,56 @@
 #include "base/prep_thread.h"
 
+#include <condition_variable>
+#include <deque>
 #include <exception>
+#include <mutex>
 #include <utility>
 
 #include "base/log.h"
 
 namespace xgen {
 
-PrepThread::PrepThread(std::size_t max_queued) : max_queued_(max_queued), thread_([this] { run(); }) {}
+struct PrepThread::State {
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::deque<std::function<void()>> queue;
+  bool stopping = false;
+};
+
+PrepThread::PrepThread(std::size_t max_queued)
+    : max_queued_(max_queued), state_(std::make_shared<State>()), thread_([state = state_] { run(state); }) {}
 
 PrepThread::~PrepThread() {
   {
-    std::lock_guard lock(mutex_);
-    stopping_ = true;
+    std::lock_guard lock(state_->mutex);
+    state_->stopping = true;
   }
-  wake_.notify_one();
+  if (thread_.get_id() == std::this_thread::get_id()) {
+    run(state_);  // what is queued uses the owner, which ends after this
+    thread_.detach();
+    return;
+  }
+  state_->wake.notify_one();
   thread_.join();
 }
 
 bool PrepThread::post(std::function<void()> work) {
   {
-    std::lock_guard lock(mutex_);
-    if (queue_.size() >= max_queued_) return false;
-    queue_.push_back(std::move(work));
+    std::lock_guard lock(state_->mutex);
+    if (state_->queue.size() >= max_queued_) return false;
+    state_->queue.push_back(std::move(work));
   }
-  wake_.notify_one();
+  state_->wake.notify_one();
   return true;
 }
 
-void PrepThread::run() {
-  std::unique_lock lock(mutex_);
+void PrepThread::run(const std::shared_ptr<State>& state) {
+  std::unique_lock lock(state->mutex);
   for (;;) {
-    wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-    if (queue_.empty()) return;
-    std::function<void()> work = std::move(queue_.front());
-    queue_.pop_front();
+    state->wake.wait(lock, [&] { return state->stopping || !state->queue.empty(); });
+    if (state->queue.empty()) return;
+    std::function<void()> work = std::move(state->queue.front());
+    state->queue.pop_front();
     lock.unlock();
     try {
       work();

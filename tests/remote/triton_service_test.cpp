@@ -547,7 +547,7 @@ TEST_F(TritonServiceTest, GivingUpWhileTheModelIsAskedOf) {
   const auto sink = ask();
   for (int i = 0; i < 5000 && asking.load() == 0; ++i) std::this_thread::sleep_for(1ms);
   handle.reset();
-  for (int i = 0; i < 5000 && closed.load() == 0; ++i) std::this_thread::sleep_for(1ms);
+  for (int i = 0; i < 2000 && closed.load() == 0; ++i) std::this_thread::sleep_for(1ms);
   EXPECT_EQ(closed.load(), 1);
   const auto ended = ask();
   for (int i = 0; i < 5000 && asking.load() == 1; ++i) std::this_thread::sleep_for(1ms);
