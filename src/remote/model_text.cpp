@@ -68,7 +68,7 @@ Result<std::string> ModelText::chat_text(const std::vector<Message>& messages) c
   return text;
 }
 
-void ModelText::count_async(std::string text, std::function<void(int)> done) const {
+void ModelText::count_async(std::string text, const std::function<void(int)>& done) const {
   const bool at_once = text.size() <= kInlineBytes;
   auto count = [this, text = std::move(text), done] {
     const auto ids = contained<std::vector<text::TokenId>>([&] { return tokenizer_->encode(text); });
@@ -103,7 +103,7 @@ Result<inference::Tokenized> ModelText::tokenize(const inference::TokenizeReques
 }
 
 void ModelText::tokenize_async(inference::TokenizeRequest request,
-                               std::function<void(Result<inference::Tokenized>)> done) const {
+                               const std::function<void(Result<inference::Tokenized>)>& done) const {
   const bool at_once = text_bytes(request.prompt) <= kInlineBytes;
   auto work = [this, request = std::move(request), done] {
     done(contained<inference::Tokenized>([&] { return tokenize(request); }));
@@ -115,7 +115,7 @@ void ModelText::tokenize_async(inference::TokenizeRequest request,
 }
 
 void ModelText::detokenize_async(std::vector<inference::TokenId> ids,
-                                 std::function<void(Result<std::string>)> done) const {
+                                 const std::function<void(Result<std::string>)>& done) const {
   for (const inference::TokenId id : ids)
     if (id < 0 || id >= tokenizer_->vocab_size())
       return done(make_error(ErrorCode::invalid_argument,

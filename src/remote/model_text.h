@@ -30,9 +30,11 @@ class ModelText {
   Result<std::string> chat_text(const std::vector<inference::Message>& messages) const;
 
   // Tokens of `text` with the special ones that an engine adds; 0 where they cannot be counted.
-  void count_async(std::string text, std::function<void(int)> done) const;
-  void tokenize_async(inference::TokenizeRequest request, std::function<void(Result<inference::Tokenized>)> done) const;
-  void detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) const;
+  void count_async(std::string text, const std::function<void(int)>& done) const;
+  void tokenize_async(inference::TokenizeRequest request,
+                      const std::function<void(Result<inference::Tokenized>)>& done) const;
+  void detokenize_async(std::vector<inference::TokenId> ids,
+                        const std::function<void(Result<std::string>)>& done) const;
 
  private:
   Result<std::string> render(const std::vector<inference::Message>& messages, bool add_generation_prompt) const;

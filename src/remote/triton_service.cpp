@@ -120,10 +120,10 @@ class TritonService final : public inference::ModelService, public std::enable_s
   void tokenize_async(inference::TokenizeRequest request,
                       std::function<void(Result<inference::Tokenized>)> done) override {
     if (auto lacking = inference::not_offered(request.prompt, capabilities())) return done(*std::move(lacking));
-    text_->tokenize_async(std::move(request), std::move(done));
+    text_->tokenize_async(std::move(request), done);
   }
   void detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) override {
-    text_->detokenize_async(std::move(ids), std::move(done));
+    text_->detokenize_async(std::move(ids), done);
   }
 
   inference::Capabilities capabilities() const override {
@@ -238,7 +238,7 @@ class TritonService final : public inference::ModelService, public std::enable_s
       return std::make_unique<TritonStream>(wanted, accumulates, std::move(upstream));
     };
     call.count_here = [counter = text_, text = std::move(text)](std::function<void(int)> done) {
-      counter->count_async(text, std::move(done));
+      counter->count_async(text, done);
     };
     // Triton notices a closed connection only once it has begun to answer.
     call.stop = {model_path(kEngineModel) + "/generate", triton_stop_body(id)};
