@@ -237,7 +237,7 @@ class TritonService final : public inference::ModelService, public std::enable_s
     call.read = [wanted = TritonStream::Wanted(request), accumulates = model.accumulates](Upstream upstream) {
       return std::make_unique<TritonStream>(wanted, accumulates, std::move(upstream));
     };
-    call.count_here = [counter = text_, text = std::move(text)](std::function<void(int)> done) {
+    call.count_here = [counter = text_, text = std::move(text)](const std::function<void(int)>& done) {
       counter->count_async(text, done);
     };
     // Triton notices a closed connection only once it has begun to answer.
