@@ -8,6 +8,7 @@
 #include "gateway/gateway_service.h"
 #include "http/url.h"
 #include "remote/openai_service.h"
+#include "remote/tgi_service.h"
 
 namespace xgen {
 namespace {
@@ -19,6 +20,23 @@ Result<http::Url> base_url(const config::Model& model, const std::string& text) 
   if (url && url->target.find('?') == std::string::npos) return url;
   return make_error(ErrorCode::invalid_argument, model.where + ": model '" + model.name + "': urls: '" + text + "': " +
                                                      (url ? "the base of an API has no query" : url.error().message));
+}
+
+// What the keys of all remote models say.
+remote::EndpointOptions endpoint_options(const config::Model& model) {
+  const config::Remote& remote = model.remote;
+  remote::EndpointOptions options;
+  options.name = model.name;
+  options.model = remote.model;
+  options.api_key_file = remote.api_key_file;
+  options.headers = remote.headers;
+  options.ca_file = remote.ca_file;
+  options.connect_timeout = remote.connect_timeout;
+  options.first_byte_timeout = remote.first_byte_timeout;
+  options.idle_timeout = remote.idle_timeout;
+  options.health_interval = remote.health_interval;
+  options.max_requests = static_cast<std::size_t>(remote.max_requests);
+  return options;
 }
 
 gateway::Policy policy_of(const std::string& name) {
@@ -39,18 +57,6 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
   (void)account;
   (void)progress;
   const config::Remote& remote = model_.remote;
-  remote::OpenAiOptions options;
-  options.name = model_.name;
-  options.model = remote.model;
-  options.dialect = remote::dialect_of_name(remote.dialect).value_or(remote::Dialect::unknown);
-  options.api_key_file = remote.api_key_file;
-  options.headers = remote.headers;
-  options.ca_file = remote.ca_file;
-  options.connect_timeout = remote.connect_timeout;
-  options.first_byte_timeout = remote.first_byte_timeout;
-  options.idle_timeout = remote.idle_timeout;
-  options.health_interval = remote.health_interval;
-  options.max_requests = static_cast<std::size_t>(remote.max_requests);
   std::map<std::string, http::Url> urls;
   for (const std::string& each : remote.urls) {
     auto url = base_url(model_, each);
@@ -59,23 +65,23 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
   }
   log::info("loader", "model ready",
             {{"model", model_.name},
-             {"engine", "openai"},
+             {"engine", model_.settings.engine},
              {"url", remote.urls.front()},
              {"replicas", static_cast<std::int64_t>(remote.urls.size())}});
-  if (urls.size() == 1) {
-    options.url = urls.begin()->second;
-    return remote::make_openai_service(std::move(options), client_->get());
-  }
-  options.load_interval = kLoadInterval;
+  const auto serve = [model = model_, client = client_](http::Url url, bool one_of_several) {
+    remote::EndpointOptions options = endpoint_options(model);
+    options.url = std::move(url);
+    if (model.settings.engine == "tgi") return remote::make_tgi_service(std::move(options), client->get());
+    if (one_of_several) options.load_interval = kLoadInterval;
+    const auto dialect = remote::dialect_of_name(model.remote.dialect).value_or(remote::Dialect::unknown);
+    return remote::make_openai_service({std::move(options), dialect}, client->get());
+  };
+  if (urls.size() == 1) return serve(urls.begin()->second, false);
   gateway::GatewayOptions several;
   several.model = model_.name;
   several.balancer.policy = policy_of(remote.balance);
   several.max_attempts = remote.max_attempts;
-  const auto replica = [options, urls, client = client_](const std::string& name) {
-    remote::OpenAiOptions one = options;
-    one.url = urls.at(name);
-    return remote::make_openai_service(std::move(one), client->get());
-  };
+  const auto replica = [serve, urls](const std::string& name) { return serve(urls.at(name), true); };
   return std::shared_ptr<inference::ModelService>(
       std::make_shared<gateway::GatewayService>(std::move(several), replica, remote.urls));
 }
