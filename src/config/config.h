@@ -109,6 +109,7 @@ struct Remote {
 struct Model {
   std::string name;
   std::vector<std::string> aliases;
+  std::vector<std::string> fallbacks;  // names of other models of the list, none an alias
   std::string source;  // absolute path, hf://…, s3://…, or "builtin:xgen-demo"; empty if it is remote
   ModelSettings settings;
   Remote remote;
