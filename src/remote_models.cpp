@@ -1,18 +1,25 @@
 #include "remote_models.h"
 
 #include <chrono>
+#include <functional>
+#include <future>
 #include <map>
+#include <set>
 #include <utility>
+#include <vector>
 
 #include "base/log.h"
 #include "gateway/gateway_service.h"
 #include "http/url.h"
+#include "remote/address_watch.h"
 #include "remote/openai_service.h"
 
 namespace xgen {
 namespace {
 
-constexpr std::chrono::milliseconds kLoadInterval{1'000};  // between looks at each replica's metrics
+constexpr std::chrono::milliseconds kLoadInterval{1'000};   // between looks at each replica's metrics
+constexpr std::chrono::milliseconds kLookInterval{10'000};  // between looks for addresses, where health has none
+constexpr std::chrono::milliseconds kFirstLook{1'000};      // that a load waits for the first addresses
 
 Result<http::Url> base_url(const config::Model& model, const std::string& text) {
   auto url = http::parse_url(text);
@@ -24,6 +31,41 @@ Result<http::Url> base_url(const config::Model& model, const std::string& text) 
 gateway::Policy policy_of(const std::string& name) {
   if (name == "least_loaded") return gateway::Policy::least_loaded;
   return name == "round_robin" ? gateway::Policy::round_robin : gateway::Policy::prefix;
+}
+
+using ReplicaAt = std::function<std::shared_ptr<inference::ModelService>(const http::Url&)>;
+
+// A gateway whose replicas are the addresses behind these URLs, as they come and go.
+std::shared_ptr<inference::ModelService> replica_per_address(gateway::GatewayOptions options,
+                                                             remote::AddressOptions addresses, http::Client& client,
+                                                             ReplicaAt replica_at) {
+  struct Watched {
+    std::shared_ptr<gateway::GatewayService> service;
+    std::shared_ptr<remote::AddressWatch> addresses;
+  };
+  const auto watched = std::make_shared<Watched>();
+  const auto urls = std::make_shared<std::map<std::string, http::Url>>();  // of the replicas; of the watch's thread
+  const auto replica = [replica_at = std::move(replica_at), urls](const std::string& name) {
+    return replica_at(urls->at(name));
+  };
+  watched->service = std::make_shared<gateway::GatewayService>(std::move(options), replica, std::vector<std::string>());
+  const auto looked = std::make_shared<std::promise<void>>();
+  const auto found = [urls, weak = std::weak_ptr(watched->service), looked,
+                      first = true](std::vector<http::Url> all) mutable {
+    urls->clear();
+    std::vector<std::string> names;
+    for (http::Url& each : all) {
+      names.push_back(remote::replica_name(each));
+      urls->emplace(names.back(), std::move(each));
+    }
+    if (const auto service = weak.lock()) service->set_replicas(names);
+    if (std::exchange(first, false)) looked->set_value();
+  };
+  watched->addresses = std::make_shared<remote::AddressWatch>(std::move(addresses), client, found);
+  watched->addresses->start();
+  // So that the first requests find what is there. A name that is not found yet may be later.
+  looked->get_future().wait_for(kFirstLook);
+  return {watched, watched->service.get()};
 }
 
 }  // namespace
@@ -61,8 +103,9 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
             {{"model", model_.name},
              {"engine", "openai"},
              {"url", remote.urls.front()},
-             {"replicas", static_cast<std::int64_t>(remote.urls.size())}});
-  if (urls.size() == 1) {
+             remote.replica_per_address ? log::Field("replicas", "by address")
+                                        : log::Field("replicas", static_cast<std::int64_t>(remote.urls.size()))});
+  if (urls.size() == 1 && !remote.replica_per_address) {
     options.url = urls.begin()->second;
     return remote::make_openai_service(std::move(options), client_->get());
   }
@@ -71,21 +114,37 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
   several.model = model_.name;
   several.balancer.policy = policy_of(remote.balance);
   several.max_attempts = remote.max_attempts;
-  const auto replica = [options, urls, client = client_](const std::string& name) {
+  const auto replica = [options, client = client_](const http::Url& url) {
     remote::OpenAiOptions one = options;
-    one.url = urls.at(name);
+    one.url = url;
     return remote::make_openai_service(std::move(one), client->get());
   };
-  return std::shared_ptr<inference::ModelService>(
-      std::make_shared<gateway::GatewayService>(std::move(several), replica, remote.urls));
+  if (remote.replica_per_address) {
+    remote::AddressOptions addresses;
+    addresses.model = model_.name;
+    std::set<std::string> hosts;
+    for (const std::string& each : remote.urls) {
+      addresses.urls.push_back(urls.at(each));
+      hosts.insert(urls.at(each).host);
+    }
+    several.none_known.clear();
+    for (const std::string& host : hosts) several.none_known += (several.none_known.empty() ? "" : " or ") + host;
+    several.none_known.insert(0, "no address is known of ");
+    addresses.interval = remote.health_interval.count() > 0 ? remote.health_interval : kLookInterval;
+    return replica_per_address(std::move(several), std::move(addresses), client_->get(), replica);
+  }
+  return std::shared_ptr<inference::ModelService>(std::make_shared<gateway::GatewayService>(
+      std::move(several), [replica, urls](const std::string& name) { return replica(urls.at(name)); }, remote.urls));
 }
 
 std::string RemoteModelLoader::plan_text() const {
   const config::Remote& remote = model_.remote;
   const std::size_t more = remote.urls.size() - 1;
   return model_.name + " (remote: " + (remote.model.empty() ? model_.name : remote.model) + " at " +
-         remote.urls.front() + (more > 0 ? " and " + std::to_string(more) + " more, " + remote.balance : "") + ", " +
-         model_.settings.engine + (remote.dialect == "auto" ? std::string() : ", " + remote.dialect) +
+         remote.urls.front() + (more > 0 ? " and " + std::to_string(more) + " more" : "") +
+         (remote.replica_per_address ? ", each address a replica" : "") +
+         (more > 0 || remote.replica_per_address ? ", " + remote.balance : "") + ", " + model_.settings.engine +
+         (remote.dialect == "auto" ? std::string() : ", " + remote.dialect) +
          (remote.api_key_file.empty() ? "" : ", with a key") + ")\n  total      " + std::string(9, ' ') +
          "0 B   computed elsewhere\n";
 }

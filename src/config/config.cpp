@@ -427,6 +427,9 @@ const std::vector<Key<Remote>>& remote_keys() {
            return {};
          },
          [](const Remote&) { return std::string("required"); }},
+        boolean("replica_per_address", &Remote::replica_per_address,
+                "Every address that a URL's host has is a replica of its own (a headless Service of Kubernetes); the "
+                "names are looked up again every `health_interval`. Otherwise a URL is one replica."),
         {"model", "a name", "What the engine calls the model, where that is another name.",
          [](Remote& remote, const YAML::Node& node) -> Fault {
            if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);

@@ -93,6 +93,7 @@ struct ModelSettings {
 struct Remote {
   std::string model;                                         // its name there; empty: the same as here
   std::vector<std::string> urls;                             // with /v1
+  bool replica_per_address = false;                          // every address of their hosts is a replica
   std::string dialect = "auto";                              // auto | openai | vllm | sglang | trtllm | llamacpp | xgen
   std::string api_key_file;                                  // absolute; empty: no key
   std::vector<std::pair<std::string, std::string>> headers;  // sent with every request

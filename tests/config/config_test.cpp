@@ -157,6 +157,7 @@ TEST(Config, EveryBadValueIsRefused) {
       {"models: [{name: a, engine: openai, urls: ['http://a/v1', 'http://a/v1']}]", "listed twice"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], balance: random}]", "prefix | least_loaded"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], max_attempts: 0}]", "models[0].max_attempts"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], replica_per_address: yes}]", "true or false"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], source: builtin:xgen-demo}]",
        "models[0].source: belongs to models of engine native"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], kv_cache: 1GiB}]",
@@ -222,7 +223,7 @@ models:
            [](Remote& r) { r.urls = {"http://other/v1"}; }, [](Remote& r) { r.model = "x"; },
            [](Remote& r) { r.dialect = "auto"; }, [](Remote& r) { r.headers[0].second = "red"; },
            [](Remote& r) { r.api_key_file = "/other"; }, [](Remote& r) { r.idle_timeout = milliseconds(1); },
-           [](Remote& r) { r.max_requests = 8; }}) {
+           [](Remote& r) { r.max_requests = 8; }, [](Remote& r) { r.replica_per_address = true; }}) {
     Model changed = model;
     change(changed.remote);
     EXPECT_NE(fingerprint(changed), before);
