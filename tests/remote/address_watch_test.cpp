@@ -133,6 +133,7 @@ TEST_F(AddressWatchTest, SeveralNamesAndNoServerTwice) {
   start({"http://a.test/v1", "http://b.test/v1", "http://a.test:81/v1", "http://c.test/v1"});
   EXPECT_EQ(settled(), (Names{"http://10.0.0.1/v1", "http://10.0.0.2/v1", "http://10.0.0.3/v1", "http://10.0.0.1:81/v1",
                               "http://10.0.0.2:81/v1"}));
+  EXPECT_EQ(call_count(), 1) << "once all names are looked up";
 }
 
 TEST_F(AddressWatchTest, ThereIsALimit) {
