@@ -29,6 +29,15 @@ void field(std::string& out, std::string_view name) {
   out.append("\"").append(name).append("\":");
 }
 
+void append_list(std::string& out, const std::vector<std::string>& names) {
+  out += '[';
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (i > 0) out += ',';
+    api::append_json_string(out, names[i]);
+  }
+  out += ']';
+}
+
 }  // namespace
 
 Status check_operator(const http::Request& request, bool gateway) {
@@ -76,12 +85,9 @@ std::string admin_model_json(const registry::ModelEntry& entry) {
   field(out, "name");
   api::append_json_string(out, entry.name);
   field(out, "aliases");
-  out += '[';
-  for (std::size_t i = 0; i < entry.aliases.size(); ++i) {
-    if (i > 0) out += ',';
-    api::append_json_string(out, entry.aliases[i]);
-  }
-  out += ']';
+  append_list(out, entry.aliases);
+  field(out, "fallbacks");
+  append_list(out, entry.fallbacks);
   field(out, "state");
   api::append_json_string(out, registry::state_name(entry.state));
   field(out, "progress");

@@ -36,8 +36,10 @@ std::set<std::string> mentioned(std::string_view list) {
 // Keys and routes younger than the model's last training: it says nothing of them, and so nothing wrong. The next
 // training takes them up and empties the lists.
 const std::set<std::string> kNotTaughtYet{"server.operators",
+                                          "models[].fallbacks",
                                           "models[].weight",
                                           "models[].urls",
+                                          "models[].replica_per_address",
                                           "models[].model",
                                           "models[].dialect",
                                           "models[].tokenizer",
