@@ -13,6 +13,7 @@
 #include "http/url.h"
 #include "remote/address_watch.h"
 #include "remote/openai_service.h"
+#include "remote/tgi_service.h"
 
 namespace xgen {
 namespace {
@@ -26,6 +27,23 @@ Result<http::Url> base_url(const config::Model& model, const std::string& text) 
   if (url && url->target.find('?') == std::string::npos) return url;
   return make_error(ErrorCode::invalid_argument, model.where + ": model '" + model.name + "': urls: '" + text + "': " +
                                                      (url ? "the base of an API has no query" : url.error().message));
+}
+
+// What the keys of all remote models say.
+remote::EndpointOptions endpoint_options(const config::Model& model) {
+  const config::Remote& remote = model.remote;
+  remote::EndpointOptions options;
+  options.name = model.name;
+  options.model = remote.model;
+  options.api_key_file = remote.api_key_file;
+  options.headers = remote.headers;
+  options.ca_file = remote.ca_file;
+  options.connect_timeout = remote.connect_timeout;
+  options.first_byte_timeout = remote.first_byte_timeout;
+  options.idle_timeout = remote.idle_timeout;
+  options.health_interval = remote.health_interval;
+  options.max_requests = static_cast<std::size_t>(remote.max_requests);
+  return options;
 }
 
 gateway::Policy policy_of(const std::string& name) {
@@ -81,18 +99,6 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
   (void)account;
   (void)progress;
   const config::Remote& remote = model_.remote;
-  remote::OpenAiOptions options;
-  options.name = model_.name;
-  options.model = remote.model;
-  options.dialect = remote::dialect_of_name(remote.dialect).value_or(remote::Dialect::unknown);
-  options.api_key_file = remote.api_key_file;
-  options.headers = remote.headers;
-  options.ca_file = remote.ca_file;
-  options.connect_timeout = remote.connect_timeout;
-  options.first_byte_timeout = remote.first_byte_timeout;
-  options.idle_timeout = remote.idle_timeout;
-  options.health_interval = remote.health_interval;
-  options.max_requests = static_cast<std::size_t>(remote.max_requests);
   std::map<std::string, http::Url> urls;
   for (const std::string& each : remote.urls) {
     auto url = base_url(model_, each);
@@ -101,24 +107,23 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
   }
   log::info("loader", "model ready",
             {{"model", model_.name},
-             {"engine", "openai"},
+             {"engine", model_.settings.engine},
              {"url", remote.urls.front()},
              remote.replica_per_address ? log::Field("replicas", "by address")
                                         : log::Field("replicas", static_cast<std::int64_t>(remote.urls.size()))});
-  if (urls.size() == 1 && !remote.replica_per_address) {
-    options.url = urls.begin()->second;
-    return remote::make_openai_service(std::move(options), client_->get());
-  }
-  options.load_interval = kLoadInterval;
+  const auto serve = [model = model_, client = client_](http::Url url, bool one_of_several) {
+    remote::EndpointOptions options = endpoint_options(model);
+    options.url = std::move(url);
+    if (model.settings.engine == "tgi") return remote::make_tgi_service(std::move(options), client->get());
+    if (one_of_several) options.load_interval = kLoadInterval;
+    const auto dialect = remote::dialect_of_name(model.remote.dialect).value_or(remote::Dialect::unknown);
+    return remote::make_openai_service({std::move(options), dialect}, client->get());
+  };
+  if (urls.size() == 1 && !remote.replica_per_address) return serve(urls.begin()->second, false);
   gateway::GatewayOptions several;
   several.model = model_.name;
   several.balancer.policy = policy_of(remote.balance);
   several.max_attempts = remote.max_attempts;
-  const auto replica = [options, client = client_](const http::Url& url) {
-    remote::OpenAiOptions one = options;
-    one.url = url;
-    return remote::make_openai_service(std::move(one), client->get());
-  };
   if (remote.replica_per_address) {
     remote::AddressOptions addresses;
     addresses.model = model_.name;
@@ -131,10 +136,12 @@ Result<std::shared_ptr<inference::ModelService>> RemoteModelLoader::load(std::sh
     for (const std::string& host : hosts) several.none_known += (several.none_known.empty() ? "" : " or ") + host;
     several.none_known.insert(0, "no address is known of ");
     addresses.interval = remote.health_interval.count() > 0 ? remote.health_interval : kLookInterval;
-    return replica_per_address(std::move(several), std::move(addresses), client_->get(), replica);
+    return replica_per_address(std::move(several), std::move(addresses), client_->get(),
+                               [serve](const http::Url& url) { return serve(url, true); });
   }
-  return std::shared_ptr<inference::ModelService>(std::make_shared<gateway::GatewayService>(
-      std::move(several), [replica, urls](const std::string& name) { return replica(urls.at(name)); }, remote.urls));
+  const auto replica = [serve, urls](const std::string& name) { return serve(urls.at(name), true); };
+  return std::shared_ptr<inference::ModelService>(
+      std::make_shared<gateway::GatewayService>(std::move(several), replica, remote.urls));
 }
 
 std::string RemoteModelLoader::plan_text() const {

@@ -86,15 +86,16 @@ struct ModelSettings {
   milliseconds idle_unload{0};  // 0: never
   bool pin = false;
   int weight = 1;  // of its steps among those of the others
-  std::string engine = "native";  // native | openai
+  std::string engine = "native";  // native | openai | tgi | triton
 };
 
 // A model that another engine serves.
 struct Remote {
   std::string model;                                         // its name there; empty: the same as here
-  std::vector<std::string> urls;                             // with /v1
+  std::vector<std::string> urls;                             // with /v1, if the engine is openai
   bool replica_per_address = false;                          // every address of their hosts is a replica
   std::string dialect = "auto";                              // auto | openai | vllm | sglang | trtllm | llamacpp | xgen
+  std::string tokenizer;                                     // absolute; empty: none
   std::string api_key_file;                                  // absolute; empty: no key
   std::vector<std::pair<std::string, std::string>> headers;  // sent with every request
   std::string ca_file;                                       // absolute; empty: the system's store

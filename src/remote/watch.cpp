@@ -1,26 +1,23 @@
-#include "remote/openai_watch.h"
+#include "remote/watch.h"
 
 #include <algorithm>
 #include <utility>
 
-#include "base/json.h"
 #include "base/log.h"
 #include "remote/load_report.h"
 #include "remote/reply.h"
 
 namespace xgen::remote {
 
-namespace json = boost::json;
-
 namespace {
 
-constexpr std::uint64_t kMaxList = 4 << 20;     // bytes of a list of models
+constexpr std::uint64_t kMaxAnswer = 4 << 20;   // bytes of what a server says of itself
 constexpr std::uint64_t kMaxMetrics = 8 << 20;  // bytes of a page of metrics
 constexpr std::chrono::milliseconds kHealthTimeout{5'000};
 
 }  // namespace
 
-void OpenAiWatch::stop() {
+void Watch::stop() {
   std::lock_guard lock(mutex_);
   stopped_ = true;
   timer_.reset();
@@ -29,34 +26,30 @@ void OpenAiWatch::stop() {
   load_call_.reset();
 }
 
-inference::Health OpenAiWatch::health() const {
+inference::Health Watch::health() const {
   std::lock_guard lock(mutex_);
   return health_;
 }
 
-std::optional<inference::Load> OpenAiWatch::load() const {
+std::optional<inference::Load> Watch::load() const {
   std::lock_guard lock(mutex_);
   return load_;
 }
 
-void OpenAiWatch::look_at_load() {
+void Watch::look_at_load() {
   std::string key;
   auto call = endpoint_->call("GET", endpoint_->root() + "/metrics", &key);
   if (!call) return;  // health() tells
   call->connect_timeout = std::min(call->connect_timeout, kHealthTimeout);
   call->first_byte_timeout = call->idle_timeout = kHealthTimeout;
   call->max_body = kMaxMetrics;
-  const auto own = [](const OpenAiEndpoint& endpoint) {
-    const inference::ServiceStats stats = endpoint.stats.snapshot();
-    return static_cast<double>(stats.requests_running + stats.requests_waiting);
-  };
-  auto reply = std::make_shared<Reply>([weak = weak_from_this(), own, before = own(*endpoint_)](
+  auto reply = std::make_shared<Reply>([weak = weak_from_this(), before = endpoint_->stats.snapshot().unfinished()](
                                            const auto& head, std::string_view body, const auto& end) {
     const auto self = weak.lock();
     if (self == nullptr) return;
     auto load = end.status && head.status == 200 ? read_load(body, self->endpoint_->options.model) : std::nullopt;
     // What the server saw of ours lies between what there was before and after.
-    if (load) load->own = std::max(before, own(*self->endpoint_));
+    if (load) load->own = static_cast<double>(std::max(before, self->endpoint_->stats.snapshot().unfinished()));
     std::lock_guard lock(self->mutex_);
     if (self->stopped_) return;
     self->load_ = load;
@@ -69,63 +62,36 @@ void OpenAiWatch::look_at_load() {
   load_call_ = endpoint_->client.start(*std::move(call), std::move(reply));
 }
 
-void OpenAiWatch::look() {
+void Watch::ask(std::size_t which) {
   std::string key;
-  auto call = endpoint_->call("GET", endpoint_->base() + "/models", &key);
+  auto call = endpoint_->call("GET", questions_[which].target, &key);
   if (!call) return note(call.error().message);
   call->connect_timeout = std::min(call->connect_timeout, kHealthTimeout);
   call->first_byte_timeout = call->idle_timeout = kHealthTimeout;
-  call->max_body = kMaxList;
-  auto reply = std::make_shared<Reply>([weak = weak_from_this(), upstream = endpoint_->upstream(std::move(key))](
+  call->max_body = kMaxAnswer;
+  auto reply = std::make_shared<Reply>([weak = weak_from_this(), which, upstream = endpoint_->upstream(std::move(key))](
                                            const auto& head, std::string_view body, const auto& end) {
     const auto self = weak.lock();
     if (self == nullptr) return;
+    std::string fault;
     if (!end.status)
-      self->note(error_of_call(end, upstream).message);
+      fault = error_of_call(end, upstream).message;
     else if (head.status == 401 || head.status == 403 || head.status >= 500)
-      self->note(error_of_answer(head, body, upstream).message);
+      fault = error_of_answer(head, body, upstream).message;
     else
-      self->note(head.status == 200 ? self->read(body) : std::string());
+      fault = self->questions_[which].read(head, body);
+    if (!fault.empty() || which + 1 == self->questions_.size()) return self->note(fault);
+    self->ask(which + 1);
   });
   std::lock_guard lock(mutex_);
   if (stopped_) return;
   call_ = endpoint_->client.start(*std::move(call), std::move(reply));
 }
 
-// The list of models; what is wrong with it, if anything.
-std::string OpenAiWatch::read(std::string_view body) {
-  const auto parsed = parse_json(body);
-  const json::object* list = parsed ? parsed->if_object() : nullptr;
-  const json::value* data = list == nullptr ? nullptr : list->if_contains("data");
-  if (data == nullptr || !data->is_array()) return {};
-  std::string names;
-  for (const json::value& each : data->get_array()) {
-    const json::object* card = each.if_object();
-    const json::value* id = card == nullptr ? nullptr : card->if_contains("id");
-    if (id == nullptr || !id->is_string()) continue;
-    const std::string name(id->get_string().data(), id->get_string().size());
-    if (name == endpoint_->options.model) {
-      learn(*card);
-      return {};
-    }
-    if (names.size() < 500) names += (names.empty() ? "" : ", ") + name;
-  }
-  return endpoint_->upstream({}).says("does not serve '" + endpoint_->options.model + "'" +
-                                      (names.empty() ? std::string() : ", but " + names));
-}
-
-void OpenAiWatch::learn(const json::object& card) {
-  const json::value* length = card.if_contains("max_model_len");
-  if (length != nullptr && length->is_int64() && length->get_int64() > 0 && length->get_int64() < (1 << 30))
-    endpoint_->max_model_len.store(static_cast<int>(length->get_int64()));
-  const json::value* owner = card.if_contains("owned_by");
-  if (endpoint_->options.dialect == Dialect::unknown && owner != nullptr && owner->is_string())
-    endpoint_->dialect.store(dialect_of_owner({owner->get_string().data(), owner->get_string().size()}));
-}
-
-void OpenAiWatch::note(const std::string& fault) {
+void Watch::note(const std::string& fault) {
   using State = inference::Health::State;
   const State now = fault.empty() ? State::ready : State::degraded;
+  if (endpoint_->options.health_interval.count() == 0) return;  // nobody would hear that it is well again
   std::lock_guard lock(mutex_);
   if (stopped_) return;
   if (now != health_.state) {
@@ -138,7 +104,7 @@ void OpenAiWatch::note(const std::string& fault) {
   health_.state = now;
   health_.detail = fault;
   timer_ = endpoint_->client.after(endpoint_->options.health_interval, [weak = weak_from_this()] {
-    if (const auto self = weak.lock()) self->look();
+    if (const auto self = weak.lock()) self->ask(0);
   });
 }
 
