@@ -160,3 +160,6 @@ def test_every_address_of_a_name_is_a_replica_while_it_is_there(tmp_path):
             assert min(served(a, b)) > 3
             hosts.set("pods.test")
             eventually(lambda: ask().status_code == 503)
+        # The log says which of them is not well.
+        hosts.set("pods.test", "127.0.0.2")
+        eventually(lambda: f"engine is not well model=m url=http://127.0.0.2:{port}/v1" in front.output())
