@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "remote/address_watch.h"
 #include "remote/load_report.h"
 #include "remote/reply.h"
 
@@ -97,9 +98,10 @@ void Watch::note(const std::string& fault) {
   if (now != health_.state) {
     if (now == State::ready)
       log::info("remote", "engine is well again",
-                {{"model", endpoint_->options.name}, {"url", endpoint_->options.url.text()}});
+                {{"model", endpoint_->options.name}, {"url", replica_name(endpoint_->options.url)}});
     else
-      log::warn("remote", "engine is not well", {{"model", endpoint_->options.name}, {"reason", fault}});
+      log::warn("remote", "engine is not well",
+                {{"model", endpoint_->options.name}, {"url", replica_name(endpoint_->options.url)}, {"reason", fault}});
   }
   health_.state = now;
   health_.detail = fault;
