@@ -122,6 +122,7 @@ registry::ModelDefinition definition_of(const config::Model& model, std::shared_
   definition.name = model.name;
   definition.aliases = model.aliases;
   definition.fallbacks = model.fallbacks;
+  definition.engine = model.settings.engine;
   definition.on_demand = model.settings.on_demand;
   definition.idle_unload = model.settings.idle_unload;
   definition.pin = model.settings.pin;

@@ -394,6 +394,7 @@ ModelEntry Registry::Impl::describe(const Model& model) {
   entry.name = model.definition.name;
   entry.aliases = model.definition.aliases;
   entry.fallbacks = model.definition.fallbacks;
+  entry.engine = model.definition.engine;
   entry.state = model.state;
   if (model.state == ModelState::loading) entry.progress = model.progress->load();
   if (model.state == ModelState::ready) entry.progress = 1;

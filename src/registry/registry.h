@@ -55,6 +55,7 @@ struct ModelDefinition {
   std::string name;
   std::vector<std::string> aliases;
   std::vector<std::string> fallbacks;        // models that stand in for it; the registry only tells who they are
+  std::string engine = "native";             // what computes it, as the configuration names it; only told
   bool on_demand = false;                    // loaded by its first request, not at start
   std::chrono::milliseconds idle_unload{0};  // unloaded when unused for so long; 0 = never
   bool pin = false;                          // never evicted for another model
@@ -83,6 +84,7 @@ struct ModelEntry {
   std::string name;
   std::vector<std::string> aliases;
   std::vector<std::string> fallbacks;
+  std::string engine;
   ModelState state = ModelState::unloaded;
   double progress = 0;       // 0-1 while loading
   std::string detail;        // why it failed, or why its reload did; while it is fetched, how far that is

@@ -38,6 +38,32 @@ void append_list(std::string& out, const std::vector<std::string>& names) {
   out += ']';
 }
 
+// The replicas of its gateway; none where one engine serves the model.
+void append_replicas(std::string& out, const std::vector<inference::ReplicaState>& replicas) {
+  out += '[';
+  for (const inference::ReplicaState& each : replicas) {
+    if (out.back() != '[') out += ',';
+    out += '{';
+    field(out, "url");
+    api::append_json_string(out, each.name);
+    field(out, "healthy");
+    out += each.healthy ? "true" : "false";
+    field(out, "circuit_open");
+    out += each.open ? "true" : "false";
+    const std::pair<std::string_view, std::uint64_t> counts[] = {
+        {"in_flight", static_cast<std::uint64_t>(each.in_flight)},
+        {"requests", each.sent},
+        {"failures", each.failures},
+        {"ejections", each.ejections}};
+    for (const auto& [name, count] : counts) {
+      field(out, name);
+      api::append_json_int(out, static_cast<std::int64_t>(count));
+    }
+    out += '}';
+  }
+  out += ']';
+}
+
 }  // namespace
 
 Status check_operator(const http::Request& request, bool gateway) {
@@ -98,6 +124,10 @@ std::string admin_model_json(const registry::ModelEntry& entry) {
   } else {
     api::append_json_string(out, entry.detail);
   }
+  field(out, "engine");
+  api::append_json_string(out, entry.engine);
+  field(out, "replicas");
+  append_replicas(out, entry.service ? entry.service->replicas() : std::vector<inference::ReplicaState>());
   field(out, "load");
   api::append_json_string(out, entry.on_demand ? "on_demand" : "startup");
   field(out, "pin");

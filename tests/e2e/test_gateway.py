@@ -42,6 +42,12 @@ def test_conversations_go_where_their_beginning_is(tmp_path):
             served = [metric(r.url, "vllm:request_success_total", "xgen-demo", 'finished_reason="length"') +
                       metric(r.url, "vllm:request_success_total", "xgen-demo", 'finished_reason="stop"') for r in replicas]
             assert sum(served) == 36 and min(served) > 0, served
+            told = front.get("/admin/models").json()["models"][0]
+            assert told["engine"] == "openai"
+            assert front.get("/api/management/status").json()["models"][0]["backend"] == "openai"
+            assert {each["url"]: each["requests"] for each in told["replicas"]} == \
+                {r.url + "/v1": count for r, count in zip(replicas, served)}
+            assert all(each["healthy"] and not each["circuit_open"] and not each["failures"] for each in told["replicas"])
 
 
 def test_a_killed_replica_costs_no_request_that_had_not_begun(tmp_path):
