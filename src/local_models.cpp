@@ -121,6 +121,8 @@ registry::ModelDefinition definition_of(const config::Model& model, std::shared_
   registry::ModelDefinition definition;
   definition.name = model.name;
   definition.aliases = model.aliases;
+  definition.fallbacks = model.fallbacks;
+  definition.engine = model.settings.engine;
   definition.on_demand = model.settings.on_demand;
   definition.idle_unload = model.settings.idle_unload;
   definition.pin = model.settings.pin;

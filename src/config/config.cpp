@@ -24,6 +24,7 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxModels = 256;
+constexpr std::size_t kMaxFallbacks = 16;  // of one model
 constexpr std::size_t kMaxFaults = 50;
 constexpr milliseconds kShortest{100};  // of time-outs that would refuse everybody if they were 0
 
@@ -359,6 +360,19 @@ const std::vector<Key<Model>>& model_keys() {
          return {};
        },
        [](const Model&) { return std::string("none"); }},
+      {"fallbacks", "a list of names",
+       "Models of this list that a request goes to, one after the other, when this one fails it before the first token "
+       "with 503, 429 or 500; see several-models.md.",
+       [](Model& model, const YAML::Node& node) -> Fault {
+         const std::string what = "a list of at most " + std::to_string(kMaxFallbacks) + " names of models";
+         if (!node.IsSequence() || node.size() > kMaxFallbacks) return expected(what, node);
+         for (const YAML::Node& each : node) {
+           if (!each.IsScalar() || !is_name(each.Scalar())) return expected(std::string(kNameShape), each);
+           model.fallbacks.push_back(each.Scalar());
+         }
+         return {};
+       },
+       [](const Model&) { return std::string("none"); }},
       text("source", &Model::source, "a path or an address",
            "A folder with config.json, safetensors and tokenizer files, a .gguf file (the first part of a split one), "
            "`hf://ORG/REPO[@REVISION][/FILE]`, `s3://BUCKET/PREFIX` (see model-sources.md), or `builtin:xgen-demo`."),
@@ -414,6 +428,9 @@ const std::vector<Key<Remote>>& remote_keys() {
            return {};
          },
          [](const Remote&) { return std::string("required"); }},
+        boolean("replica_per_address", &Remote::replica_per_address,
+                "Every address that a URL's host has is a replica of its own (a headless Service of Kubernetes); the "
+                "names are looked up again every `health_interval`. Otherwise a URL is one replica."),
         {"model", "a name",
          "What the engine calls the model, where that is another name (tgi: its LoRA adapter, if any; "
          "triton: often ensemble or tensorrt_llm_bls).",
@@ -685,6 +702,7 @@ class Reader {
     }
     for (std::size_t i = 0; i < models.size(); ++i) read_model(models[i], "models[" + std::to_string(i) + "]");
     check_names(models);
+    check_fallbacks(models);
   }
 
   void read_model(const YAML::Node& node, const std::string& path) {
@@ -793,6 +811,59 @@ class Reader {
                 "the name '" + name + "' is already used at " + it->second);
       }
     }
+  }
+
+  // Puts the models' names where aliases were written.
+  void check_fallbacks(const YAML::Node& models) {
+    if (config_.models.size() != models.size()) return;  // some could not be read
+    std::map<std::string, std::size_t> places;
+    for (std::size_t i = 0; i < config_.models.size(); ++i) {
+      places.emplace(config_.models[i].name, i);
+      for (const std::string& alias : config_.models[i].aliases) places.emplace(alias, i);
+    }
+    std::vector<std::vector<std::size_t>> ways(config_.models.size());
+    for (std::size_t i = 0; i < config_.models.size(); ++i) {
+      std::vector<std::string>& fallbacks = config_.models[i].fallbacks;
+      for (std::size_t k = 0; k < fallbacks.size(); ++k) {
+        const auto refuse = [&](const std::string& why) {
+          fault(models[i]["fallbacks"][k].Mark(),
+                "models[" + std::to_string(i) + "].fallbacks[" + std::to_string(k) + "]",
+                "'" + fallbacks[k] + "' " + why);
+        };
+        const auto found = places.find(fallbacks[k]);
+        if (found == places.end()) {
+          refuse("is no model of this list");
+        } else if (found->second == i) {
+          refuse("is this model itself");
+        } else if (std::find(ways[i].begin(), ways[i].end(), found->second) != ways[i].end()) {
+          refuse("is listed twice");
+        } else {
+          ways[i].push_back(found->second);
+          fallbacks[k] = config_.models[found->second].name;
+        }
+      }
+    }
+    for (std::size_t i = 0; i < ways.size(); ++i) {
+      std::vector<bool> seen(ways.size());
+      std::string text;
+      if (leads_back(ways, i, i, seen, text))
+        fault(models[i]["fallbacks"].Mark(), "models[" + std::to_string(i) + "].fallbacks",
+              "they lead back to the model: " + config_.models[i].name + text);
+    }
+  }
+
+  // Whether one comes from `at` to `start` through models that stand after `start`, so that every circle is found once;
+  // `text` is the way then.
+  bool leads_back(const std::vector<std::vector<std::size_t>>& ways, std::size_t at, std::size_t start,
+                  std::vector<bool>& seen, std::string& text) const {
+    for (const std::size_t next : ways[at]) {
+      if (next < start || seen[next]) continue;
+      seen[next] = true;
+      if (next != start && !leads_back(ways, next, start, seen, text)) continue;
+      text.insert(0, " -> " + config_.models[next].name);
+      return true;
+    }
+    return false;
   }
 
   std::string file_;

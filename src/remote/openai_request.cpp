@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "base/json_text.h"
+#include "remote/tgi_request.h"
 
 namespace xgen::remote {
 namespace {
@@ -448,28 +449,35 @@ std::string fields_markdown() {
                                   Dialect::llamacpp, Dialect::xgen, Dialect::tgi};
   std::string out = "| field |";
   std::string rule = "| --- |";
-  for (const Dialect dialect : kColumns) {
-    out.append(" ").append(dialect_name(dialect)).append(dialect == Dialect::tgi ? " (chat) |" : " |");
+  const auto column = [&](std::string_view title) {
+    out.append(" ").append(title).append(" |");
     rule += " --- |";
-  }
+  };
+  for (const Dialect dialect : kColumns) column(dialect == Dialect::tgi ? "tgi (chat)" : dialect_name(dialect));
+  column("tgi (completions)");
   out += "\n" + rule + "\n";
+  const auto cell = [&](std::string_view name, std::string_view other) {
+    if (other.empty())
+      out += " refused |";
+    else if (other != name)
+      out.append(" `").append(other).append("` |");
+    else
+      out += " yes |";
+  };
   const auto row = [&](std::string_view name, unsigned endpoints, unsigned dialects) {
     out.append("| `").append(name).append("`");
     if (endpoints != kBoth) out += endpoints == kChat ? " (chat)" : " (completions)";
     out += " |";
     for (const Dialect dialect : kColumns) {
-      if (dialect == Dialect::tgi && endpoints == kCompletions) {
-        out += " |";  // has a table of its own
-        continue;
-      }
-      const std::string_view other = json_name(name, endpoints, dialect);
-      if (!knows(dialects, dialect))
-        out += " refused |";
-      else if (other != name)
-        out.append(" `").append(other).append("` |");
+      if (dialect == Dialect::tgi && endpoints == kCompletions)
+        out += " |";
       else
-        out += " yes |";
+        cell(name, knows(dialects, dialect) ? json_name(name, endpoints, dialect) : std::string_view());
     }
+    if (endpoints == kChat)
+      out += " |";
+    else
+      cell(name, tgi_name(name));
     out += "\n";
   };
   for (const Field& field : kFields) row(field.name, field.endpoints, field.dialects);

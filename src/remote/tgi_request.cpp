@@ -28,6 +28,7 @@ constexpr Row kRows[] = {
     {"stop", "stop"},
     {"logprobs", "top_n_tokens", [](const GenerateRequest& r) { return *r.logprobs == 0; }},
     {"response_format", "grammar"},
+    {"echo", "echo", [](const GenerateRequest&) { return true; }},  // answered on this side
     {"truncate_prompt_tokens", "truncate"},
 };
 
@@ -65,7 +66,6 @@ Result<std::string> tgi_generate_body(const GenerateRequest& request, std::strin
   out += R"("parameters":{"details":true,"do_sample":)";
   out += greedy(request) ? "false" : "true";  // TGI is greedy where nothing is said, but in its chats
   for (SetField& field : set_fields(request)) {
-    if (field.name == "echo") continue;  // answered on this side
     const Row* row = row_of(field.name);
     if (row == nullptr) return not_supported(field.name, "tgi");
     if (row->says_nothing != nullptr && row->says_nothing(request)) continue;

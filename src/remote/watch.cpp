@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "remote/address_watch.h"
 #include "remote/load_report.h"
 #include "remote/reply.h"
 
@@ -43,17 +44,13 @@ void Watch::look_at_load() {
   call->connect_timeout = std::min(call->connect_timeout, kHealthTimeout);
   call->first_byte_timeout = call->idle_timeout = kHealthTimeout;
   call->max_body = kMaxMetrics;
-  const auto own = [](const Endpoint& endpoint) {
-    const inference::ServiceStats stats = endpoint.stats.snapshot();
-    return static_cast<double>(stats.requests_running + stats.requests_waiting);
-  };
-  auto reply = std::make_shared<Reply>([weak = weak_from_this(), own, before = own(*endpoint_)](
+  auto reply = std::make_shared<Reply>([weak = weak_from_this(), before = endpoint_->stats.snapshot().unfinished()](
                                            const auto& head, std::string_view body, const auto& end) {
     const auto self = weak.lock();
     if (self == nullptr) return;
     auto load = end.status && head.status == 200 ? read_load(body, self->endpoint_->options.model) : std::nullopt;
     // What the server saw of ours lies between what there was before and after.
-    if (load) load->own = std::max(before, own(*self->endpoint_));
+    if (load) load->own = static_cast<double>(std::max(before, self->endpoint_->stats.snapshot().unfinished()));
     std::lock_guard lock(self->mutex_);
     if (self->stopped_) return;
     self->load_ = load;
@@ -101,9 +98,10 @@ void Watch::note(const std::string& fault) {
   if (now != health_.state) {
     if (now == State::ready)
       log::info("remote", "engine is well again",
-                {{"model", endpoint_->options.name}, {"url", endpoint_->options.url.text()}});
+                {{"model", endpoint_->options.name}, {"url", replica_name(endpoint_->options.url)}});
     else
-      log::warn("remote", "engine is not well", {{"model", endpoint_->options.name}, {"reason", fault}});
+      log::warn("remote", "engine is not well",
+                {{"model", endpoint_->options.name}, {"url", replica_name(endpoint_->options.url)}, {"reason", fault}});
   }
   health_.state = now;
   health_.detail = fault;

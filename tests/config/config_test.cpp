@@ -172,6 +172,7 @@ TEST(Config, EveryBadValueIsRefused) {
       {"models: [{name: a, engine: openai, urls: ['http://a/v1', 'http://a/v1']}]", "listed twice"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], balance: random}]", "prefix | least_loaded"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], max_attempts: 0}]", "models[0].max_attempts"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], replica_per_address: yes}]", "true or false"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], source: builtin:xgen-demo}]",
        "models[0].source: belongs to models of engine native"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], kv_cache: 1GiB}]",
@@ -237,7 +238,7 @@ models:
            [](Remote& r) { r.urls = {"http://other/v1"}; }, [](Remote& r) { r.model = "x"; },
            [](Remote& r) { r.dialect = "auto"; }, [](Remote& r) { r.headers[0].second = "red"; },
            [](Remote& r) { r.api_key_file = "/other"; }, [](Remote& r) { r.idle_timeout = milliseconds(1); },
-           [](Remote& r) { r.max_requests = 8; }}) {
+           [](Remote& r) { r.max_requests = 8; }, [](Remote& r) { r.replica_per_address = true; }}) {
     Model changed = model;
     change(changed.remote);
     EXPECT_NE(fingerprint(changed), before);
@@ -263,6 +264,44 @@ TEST(Config, TheTokenizerOfAModelOfAnotherEngine) {
   EXPECT_NE(fingerprint(load("config_tokenizer")->models.at(0)), before);
   EXPECT_THAT(load("config_tokenizer/absent").error().message,
               HasSubstr("models.yaml:1:72: models[0].tokenizer: '" + folder + "/absent': No such file or directory"));
+}
+
+TEST(Config, FallbacksAreOtherModelsOfTheList) {
+  auto config = load_text(R"(
+models:
+  - {name: a, engine: openai, urls: ['http://a/v1'], fallbacks: [second, c]}
+  - {name: b, aliases: [second], source: 'builtin:xgen-demo', fallbacks: [c]}
+  - {name: c, source: 'builtin:xgen-demo'}
+)",
+                          "models.yaml");
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_EQ(config->models.at(0).fallbacks, (std::vector<std::string>{"b", "c"}));  // names, where an alias stood
+  EXPECT_EQ(config->models.at(1).fallbacks, (std::vector<std::string>{"c"}));
+  EXPECT_EQ(config->models.at(2).fallbacks, (std::vector<std::string>{}));
+  // Nothing has to be loaded anew for them.
+  Model changed = config->models.at(1);
+  changed.fallbacks = {};
+  EXPECT_EQ(fingerprint(changed), fingerprint(config->models.at(1)));
+
+  const auto fault = [](const std::vector<std::string>& fallbacks) {
+    std::string text = "models:\n";
+    for (std::size_t i = 0; i < fallbacks.size(); ++i)
+      text += "  - name: " + std::string(1, static_cast<char>('a' + i)) + "\n    aliases: [" +
+              std::string(1, static_cast<char>('A' + i)) + "]\n    source: builtin:xgen-demo\n" +
+              (fallbacks[i].empty() ? std::string() : "    fallbacks: " + fallbacks[i] + "\n");
+    return error_of(text);
+  };
+  EXPECT_EQ(fault({"[b]", "[c, d]", "[d]", ""}), "");
+  EXPECT_EQ(fault({"[b, x]", ""}), "models.yaml:5:20: models[0].fallbacks[1]: 'x' is no model of this list");
+  EXPECT_EQ(fault({"[a]"}), "models.yaml:5:17: models[0].fallbacks[0]: 'a' is this model itself");
+  EXPECT_EQ(fault({"", "[a, B]"}), "models.yaml:8:20: models[1].fallbacks[1]: 'B' is this model itself");
+  EXPECT_EQ(fault({"[b, c, B]", "", ""}), "models.yaml:5:23: models[0].fallbacks[2]: 'B' is listed twice");
+  EXPECT_EQ(fault({"[b]", "[a]"}), "models.yaml:5:16: models[0].fallbacks: they lead back to the model: a -> b -> a");
+  EXPECT_EQ(fault({"[d]", "[c]", "[a, d]", "[b]"}),  // one circle is one fault, and another another
+            "models.yaml:5:16: models[0].fallbacks: they lead back to the model: a -> d -> b -> c -> a\n"
+            "models.yaml:9:16: models[1].fallbacks: they lead back to the model: b -> c -> d -> b");
+  EXPECT_THAT(fault({"b", ""}), HasSubstr("models[0].fallbacks: expected a list of at most 16 names of models"));
+  EXPECT_THAT(fault({"[[b]]", ""}), HasSubstr("models[0].fallbacks: expected a name"));
 }
 
 TEST(Config, TabsInIndentationAreNamed) {

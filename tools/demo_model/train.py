@@ -205,7 +205,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=REPO / "models/demo")
     parser.add_argument("--questions", type=pathlib.Path, default=text.HERE / "questions.yaml")
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--warmup", type=int, default=80)
     parser.add_argument("--batch-tokens", type=int, default=2048)

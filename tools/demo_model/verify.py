@@ -24,10 +24,13 @@ from train import REPO, check_answers, greedy, share
 # Fields of answers, and members of objects, that the answers mention beside the parameters of requests.
 NOT_PARAMETERS = {"finish_reason", "include_usage"}
 # Values of keys.
-NOT_KEYS = {"on_demand"}
+NOT_KEYS = {"on_demand", "least_loaded", "round_robin"}
 SNAKE = re.compile(r"(?<![\w.:/-])[a-z]+(?:_[a-z]+)+(?![\w/-])")
-ROUTE = re.compile(r"(?<![\w.])/(?:v1|health|tokenize|detokenize|version|metrics|admin(?=/[a-z]))(?:/[a-z]+|/\{id\})*")
-KEY = re.compile(r"(?<![\w/])(?:server|log|memory|compute|defaults|models)\.[a-z_]+")
+ROUTE = re.compile(
+    r"(?<![\w.])/(?:(?:v1|admin|api/management)(?=/[a-z])|health|tokenize|detokenize|version|metrics|loading-status|load(?!\w))"
+    r"(?:/[a-z]+|/\{id\})*"
+)
+KEY = re.compile(r"(?<![\w/])(?:server|log|memory|compute|sources|defaults|models)\.[a-z_]+")
 
 
 def mentioned(facts, sections):
