@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -144,6 +145,7 @@ int connect_to(const Options& options) {
 
 // Never returns.
 void relay(const Options& options) {
+  std::signal(SIGINT, SIG_DFL);  // which a shell's background process ignores
   const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;

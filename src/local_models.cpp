@@ -121,6 +121,8 @@ registry::ModelDefinition definition_of(const config::Model& model, std::shared_
   registry::ModelDefinition definition;
   definition.name = model.name;
   definition.aliases = model.aliases;
+  definition.fallbacks = model.fallbacks;
+  definition.engine = model.settings.engine;
   definition.on_demand = model.settings.on_demand;
   definition.idle_unload = model.settings.idle_unload;
   definition.pin = model.settings.pin;
@@ -321,6 +323,8 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
 
 Status check_text(const PlannedModels& planned) {
   for (const registry::ModelDefinition& each : planned.definitions) {
+    if (const auto* remote = dynamic_cast<RemoteModelLoader*>(each.loader.get()))
+      if (Status status = remote->check_text(); !status) return status;
     auto* loader = dynamic_cast<LocalModelLoader*>(each.loader.get());
     if (loader == nullptr || !loader->path()) continue;  // computed elsewhere, or not here yet
     const auto model = loader->opened();

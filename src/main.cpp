@@ -275,8 +275,7 @@ std::uint64_t requests_in_flight(const registry::Registry& registry) {
   for (const registry::ModelEntry& entry : registry.list()) {
     const auto model = registry.find(entry.name);
     if (!model) continue;
-    const inference::ServiceStats stats = (*model)->stats();
-    sum += stats.requests_running + stats.requests_waiting;
+    sum += (*model)->stats().unfinished();
   }
   return sum;
 }

@@ -10,6 +10,7 @@
 #include "http/client.h"
 #include "http/server.h"
 #include "registry/registry.h"
+#include "remote/model_text.h"
 
 namespace xgen {
 
@@ -45,8 +46,12 @@ class RemoteModelLoader final : public registry::ModelLoader {
                                                         const std::function<void(double)>& progress) override;
   // The line of the memory plan, for people.
   std::string plan_text() const;
+  // Whether its tokenizer and chat template can be read, if it has them. Errors name the line, the file and the reason.
+  Status check_text() const;
 
  private:
+  Result<std::shared_ptr<const remote::ModelText>> read_text() const;
+
   const config::Model model_;
   const std::shared_ptr<RemoteClient> client_;
 };

@@ -15,11 +15,13 @@ import struct
 import numpy as np
 
 SHAPES = {
-    # The sizes of Llama-3.2-1B, Qwen2.5-0.5B, and one for tests.
+    # The sizes of Llama-3.2-1B, Qwen2.5-0.5B, and two for tests.
     "llama1b": dict(arch="llama", hidden=2048, inner=8192, layers=16, heads=32, kv_heads=8, head_dim=64, vocab=128256,
                     theta=500000.0, eps=1e-5, tied=True, bias=False, context=8192),
     "qwen05": dict(arch="qwen2", hidden=896, inner=4864, layers=24, heads=14, kv_heads=2, head_dim=64, vocab=151936,
                    theta=1000000.0, eps=1e-6, tied=True, bias=True, context=32768),
+    "small": dict(arch="llama", hidden=256, inner=768, layers=6, heads=8, kv_heads=2, head_dim=32, vocab=320,
+                  theta=10000.0, eps=1e-5, tied=False, bias=False, context=8192),
     "tiny": dict(arch="llama", hidden=64, inner=128, layers=2, heads=4, kv_heads=2, head_dim=16, vocab=320,
                  theta=10000.0, eps=1e-5, tied=False, bias=False, context=2048),
 }

@@ -677,7 +677,8 @@ std::string parameters_markdown() {
   out += "\n### Parameters accepted without effect\n\n| name | endpoints | meaning |\n| --- | --- | --- |\n";
   rows(Support::no_effect);
   out +=
-      "\n### Parameters passed on\n\nModels of a remote engine (`engine: openai`) get them as they are; the native "
+      "\n### Parameters passed on\n\nModels of another engine get them, if it knows them (remote-engines.md); the "
+      "native "
       "engine refuses them by name. The accepted values change nothing, with any engine.\n\n| name | endpoints | "
       "accepted "
       "values | meaning |\n| --- | --- | --- | --- |\n";

@@ -45,7 +45,7 @@ void prefetch(std::span<const std::byte> range, const std::function<void(std::si
   }
 }
 
-// Not by niceness: a thread of the least niceness still keeps a processor to itself for milliseconds while two that
+// Not by niceness: even one of niceness 19 keeps a processor to itself for milliseconds while two that
 // compute share another, because the scheduler looks for an idle one; to SCHED_IDLE it looks like one.
 void yield_to_others() {
   const sched_param none{};

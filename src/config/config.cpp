@@ -24,6 +24,7 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxModels = 256;
+constexpr std::size_t kMaxFallbacks = 16;  // of one model
 constexpr std::size_t kMaxFaults = 50;
 constexpr milliseconds kShortest{100};  // of time-outs that would refuse everybody if they were 0
 
@@ -318,8 +319,9 @@ const std::vector<Key<ModelSettings>>& settings_keys() {
       choice("kv_cache_dtype", {"auto", "f32", "f16", "bf16"}, &S::kv_cache_dtype, "Number format of keys and values."),
       boolean("prefix_caching", &S::prefix_caching,
               "Keep the KV blocks of finished prompts and reuse them for equal prefixes."),
-      choice("engine", {"native", "openai"}, &S::engine,
-             "What computes the model: this process, or another server that speaks OpenAI's /v1 (see below)."),
+      choice("engine", {"native", "openai", "tgi", "triton"}, &S::engine,
+             "What computes the model: this process, or another server (see below): one that speaks OpenAI's /v1, "
+             "text-generation-inference, or Triton with TensorRT-LLM."),
       choice<S>("device", {"auto", "cpu"}, nullptr, nullptr, "Where it is computed."),
       choice<S>("quantization", {"none"}, nullptr, nullptr,
                 "Conversion of the weights while loading; GGUF files keep their own format."),
@@ -354,6 +356,19 @@ const std::vector<Key<Model>>& model_keys() {
            Model alias;
            if (Fault fault = model_keys().front().read(alias, each)) return fault;
            model.aliases.push_back(alias.name);
+         }
+         return {};
+       },
+       [](const Model&) { return std::string("none"); }},
+      {"fallbacks", "a list of names",
+       "Models of this list that a request goes to, one after the other, when this one fails it before the first token "
+       "with 503, 429 or 500; see several-models.md.",
+       [](Model& model, const YAML::Node& node) -> Fault {
+         const std::string what = "a list of at most " + std::to_string(kMaxFallbacks) + " names of models";
+         if (!node.IsSequence() || node.size() > kMaxFallbacks) return expected(what, node);
+         for (const YAML::Node& each : node) {
+           if (!each.IsScalar() || !is_name(each.Scalar())) return expected(std::string(kNameShape), each);
+           model.fallbacks.push_back(each.Scalar());
          }
          return {};
        },
@@ -396,8 +411,8 @@ const std::vector<Key<Remote>>& remote_keys() {
   static const std::vector<Key<Remote>> keys = [] {
     std::vector<Key<Remote>> made = {
         {"urls", "a list of URLs",
-         "Where the engine answers, with its /v1: `http://vllm-0:8000/v1`. Several are equal replicas of the model, "
-         "among which requests are spread.",
+         "Where the engine answers: `http://vllm-0:8000/v1`, with its /v1 if the engine is openai; `http://tgi:8080`. "
+         "Several are equal replicas of the model, among which requests are spread.",
          [](Remote& remote, const YAML::Node& node) -> Fault {
            const std::string what =
                "a list of 1 to " + std::to_string(kMaxUrls) + " URLs such as http://vllm-0:8000/v1";
@@ -413,7 +428,12 @@ const std::vector<Key<Remote>>& remote_keys() {
            return {};
          },
          [](const Remote&) { return std::string("required"); }},
-        {"model", "a name", "What the engine calls the model, where that is another name.",
+        boolean("replica_per_address", &Remote::replica_per_address,
+                "Every address that a URL's host has is a replica of its own (a headless Service of Kubernetes); the "
+                "names are looked up again every `health_interval`. Otherwise a URL is one replica."),
+        {"model", "a name",
+         "What the engine calls the model, where that is another name (tgi: its LoRA adapter, if any; "
+         "triton: often ensemble or tensorrt_llm_bls).",
          [](Remote& remote, const YAML::Node& node) -> Fault {
            if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);
            remote.model = node.Scalar();
@@ -421,7 +441,12 @@ const std::vector<Key<Remote>>& remote_keys() {
          },
          [](const Remote&) { return std::string("the model's name"); }},
         choice("dialect", {"auto", "openai", "vllm", "sglang", "trtllm", "llamacpp", "xgen"}, &Remote::dialect,
-               "Which engine it is, so that what it does not know is refused by name; auto asks its /v1/models."),
+               "Which engine speaks OpenAI's /v1, so that what it does not know is refused by name; auto asks its "
+               "/v1/models. Of engine openai alone."),
+        file("tokenizer", &Remote::tokenizer,
+             "The model's tokenizer here: a folder, tokenizer.json or a .gguf file, relative to this file. Its chat "
+             "template makes the text that the engine takes instead of messages. Required for engine triton, and only "
+             "there."),
         file(
             "api_key_file", &Remote::api_key_file,
             "A file with the key that is sent to the engine (as `Authorization: Bearer`). Read again when it changes."),
@@ -436,7 +461,7 @@ const std::vector<Key<Remote>>& remote_keys() {
         duration("idle_timeout", &Remote::idle_timeout, kShortest,
                  "Longest pause inside the engine's answer before it counts as broken."),
         duration("health_interval", &Remote::health_interval, milliseconds(0),
-                 "How often the engine's /v1/models is asked whether it is well; 0 never asks."),
+                 "How often the engine is asked whether it is well; 0 never asks."),
         choice("balance", {"prefix", "least_loaded", "round_robin"}, &Remote::balance,
                "Which of several replicas takes a request: the one with the least work before it, where what it has of "
                "the prompt in its prefix cache counts as done; the one with the least work; or each in turn."),
@@ -677,6 +702,7 @@ class Reader {
     }
     for (std::size_t i = 0; i < models.size(); ++i) read_model(models[i], "models[" + std::to_string(i) + "]");
     check_names(models);
+    check_fallbacks(models);
   }
 
   void read_model(const YAML::Node& node, const std::string& path) {
@@ -704,8 +730,21 @@ class Reader {
     for (const std::string& name : model.is_remote() ? native_keys : remote_only)
       fault(node[name].Mark(), std::string(path).append(".").append(name),
             model.is_remote() ? "belongs to models of engine native; this one is computed elsewhere"
-                              : "belongs to models of engine openai; this one's engine is native");
+                              : "belongs to models that another engine serves; this one's engine is native");
     if (model.is_remote()) {
+      constexpr std::pair<std::string_view, std::string_view> kOfOneEngine[] = {{"dialect", "openai"},
+                                                                                {"tokenizer", "triton"}};
+      for (const auto& [name, engine] : kOfOneEngine)
+        if (node[std::string(name)] && model.settings.engine != engine)
+          fault(
+              node[std::string(name)].Mark(), path + "." + std::string(name),
+              "belongs to models of engine " + std::string(engine) + "; this one's engine is " + model.settings.engine);
+      if (!model.remote.tokenizer.empty())
+        if (Fault what = resolve_tokenizer(model.remote.tokenizer))
+          fault(node["tokenizer"].Mark(), path + ".tokenizer", *what);
+      if (model.settings.engine == "triton" && !node["tokenizer"])
+        fault(node.Mark(), path + ".tokenizer",
+              "missing; engine triton takes only text, so the model's tokenizer and chat template are needed here");
       if (!node["urls"]) fault(node.Mark(), path + ".urls", "missing; where does the engine answer?");
       for (std::string* file : {&model.remote.api_key_file, &model.remote.ca_file}) make_absolute(*file);
     } else if (!node["source"]) {
@@ -723,6 +762,19 @@ class Reader {
     if (path.is_relative()) path = fs::path(file_).parent_path() / path;
     std::error_code error;
     name = fs::absolute(path, error).lexically_normal().string();
+  }
+
+  // Makes a tokenizer's path absolute and checks that it is there. What lies beside a tokenizer.json belongs to it.
+  Fault resolve_tokenizer(std::string& name) const {
+    make_absolute(name);
+    const fs::path path(name);
+    std::error_code error;
+    const fs::file_status status = fs::status(path, error);
+    if (error || !fs::exists(status)) return "'" + name + "': " + (error ? error.message() : "no such file or folder");
+    if (fs::is_directory(status) || path.extension() == ".gguf") return {};
+    if (path.filename() != "tokenizer.json") return "'" + name + "': expected a folder, tokenizer.json or a .gguf file";
+    name = path.parent_path().string();
+    return {};
   }
 
   // Makes a source absolute and checks that it is there.
@@ -761,6 +813,59 @@ class Reader {
     }
   }
 
+  // Puts the models' names where aliases were written.
+  void check_fallbacks(const YAML::Node& models) {
+    if (config_.models.size() != models.size()) return;  // some could not be read
+    std::map<std::string, std::size_t> places;
+    for (std::size_t i = 0; i < config_.models.size(); ++i) {
+      places.emplace(config_.models[i].name, i);
+      for (const std::string& alias : config_.models[i].aliases) places.emplace(alias, i);
+    }
+    std::vector<std::vector<std::size_t>> ways(config_.models.size());
+    for (std::size_t i = 0; i < config_.models.size(); ++i) {
+      std::vector<std::string>& fallbacks = config_.models[i].fallbacks;
+      for (std::size_t k = 0; k < fallbacks.size(); ++k) {
+        const auto refuse = [&](const std::string& why) {
+          fault(models[i]["fallbacks"][k].Mark(),
+                "models[" + std::to_string(i) + "].fallbacks[" + std::to_string(k) + "]",
+                "'" + fallbacks[k] + "' " + why);
+        };
+        const auto found = places.find(fallbacks[k]);
+        if (found == places.end()) {
+          refuse("is no model of this list");
+        } else if (found->second == i) {
+          refuse("is this model itself");
+        } else if (std::find(ways[i].begin(), ways[i].end(), found->second) != ways[i].end()) {
+          refuse("is listed twice");
+        } else {
+          ways[i].push_back(found->second);
+          fallbacks[k] = config_.models[found->second].name;
+        }
+      }
+    }
+    for (std::size_t i = 0; i < ways.size(); ++i) {
+      std::vector<bool> seen(ways.size());
+      std::string text;
+      if (leads_back(ways, i, i, seen, text))
+        fault(models[i]["fallbacks"].Mark(), "models[" + std::to_string(i) + "].fallbacks",
+              "they lead back to the model: " + config_.models[i].name + text);
+    }
+  }
+
+  // Whether one comes from `at` to `start` through models that stand after `start`, so that every circle is found once;
+  // `text` is the way then.
+  bool leads_back(const std::vector<std::vector<std::size_t>>& ways, std::size_t at, std::size_t start,
+                  std::vector<bool>& seen, std::string& text) const {
+    for (const std::size_t next : ways[at]) {
+      if (next < start || seen[next]) continue;
+      seen[next] = true;
+      if (next != start && !leads_back(ways, next, start, seen, text)) continue;
+      text.insert(0, " -> " + config_.models[next].name);
+      return true;
+    }
+    return false;
+  }
+
   std::string file_;
   Config config_;
   std::vector<std::string> faults_;
@@ -785,6 +890,22 @@ void append_names(std::vector<std::string>& out, const std::string& path, const 
   for (const Key<S>& key : keys) out.push_back(path + std::string(key.name));
 }
 
+// A file, or the files of a folder, with what tells that they have changed.
+void add_files(std::string& out, const fs::path& path) {
+  std::error_code error;
+  std::vector<fs::path> files{path};
+  if (fs::is_directory(path, error)) {
+    files.clear();
+    for (const auto& entry : fs::directory_iterator(path, error)) files.push_back(entry.path());
+    std::sort(files.begin(), files.end());
+  }
+  for (const fs::path& file : files) {
+    const auto size = fs::file_size(file, error);
+    const auto time = fs::last_write_time(file, error).time_since_epoch().count();
+    out += "\n" + file.string() + " " + std::to_string(size) + " " + std::to_string(time);
+  }
+}
+
 }  // namespace
 
 std::string fingerprint(const Model& model) {
@@ -795,27 +916,14 @@ std::string fingerprint(const Model& model) {
     for (const std::string& url : remote.urls) out += "\n" + url;
     for (const auto& [name, value] : remote.headers) out.append("\n").append(name).append(": ").append(value);
     for (const Key<Remote>& key : remote_keys()) out.append("\n").append(key.name).append("=").append(key.show(remote));
+    if (!remote.tokenizer.empty()) add_files(out, remote.tokenizer);
     return out + "\n" + model.settings.engine;
   }
   for (const Key<ModelSettings>& key : settings_keys()) {
     if (key.name == "load" || key.name == "idle_unload" || key.name == "pin") continue;
     out.append("\n").append(key.name).append("=").append(key.show(model.settings));
   }
-  const auto add_file = [&out](const fs::path& path) {
-    std::error_code error;
-    const auto size = fs::file_size(path, error);
-    const auto time = fs::last_write_time(path, error).time_since_epoch().count();
-    out += "\n" + path.string() + " " + std::to_string(size) + " " + std::to_string(time);
-  };
-  std::error_code error;
-  if (fs::is_directory(model.source, error)) {
-    std::vector<fs::path> files;
-    for (const auto& entry : fs::directory_iterator(model.source, error)) files.push_back(entry.path());
-    std::sort(files.begin(), files.end());
-    for (const fs::path& file : files) add_file(file);
-  } else if (model.source != kDemoSource && !is_remote_source(model.source)) {
-    add_file(model.source);
-  }
+  if (model.source != kDemoSource && !is_remote_source(model.source)) add_files(out, model.source);
   return out;
 }
 
@@ -958,8 +1066,9 @@ models:
   append_reference(out, "models", "models[].", model_keys());
   append_reference(out, "Settings of a model (under `models[]`, or for all models under `defaults`)", "",
                    settings_keys());
-  append_reference(out, "A model that another engine serves (under `models[]`, with `engine: openai`)", "",
-                   remote_keys());
+  append_reference(out,
+                   "A model that another engine serves (under `models[]`, with `engine: openai`, `tgi` or `triton`)",
+                   "", remote_keys());
   out +=
       "\nOf the settings above such a model takes `engine` alone, and it has no `source`. "
       "[remote-engines.md](remote-engines.md) explains it.\n";

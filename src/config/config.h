@@ -85,15 +85,17 @@ struct ModelSettings {
   bool on_demand = false;       // load: startup | on_demand
   milliseconds idle_unload{0};  // 0: never
   bool pin = false;
-  int weight = 1;  // of its steps among those of the others
-  std::string engine = "native";  // native | openai
+  int weight = 1;                 // of its steps among those of the others
+  std::string engine = "native";  // native | openai | tgi | triton
 };
 
 // A model that another engine serves.
 struct Remote {
   std::string model;                                         // its name there; empty: the same as here
-  std::vector<std::string> urls;                             // with /v1
+  std::vector<std::string> urls;                             // with /v1, if the engine is openai
+  bool replica_per_address = false;                          // every address of their hosts is a replica
   std::string dialect = "auto";                              // auto | openai | vllm | sglang | trtllm | llamacpp | xgen
+  std::string tokenizer;                                     // absolute; empty: none
   std::string api_key_file;                                  // absolute; empty: no key
   std::vector<std::pair<std::string, std::string>> headers;  // sent with every request
   std::string ca_file;                                       // absolute; empty: the system's store
@@ -109,6 +111,7 @@ struct Remote {
 struct Model {
   std::string name;
   std::vector<std::string> aliases;
+  std::vector<std::string> fallbacks;  // names of other models of the list, none an alias
   std::string source;  // absolute path, hf://…, s3://…, or "builtin:xgen-demo"; empty if it is remote
   ModelSettings settings;
   Remote remote;
@@ -132,8 +135,8 @@ inline constexpr std::string_view kDemoSource = "builtin:xgen-demo";
 
 // The configuration without a file: the built-in demo model.
 Config demo_config();
-// The configuration of `xgen-model serve SOURCE`: one model, named after the folder, file or repository unless `name` is
-// given.
+// The configuration of `xgen-model serve SOURCE`: one model, named after the folder, file or repository unless `name`
+// is given.
 Result<Config> single_model_config(const std::string& source, const std::optional<std::string>& name = {});
 
 // Reads and checks a whole file. Relative sources are relative to the file's folder. The error message has one line per
@@ -148,8 +151,8 @@ Status set(Config& config, std::string_view key, const std::string& value);
 // What the reference says of such a key: its meaning and the values it takes. Empty if there is no such key.
 std::string describe_key(std::string_view key);
 
-// Everything of a model that its loading depends on, the size and time of its files in a local source included: a reload
-// replaces a model when this changes.
+// Everything of a model that its loading depends on, the size and time of its files in a local source included: a
+// reload replaces a model when this changes.
 std::string fingerprint(const Model& model);
 
 // Every key path ("server.port", "models[].name"), for docs and tests.

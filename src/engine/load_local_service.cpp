@@ -76,10 +76,13 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
     if (progress) progress(share);
   };
   report(0);
-  // All of it takes processor time, and no more of it than those leave who serve meanwhile.
-  Result<std::unique_ptr<model::KvCache>> cache = make_error(ErrorCode::internal, "not made");
-  Result<ChatRenderer> renderer = make_error(ErrorCode::internal, "not made");
-  const auto prepare = [&]() -> Status {
+  // All of this takes processor time, and no more of it than those leave who serve meanwhile. The service's own threads
+  // are started below: what gives way once cannot stop doing so.
+  struct Prepared {
+    std::unique_ptr<model::KvCache> cache;
+    ChatRenderer renderer;
+  };
+  const auto prepare = [&]() -> Result<Prepared> {
     // Their threads have the priority of this one.
     std::future<void> weights =
         std::async(std::launch::async, [&] { decoder_->prefetch([&](double share) { report(0.05 + 0.85 * share); }); });
@@ -89,26 +92,28 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
     const int threads = options_.pool->size();
     Status reserved =
         decoder_->reserve(memory.max_num_batched_tokens, memory.max_num_seqs + memory.max_score_rows, threads);
-    cache = model::KvCache::create(decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks,
-                                   memory.kv_most_blocks - memory.kv_blocks);
+    Result<std::unique_ptr<model::KvCache>> cache =
+        model::KvCache::create(decoder_->info(), memory.kv_dtype, memory.block_size, memory.kv_blocks,
+                               memory.kv_most_blocks - memory.kv_blocks);
     Result<std::shared_ptr<const text::Tokenizer>> tokenizer = reading.valid() ? reading.get() : tokenizer_;
     weights.get();
-    if (Status read = options_.files->damage()->status(); !read.ok()) return read;
+    if (Status read = options_.files->damage()->status(); !read.ok()) return std::move(read).error();
     if (!tokenizer.ok()) return tokenizer.error();
     tokenizer_ = std::move(*tokenizer);
-    if (!reserved.ok()) return reserved;
+    if (!reserved.ok()) return std::move(reserved).error();
     if (!cache.ok()) return cache.error();
-    renderer = make_chat_renderer(tokenizer_, options_.files->describe());
-    return renderer.ok() ? Status() : renderer.error();
+    Result<ChatRenderer> renderer = make_chat_renderer(tokenizer_, options_.files->describe());
+    if (!renderer.ok()) return renderer.error();
+    return Prepared{std::move(*cache), std::move(*renderer)};
   };
-  if (Status prepared = in_background(options_.pool->shared(), prepare); !prepared.ok())
-    return std::move(prepared).error();
+  Result<Prepared> prepared = in_background(options_.pool->shared(), prepare);
+  if (!prepared.ok()) return prepared.error();
   report(0.95);
 
   LocalServiceParts parts;
   parts.name = options_.name;
   parts.tokenizer = tokenizer_;
-  parts.render_chat = std::move(*renderer);
+  parts.render_chat = std::move(prepared->renderer);
   parts.defaults = decoder_->generation_defaults();
   parts.vocab_size = decoder_->info().vocab_size;
   parts.max_waiting = options_.max_waiting;
@@ -122,7 +127,7 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   parts.scheduler.max_num_batched_tokens = memory.max_num_batched_tokens;
   parts.scheduler.max_score_rows = memory.max_score_rows;
   parts.scheduler.enable_prefix_caching = options_.enable_prefix_caching;
-  parts.runner = std::make_unique<DecoderRunner>(decoder_, std::move(*cache),
+  parts.runner = std::make_unique<DecoderRunner>(decoder_, std::move(prepared->cache),
                                                  std::make_shared<WorkerPool>(*options_.pool, options_.weight),
                                                  options_.files->damage());
   std::shared_ptr<inference::ModelService> service = make_local_service(std::move(parts));

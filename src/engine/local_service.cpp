@@ -9,8 +9,8 @@
 #include <string_view>
 #include <utility>
 
+#include "base/prep_thread.h"
 #include "engine/engine_loop.h"
-#include "engine/prep_thread.h"
 
 namespace xgen::engine {
 namespace {

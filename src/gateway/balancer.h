@@ -80,7 +80,7 @@ class Balancer {
   struct Replica {
     inference::ReplicaState state;
     std::size_t pending = 0;  // chunks that requests without an answer yet have to compute
-    double foreign = 0;       // work of other gateways, as of the last health check
+    double foreign = 0;       // work of other clients, as of the replica's last report
     Time resting{};
     Time open_until{};
     milliseconds open_time{0};

@@ -59,7 +59,7 @@ class GatewayService::State {
   Result<Picked> pick(std::span<const std::uint64_t> chunks, const std::set<std::string>& tried);
   void answered(const Picked& picked) {
     std::lock_guard lock(mutex_);
-    balancer_.answered(picked.name, picked.unmatched);
+    if (is_there(picked)) balancer_.answered(picked.name, picked.unmatched);
   }
   void ended(const Picked& picked, bool answered, Outcome outcome, const Error* error);
 
@@ -69,31 +69,39 @@ class GatewayService::State {
     for (const auto& [name, service] : services_) out.push_back(service);
     return out;
   }
-  inference::ServiceStats gone() const {
-    std::lock_guard lock(mutex_);
-    return gone_;
-  }
+  inference::ServiceStats stats() const;
+  void close();
   std::vector<inference::ReplicaState> states() {
+    std::vector<Service> gone;  // let go of without the lock
     std::lock_guard lock(mutex_);
-    refresh(Clock::now());
+    gone = refresh(Clock::now());
     return balancer_.states(Clock::now());
   }
 
  private:
-  void refresh(Time now);
+  // What it returns is to be let go of without the lock.
+  [[nodiscard]] std::vector<Service> refresh(Time now);
+  std::vector<Service> take_gone();
+  // Whether what was picked is still the replica of its name.
+  bool is_there(const Picked& picked) const {
+    const auto found = services_.find(picked.name);
+    return found != services_.end() && found->second == picked.service;
+  }
 
   const GatewayOptions options_;
   const ReplicaFactory factory_;
   mutable std::mutex mutex_;
   Balancer balancer_;
   std::map<std::string, Service> services_;
-  inference::ServiceStats gone_;  // counters of replicas that have left
+  std::vector<Service> leaving_;  // no replicas any more; their last requests run
+  inference::ServiceStats gone_;  // counters of those that have left
+  bool closed_ = false;
   Time refreshed_{};
 };
 
 void GatewayService::State::set_replicas(const std::vector<std::string>& names) {
-  std::vector<Service> left;
   std::lock_guard lock(mutex_);
+  if (closed_) return;
   balancer_.set_replicas(names);
   for (auto it = services_.begin(); it != services_.end();) {
     if (std::find(names.begin(), names.end(), it->first) != names.end()) {
@@ -101,11 +109,7 @@ void GatewayService::State::set_replicas(const std::vector<std::string>& names) 
       continue;
     }
     log::info("gateway", "replica gone", {{"model", options_.model}, {"replica", it->first}});
-    inference::ServiceStats stats = it->second->stats();
-    stats.requests_running = stats.requests_waiting = stats.kv_blocks = 0;
-    stats.kv_cache_usage = 0;
-    inference::add(gone_, stats);
-    left.push_back(std::move(it->second));
+    leaving_.push_back(std::move(it->second));
     it = services_.erase(it);
   }
   for (const std::string& name : names) {
@@ -116,26 +120,64 @@ void GatewayService::State::set_replicas(const std::vector<std::string>& names) 
   refreshed_ = {};
 }
 
-void GatewayService::State::refresh(Time now) {
-  if (refreshed_ != Time() && now - refreshed_ < options_.refresh_interval) return;
+// Those of the leaving whose last request has gone; what they have counted stays.
+std::vector<Service> GatewayService::State::take_gone() {
+  const auto gone =
+      std::stable_partition(leaving_.begin(), leaving_.end(), [](const Service& each) { return each.use_count() > 1; });
+  std::vector<Service> out(std::make_move_iterator(gone), std::make_move_iterator(leaving_.end()));
+  leaving_.erase(gone, leaving_.end());
+  for (const Service& each : out) {
+    inference::ServiceStats stats = each->stats();
+    stats.requests_running = stats.requests_waiting = stats.kv_blocks = 0;
+    stats.kv_cache_usage = 0;
+    inference::add(gone_, stats);
+  }
+  return out;
+}
+
+inference::ServiceStats GatewayService::State::stats() const {
+  std::lock_guard lock(mutex_);
+  inference::ServiceStats sum = gone_;
+  for (const auto& [name, service] : services_) inference::add(sum, service->stats());
+  for (const Service& each : leaving_) inference::add(sum, each->stats());
+  return sum;
+}
+
+void GatewayService::State::close() {
+  std::vector<Service> all;
+  {
+    std::lock_guard lock(mutex_);
+    closed_ = true;
+    all = leaving_;
+    for (const auto& [name, service] : services_) all.push_back(service);
+  }
+  for (const Service& each : all) each->close();
+}
+
+std::vector<Service> GatewayService::State::refresh(Time now) {
+  if (refreshed_ != Time() && now - refreshed_ < options_.refresh_interval) return {};
   refreshed_ = now;
   for (const auto& [name, service] : services_) {
     const bool well = service->health().state == inference::Health::State::ready;
     balancer_.checked(name, well ? std::optional(service->load()) : std::nullopt);
   }
+  return take_gone();
 }
 
 Result<GatewayService::State::Picked> GatewayService::State::pick(std::span<const std::uint64_t> chunks,
                                                                   const std::set<std::string>& tried) {
   const Time now = Clock::now();
+  std::vector<Service> gone;  // let go of without the lock
   std::lock_guard lock(mutex_);
-  refresh(now);
+  gone = refresh(now);
   if (const auto pick = balancer_.pick(chunks, tried, now))
     return Picked{services_.at(pick->name), pick->name, chunks.size() - pick->matched};
-  Error error = make_error(ErrorCode::unavailable,
-                           "No replica of the model '" + options_.model + "' can be reached (" +
-                               std::to_string(services_.size()) + " are known).",
-                           "model");
+  Error error =
+      make_error(ErrorCode::unavailable,
+                 "No replica of the model '" + options_.model + "' " +
+                     (services_.empty() ? "is known: " + options_.none_known + "."
+                                        : "can be reached (" + std::to_string(services_.size()) + " are known)."),
+                 "model");
   const auto chance = balancer_.next_chance(now);
   error.retry_after_s = 1;
   if (chance) error.retry_after_s = static_cast<int>(std::chrono::ceil<std::chrono::seconds>(*chance - now).count());
@@ -145,9 +187,11 @@ Result<GatewayService::State::Picked> GatewayService::State::pick(std::span<cons
 void GatewayService::State::ended(const Picked& picked, bool answered, Outcome outcome, const Error* error) {
   const Time now = Clock::now();
   std::lock_guard lock(mutex_);
-  balancer_.ended(picked.name, answered ? 0 : picked.unmatched, outcome, now);
-  if (error != nullptr && error->code == ErrorCode::overloaded)
-    balancer_.rest(picked.name, now + std::max(std::chrono::seconds(error->retry_after_s), kRest));
+  if (is_there(picked)) {
+    balancer_.ended(picked.name, answered ? 0 : picked.unmatched, outcome, now);
+    if (error != nullptr && error->code == ErrorCode::overloaded)
+      balancer_.rest(picked.name, now + std::max(std::chrono::seconds(error->retry_after_s), kRest));
+  }
   if (error != nullptr && outcome == Outcome::failed)
     log::warn("gateway", "a replica failed a request",
               {{"model", options_.model}, {"replica", picked.name}, {"reason", error->message}});
@@ -243,7 +287,7 @@ void GatewayService::detokenize_async(std::vector<inference::TokenId> ids,
 
 inference::Capabilities GatewayService::capabilities() const {
   const auto services = state_->services();
-  return services.empty() ? inference::Capabilities{} : services.front()->capabilities();
+  return services.empty() ? inference::Capabilities{.chat = true} : services.front()->capabilities();
 }
 
 inference::Health GatewayService::health() const {
@@ -257,16 +301,13 @@ inference::Health GatewayService::health() const {
     }
     health.detail += (health.detail.empty() ? "" : ", ") + each.name + (each.healthy ? " fails" : " is not ready");
   }
+  if (states.empty()) health.detail = "no replica is known: " + state_->options().none_known;
   // Some are enough to serve. Without any, this process is as alive as before.
   if (in == 0) health.state = inference::Health::State::degraded;
   return health;
 }
 
-inference::ServiceStats GatewayService::stats() const {
-  inference::ServiceStats sum = state_->gone();
-  for (const Service& each : state_->services()) inference::add(sum, each->stats());
-  return sum;
-}
+inference::ServiceStats GatewayService::stats() const { return state_->stats(); }
 
 inference::Load GatewayService::load() const {
   inference::Load sum;
@@ -282,8 +323,6 @@ inference::Load GatewayService::load() const {
 
 std::vector<inference::ReplicaState> GatewayService::replicas() const { return state_->states(); }
 
-void GatewayService::close() {
-  for (const Service& each : state_->services()) each->close();
-}
+void GatewayService::close() { state_->close(); }
 
 }  // namespace xgen::gateway

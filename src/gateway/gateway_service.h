@@ -13,7 +13,8 @@
 namespace xgen::gateway {
 
 struct GatewayOptions {
-  std::string model;  // for messages
+  std::string model;                          // for messages
+  std::string none_known = "none is listed";  // why, while there is no replica; for messages
   BalancerOptions balancer;
   int max_attempts = 3;               // replicas that one request may be sent to
   milliseconds refresh_interval{20};  // what replicas say of their health and load is read again after it
@@ -28,7 +29,7 @@ class GatewayService final : public inference::ModelService {
   GatewayService(GatewayOptions options, ReplicaFactory factory, const std::vector<std::string>& replicas);
   ~GatewayService() override;
 
-  // Requests to replicas that are not among them any more run on.
+  // Requests to replicas that are not among them any more run on. Thread-safe; without effect once closed.
   void set_replicas(const std::vector<std::string>& names);
 
   // A request that fails before its first token is sent to another replica, if the fault may be the replica's own.
@@ -37,7 +38,7 @@ class GatewayService final : public inference::ModelService {
   void tokenize_async(inference::TokenizeRequest request,
                       std::function<void(Result<inference::Tokenized>)> done) override;
   void detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) override;
-  // Of the first replica: they are taken to be equal.
+  // Of the first replica: they are taken to be equal. Without any, a chat is possible, for all that is known.
   inference::Capabilities capabilities() const override;
   // Ready while any replica is in (`detail` names those that are out), else degraded.
   inference::Health health() const override;

@@ -245,6 +245,27 @@ std::unique_ptr<Client::Timer> Client::after(std::chrono::milliseconds delay, st
   return std::make_unique<LoopTimer>(impl_->loops.front(), delay, std::move(work));
 }
 
+void Client::resolve(const std::string& host, std::function<void(Addresses)> done) {
+  const auto& loop = impl_->loops.front();
+  loop->post([loop = loop.get(), host, done = std::move(done)]() mutable {
+    loop->resolver().async_resolve(
+        host, "", [loop = loop->shared_from_this(), host, done = std::move(done)](SysError error, const auto& found) {
+          const LoopTurn turn(*loop);
+          std::vector<std::string> addresses;
+          for (const auto& each : found) {
+            std::string address = each.endpoint().address().to_string();
+            if (std::find(addresses.begin(), addresses.end(), address) == addresses.end())
+              addresses.push_back(std::move(address));
+          }
+          if (!error && !addresses.empty()) return done(std::move(addresses));
+          const bool none =
+              !error || error == boost::asio::error::host_not_found || error == boost::asio::error::no_data;
+          done(make_error(none ? ErrorCode::not_found : ErrorCode::unavailable,
+                          host + ": " + (error ? error.message() : "the name has no address")));
+        });
+  });
+}
+
 Client::Counts Client::counts() const {
   const ClientState& state = *impl_->state;
   return {state.opened.load(), state.reused.load(), state.retried.load(), state.running.load(), state.idle.load()};

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "http/headers.h"
@@ -87,8 +88,8 @@ struct ClientOptions {
   std::chrono::milliseconds max_connection_age{300'000};  // none is reused after it: names are looked up again
 };
 
-// Thread-safe. Connections are kept per scheme, host, port and ca_file. One that the server has closed before any byte
-// of an answer is replaced, once, by a new one; nothing else is ever sent twice.
+// Thread-safe. Connections are kept per scheme, host, port, address and ca_file. One that the server has closed before
+// any byte of an answer is replaced, once, by a new one; nothing else is ever sent twice.
 class Client {
  public:
   explicit Client(ClientOptions options = {});
@@ -110,6 +111,12 @@ class Client {
     virtual ~Timer() = default;
   };
   std::unique_ptr<Timer> after(std::chrono::milliseconds delay, std::function<void()> work);
+
+  // The addresses of a host, in getaddrinfo's order; of a literal, itself. `done` is called once, on a client's thread,
+  // where it must not block; or never, if the client goes first. Errors: not_found (there is no such name, or it has no
+  // address); unavailable (that could not be found out).
+  using Addresses = Result<std::vector<std::string>>;
+  void resolve(const std::string& host, std::function<void(Addresses)> done);
 
   struct Counts {
     std::uint64_t opened = 0;  // connections

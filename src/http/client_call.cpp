@@ -100,7 +100,7 @@ void ClientCall::begin() {
   contain([this] {
     if (Status status = check(); !status) return finish(std::move(status));
     head_ = make_head();
-    origin_ = request_.url.origin() + " " + request_.ca_file;
+    origin_ = request_.url.origin() + " " + request_.url.address + " " + request_.ca_file;
     link_ = loop_->take(origin_);
     if (link_ == nullptr) return connect();
     reused_ = true;
@@ -120,13 +120,14 @@ void ClientCall::connect() {
   addresses_.clear();
   next_address_ = 0;
   SysError no_literal;
-  const auto literal = asio::ip::make_address(request_.url.host, no_literal);
+  const std::string& place = request_.url.address.empty() ? request_.url.host : request_.url.address;
+  const auto literal = asio::ip::make_address(place, no_literal);
   if (!no_literal) {
     addresses_ = {tcp::endpoint(literal, request_.url.port)};
     return try_next_address({});
   }
   loop_->resolver().async_resolve(
-      request_.url.host, std::to_string(request_.url.port), tcp::resolver::numeric_service,
+      place, std::to_string(request_.url.port), tcp::resolver::numeric_service,
       [self = shared_from_this(), attempt = ++attempt_](SysError error, const tcp::resolver::results_type& found) {
         if (self->over_.load() || attempt != self->attempt_) return;
         self->contain([&] {
@@ -153,12 +154,15 @@ void ClientCall::try_next_address(const std::string& failure) {
   link_->socket().open(address.protocol(), error);
   if (!error) link_->socket().set_option(tcp::no_delay(true), error);
   if (!error) link_->socket().non_blocking(true, error);
-  if (error) return try_next_address("cannot connect: " + error.message());
+  // One that was looked up is the host's; one that was given may be any of them.
+  const std::string cannot =
+      request_.url.address.empty() ? "cannot connect: " : "cannot connect to " + request_.url.address + ": ";
+  if (error) return try_next_address(cannot + error.message());
   set_deadline(now + (connect_deadline_ - now) / static_cast<int>(left));
-  link_->socket().async_connect(address, [self = shared_from_this(), attempt = ++attempt_](SysError failed) {
+  link_->socket().async_connect(address, [self = shared_from_this(), attempt = ++attempt_, cannot](SysError failed) {
     if (self->over_.load() || attempt != self->attempt_) return;
     self->contain([&] {
-      if (failed) return self->try_next_address("cannot connect: " + failed.message());
+      if (failed) return self->try_next_address(cannot + failed.message());
       self->on_connected();
     });
   });

@@ -14,6 +14,9 @@ struct Url {
   std::string host;  // lower case; IPv6 without brackets
   std::uint16_t port = 80;
   std::string target = "/";  // path and query, as sent
+  // Where to connect, instead of looking the host up: IPv4, or IPv6 without brackets. Everything else (the Host header,
+  // the certificate's name, what is printed) stays the host's. Empty: looked up.
+  std::string address;
 
   // What the Host header says: the port only where it is not the scheme's own, IPv6 in brackets.
   std::string authority() const;

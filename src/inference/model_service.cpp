@@ -38,8 +38,7 @@ std::optional<Error> not_offered(const GenerateRequest& request, const Capabilit
 Load ModelService::load() const {
   const ServiceStats now = stats();
   return {static_cast<double>(now.requests_running), static_cast<double>(now.requests_waiting),
-          static_cast<double>(now.kv_blocks * now.kv_block_size),
-          static_cast<double>(now.requests_running + now.requests_waiting)};
+          static_cast<double>(now.kv_blocks * now.kv_block_size), static_cast<double>(now.unfinished())};
 }
 
 }  // namespace xgen::inference

@@ -49,6 +49,7 @@ struct ServiceStats {
   // Gauges.
   std::uint64_t requests_running = 0;
   std::uint64_t requests_waiting = 0;
+  std::uint64_t unfinished() const { return requests_running + requests_waiting; }
   double kv_cache_usage = 0;        // 0–1, blocks in use by sequences
   std::uint64_t kv_block_size = 0;  // tokens
   std::uint64_t kv_blocks = 0;

@@ -322,6 +322,9 @@ constexpr RegistryMetric kRegistryMetrics[] = {
 };
 constexpr std::string_view kState = "xgen_model_state";
 constexpr std::string_view kStateHelp = "1 for the state that a model is in, as the label state.";
+constexpr std::string_view kFallbacks = "xgen_model_fallbacks_total";
+constexpr std::string_view kFallbacksHelp =
+    "Calls that the model failed before the first token, by the model that they went to (target).";
 constexpr std::string_view kSleep = "vllm:engine_sleep_state";
 constexpr std::string_view kSleepHelp =
     "Label sleep_state: awake = 1 while the model is loaded, weights_offloaded = 1 while it sleeps, discard_all = 1 "
@@ -353,6 +356,11 @@ std::string render_registry(std::span<const RegisteredModel> models, std::span<c
   append_header(out, kState, Type::gauge, kStateHelp);
   for (const RegisteredModel& model : models)
     append_sample(out, kState, "", labels(model) + ",state=\"" + std::string(model.state) + "\"", 1);
+  append_header(out, kFallbacks, Type::counter, kFallbacksHelp);
+  for (const RegisteredModel& model : models)
+    for (const auto& [target, count] : model.fallbacks)
+      append_sample(out, kFallbacks, "", labels(model) + ",target=\"" + escape_label(target) + "\"",
+                    static_cast<double>(count));
   append_header(out, kSleep, Type::gauge, kSleepHelp);
   for (const RegisteredModel& model : models) {
     const bool sleeps = model.state == "sleeping";
@@ -391,6 +399,7 @@ std::string reference_markdown() {
   for (const ProcessMetric& metric : kProcessMetrics) row(metric.name, metric.type, metric.help);
   for (const RegistryMetric& metric : kRegistryMetrics) row(metric.name, metric.type, metric.help);
   row(kState, Type::gauge, kStateHelp);
+  row(kFallbacks, Type::counter, kFallbacksHelp);
   row(kSleep, Type::gauge, kSleepHelp);
   for (const MemoryMetric& metric : kMemoryMetrics) row(metric.name, Type::gauge, metric.help);
   return out;

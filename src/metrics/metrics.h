@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "inference/stats.h"
@@ -47,6 +48,7 @@ struct RegisteredModel {
   std::uint64_t load_failures = 0;
   std::uint64_t evictions = 0;
   std::uint64_t unloads = 0;
+  std::vector<std::pair<std::string, std::uint64_t>> fallbacks;  // to whom, and how often
 };
 // One budget of memory: the host's.
 struct MemorySample {

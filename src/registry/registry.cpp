@@ -201,6 +201,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
 
   Result<Service> find(std::string_view name) const;
   Result<ModelEntry> entry(std::string_view name) const;
+  std::vector<std::string> fallbacks(std::string_view name) const;
   std::vector<ModelEntry> list() const;
   Counts counts() const {
     std::shared_lock lock(mutex_);
@@ -392,6 +393,8 @@ ModelEntry Registry::Impl::describe(const Model& model) {
   ModelEntry entry;
   entry.name = model.definition.name;
   entry.aliases = model.definition.aliases;
+  entry.fallbacks = model.definition.fallbacks;
+  entry.engine = model.definition.engine;
   entry.state = model.state;
   if (model.state == ModelState::loading) entry.progress = model.progress->load();
   if (model.state == ModelState::ready) entry.progress = 1;
@@ -415,6 +418,12 @@ Result<ModelEntry> Registry::Impl::entry(std::string_view name) const {
   const auto it = by_name_.find(name);
   if (it == by_name_.end()) return unknown(name);
   return describe(*it->second);
+}
+
+std::vector<std::string> Registry::Impl::fallbacks(std::string_view name) const {
+  std::shared_lock lock(mutex_);
+  const auto it = by_name_.find(name);
+  return it == by_name_.end() ? std::vector<std::string>{} : it->second->definition.fallbacks;
 }
 
 std::vector<ModelEntry> Registry::Impl::list() const {
@@ -1304,6 +1313,7 @@ void Registry::remove(std::string_view name, Done done) {
 }
 Result<Service> Registry::find(std::string_view name) const { return impl_->find(name); }
 Result<ModelEntry> Registry::entry(std::string_view name) const { return impl_->entry(name); }
+std::vector<std::string> Registry::fallbacks(std::string_view name) const { return impl_->fallbacks(name); }
 std::vector<ModelEntry> Registry::list() const { return impl_->list(); }
 Counts Registry::counts() const { return impl_->counts(); }
 const MemoryBudget& Registry::budget() const { return impl_->budget(); }

@@ -54,6 +54,8 @@ std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLo
 struct ModelDefinition {
   std::string name;
   std::vector<std::string> aliases;
+  std::vector<std::string> fallbacks;        // models that stand in for it; the registry only tells who they are
+  std::string engine = "native";             // what computes it, as the configuration names it; only told
   bool on_demand = false;                    // loaded by its first request, not at start
   std::chrono::milliseconds idle_unload{0};  // unloaded when unused for so long; 0 = never
   bool pin = false;                          // never evicted for another model
@@ -81,6 +83,8 @@ struct Counts {
 struct ModelEntry {
   std::string name;
   std::vector<std::string> aliases;
+  std::vector<std::string> fallbacks;
+  std::string engine;
   ModelState state = ModelState::unloaded;
   double progress = 0;       // 0-1 while loading
   std::string detail;        // why it failed, or why its reload did; while it is fetched, how far that is
@@ -140,6 +144,8 @@ class Registry {
   // from the start loads, after a failure, or when an operator unloaded it.
   Result<std::shared_ptr<inference::ModelService>> find(std::string_view name_or_alias) const;
   Result<ModelEntry> entry(std::string_view name_or_alias) const;
+  // Those of its definition; none for a model that does not exist.
+  std::vector<std::string> fallbacks(std::string_view name_or_alias) const;
   std::vector<ModelEntry> list() const;  // in the order of the definitions
 
   Counts counts() const;  // over all models, those that have gone included

@@ -16,6 +16,7 @@ constexpr Row kRows[] = {
     {Dialect::trtllm, "trtllm", "tensorrt_llm"},
     {Dialect::llamacpp, "llamacpp", "llamacpp"},
     {Dialect::xgen, "xgen", "xgen"},
+    {Dialect::tgi, "tgi", ""},
 };
 
 }  // namespace

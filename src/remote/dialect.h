@@ -16,6 +16,7 @@ enum class Dialect : std::uint8_t {
   trtllm = 8,     // trtllm-serve
   llamacpp = 16,  // llama-server
   xgen = 32,      // another xgen-model, which refuses by itself what its engine lacks
+  tgi = 64,       // text-generation-inference's chats; what has a text as its prompt goes to its /generate
 };
 
 std::string_view dialect_name(Dialect dialect);

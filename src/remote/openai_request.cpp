@@ -1,9 +1,11 @@
 #include "remote/openai_request.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 
 #include "base/json_text.h"
+#include "remote/tgi_request.h"
 
 namespace xgen::remote {
 namespace {
@@ -22,6 +24,7 @@ constexpr unsigned kSglang = bit(Dialect::sglang);
 constexpr unsigned kTrtllm = bit(Dialect::trtllm);
 constexpr unsigned kLlamacpp = bit(Dialect::llamacpp);
 constexpr unsigned kXgen = bit(Dialect::xgen);  // in every row: it refuses by itself
+constexpr unsigned kTgi = bit(Dialect::tgi);
 constexpr unsigned kAll = kOpenai | kVllm | kSglang | kTrtllm | kLlamacpp | kXgen;
 constexpr unsigned kEngines = kAll & ~kOpenai;
 
@@ -131,16 +134,19 @@ bool append_text(std::string& out, std::string_view text) {
   return true;
 }
 
+void append_tool(std::string& out, const inference::Tool& tool, std::string_view default_parameters = {}) {
+  out += R"({"type":"function","function":{"name":)";
+  append_json_string(out, tool.name);
+  if (!tool.description.empty()) append_member(out, "description", tool.description);
+  const std::string_view parameters = tool.parameters.empty() ? default_parameters : tool.parameters;
+  if (!parameters.empty()) out.append(",\"parameters\":").append(parameters);
+  if (tool.strict) out.append(",\"strict\":").append(*tool.strict ? "true" : "false");
+  out += "}}";
+}
+
 bool append_tools(const GenerateRequest& request, std::string& out) {
   if (request.tools.empty()) return false;
-  append_list(out, request.tools, [&](const inference::Tool& tool) {
-    out += R"({"type":"function","function":{"name":)";
-    append_json_string(out, tool.name);
-    if (!tool.description.empty()) append_member(out, "description", tool.description);
-    if (!tool.parameters.empty()) out.append(",\"parameters\":").append(tool.parameters);
-    if (tool.strict) out.append(",\"strict\":").append(*tool.strict ? "true" : "false");
-    out += "}}";
-  });
+  append_list(out, request.tools, [&](const inference::Tool& tool) { append_tool(out, tool); });
   return true;
 }
 
@@ -178,18 +184,18 @@ bool append_response_format(const GenerateRequest& request, std::string& out) {
 #define XGEN_SET(optional, append) XGEN_FIELD(return (optional) ? append(out, *(optional)) : false)
 
 constexpr Field kFields[] = {
-    {"max_tokens", kBoth, kAll, XGEN_SET(request.stop.max_tokens, append_int)},
-    {"temperature", kBoth, kAll, XGEN_SET(request.sampling.temperature, append_float)},
-    {"top_p", kBoth, kAll, XGEN_SET(request.sampling.top_p, append_float)},
+    {"max_tokens", kBoth, kAll | kTgi, XGEN_SET(request.stop.max_tokens, append_int)},
+    {"temperature", kBoth, kAll | kTgi, XGEN_SET(request.sampling.temperature, append_float)},
+    {"top_p", kBoth, kAll | kTgi, XGEN_SET(request.sampling.top_p, append_float)},
     {"top_k", kBoth, kEngines, XGEN_SET(request.sampling.top_k, append_int)},
     {"min_p", kBoth, kEngines, XGEN_SET(request.sampling.min_p, append_float)},
     {"repetition_penalty", kBoth, kEngines, XGEN_SET(request.sampling.repetition_penalty, append_float)},
     {"presence_penalty", kBoth, kAll,
      XGEN_FIELD(return request.sampling.presence_penalty != 0 && append_float(out, request.sampling.presence_penalty))},
-    {"frequency_penalty", kBoth, kAll,
+    {"frequency_penalty", kBoth, kAll | kTgi,
      XGEN_FIELD(return request.sampling.frequency_penalty != 0 &&
                        append_float(out, request.sampling.frequency_penalty))},
-    {"seed", kBoth, kAll, XGEN_FIELD({
+    {"seed", kBoth, kAll | kTgi, XGEN_FIELD({
        if (request.sampling.seed) append_number(out, *request.sampling.seed);
        return request.sampling.seed.has_value();
      })},
@@ -206,7 +212,7 @@ constexpr Field kFields[] = {
        return append_text(out, "}");
      })},
     {"n", kBoth, kAll, XGEN_FIELD(return request.n != 1 && append_int(out, request.n))},
-    {"stop", kBoth, kAll, XGEN_FIELD({
+    {"stop", kBoth, kAll | kTgi, XGEN_FIELD({
        if (request.stop.stop.empty()) return false;
        append_list(out, request.stop.stop, [&](const std::string& text) { append_json_string(out, text); });
        return true;
@@ -219,24 +225,56 @@ constexpr Field kFields[] = {
     {"min_tokens", kBoth, kVllm | kSglang | kTrtllm | kXgen,
      XGEN_FIELD(return request.stop.min_tokens != 0 && append_int(out, request.stop.min_tokens))},
     {"ignore_eos", kBoth, kEngines, XGEN_FIELD(return request.stop.ignore_eos && append_text(out, "true"))},
-    {"logprobs", kChat, kAll, XGEN_FIELD(return request.logprobs && append_text(out, "true"))},
-    {"top_logprobs", kChat, kAll,
+    {"logprobs", kChat, kAll | kTgi, XGEN_FIELD(return request.logprobs && append_text(out, "true"))},
+    {"top_logprobs", kChat, kAll | kTgi,
      XGEN_FIELD(return request.logprobs.value_or(0) > 0 && append_int(out, *request.logprobs))},
     {"logprobs", kCompletions, kAll, XGEN_SET(request.logprobs, append_int)},
     {"echo", kCompletions, kAll & ~kLlamacpp, XGEN_FIELD(return request.echo && append_text(out, "true"))},
     // Elsewhere a number means something else, or the opposite.
     {"priority", kBoth, kVllm | kXgen, XGEN_FIELD(return request.priority != 0 && append_int(out, request.priority))},
-    {"tools", kChat, kAll, append_tools},
-    {"tool_choice", kChat, kAll, append_tool_choice},
+    {"tools", kChat, kAll | kTgi, append_tools},
+    {"tool_choice", kChat, kAll | kTgi, append_tool_choice},
     {"parallel_tool_calls", kChat, kOpenai | kVllm | kLlamacpp | kXgen,
      XGEN_FIELD(return request.parallel_tool_calls &&
                        append_text(out, *request.parallel_tool_calls ? "true" : "false"))},
-    {"response_format", kChat, kAll, append_response_format},
+    {"response_format", kChat, kAll | kTgi, append_response_format},
     {"response_format", kCompletions, kVllm | kSglang | kTrtllm | kXgen, append_response_format},
+};
+
+// Where TGI wants another form of the value.
+struct OtherForm {
+  std::string_view name;
+  Append append;
+};
+constexpr OtherForm kTgiForms[] = {
+    // It refuses 1, and samples wherever it is given.
+    {"top_p", XGEN_FIELD({
+       const float top_p = request.sampling.top_p.value_or(1);
+       return top_p < 1 && request.sampling.temperature != 0.0F && append_float(out, top_p);
+     })},
+    {"tools", XGEN_FIELD({
+       if (request.tools.empty()) return false;
+       append_list(out, request.tools, [&](const inference::Tool& tool) {
+         append_tool(out, tool, R"({"type":"object","properties":{}})");  // it cannot do without
+       });
+       return true;
+     })},
+    {"response_format", XGEN_FIELD({
+       if (request.response_format.kind == ResponseFormat::Kind::text) return false;
+       const auto grammar = tgi_grammar(request.response_format);
+       return grammar.ok() && append_text(out, *grammar);
+     })},
 };
 
 #undef XGEN_SET
 #undef XGEN_FIELD
+
+Append form(const Field& field, Dialect dialect) {
+  if (dialect == Dialect::tgi)
+    for (const OtherForm& other : kTgiForms)
+      if (other.name == field.name) return other.append;
+  return field.append;
+}
 
 // What the neutral request does not spell out goes on as it came, to those who know it.
 struct ExtensionRow {
@@ -288,12 +326,7 @@ std::string_view json_name(std::string_view name, unsigned endpoint, Dialect dia
 
 bool knows(unsigned dialects, Dialect dialect) { return dialect == Dialect::unknown || (dialects & bit(dialect)) != 0; }
 
-Error not_known(std::string_view field, Dialect dialect) {
-  return make_error(ErrorCode::unsupported,
-                    "'" + std::string(field) + "' is not supported by the engine of this model (" +
-                        std::string(dialect_name(dialect)) + ")",
-                    std::string(field));
-}
+Error not_known(std::string_view field, Dialect dialect) { return not_supported(field, dialect_name(dialect)); }
 
 std::string begin_body(std::string_view model) {
   std::string out = "{\"model\":";
@@ -309,6 +342,42 @@ unsigned extension_dialects(std::string_view name) {
 
 }  // namespace
 
+Error not_supported(std::string_view field, std::string_view engine) {
+  return make_error(
+      ErrorCode::unsupported,
+      "'" + std::string(field) + "' is not supported by the engine of this model (" + std::string(engine) + ")",
+      std::string(field));
+}
+
+Result<std::string> tgi_grammar(const ResponseFormat& format) {
+  if (format.kind != ResponseFormat::Kind::json_schema || format.schema.empty())
+    return make_error(ErrorCode::unsupported,
+                      "'response_format' needs a schema with the engine of this model (tgi): only json_schema works",
+                      "response_format");
+  return R"({"type":"json","value":)" + format.schema + "}";
+}
+
+std::vector<SetField> set_fields(const GenerateRequest& request) {
+  const unsigned endpoint = is_chat(request.prompt) ? kChat : kCompletions;
+  std::vector<SetField> out;
+  std::string value;
+  for (const Field& field : kFields) {
+    if ((field.endpoints & endpoint) == 0 || !field.append(request, value)) continue;
+    out.push_back({field.name, std::move(value)});
+    value.clear();
+  }
+  for (const inference::Extension& extension : request.extensions) out.push_back({extension.name, extension.value});
+  return out;
+}
+
+std::vector<std::string_view> field_names() {
+  std::vector<std::string_view> out;
+  for (const Field& field : kFields)
+    if (std::find(out.begin(), out.end(), field.name) == out.end()) out.push_back(field.name);
+  for (const ExtensionRow& extension : kExtensions) out.push_back(extension.name);
+  return out;
+}
+
 std::string_view generate_path(const GenerateRequest& request) {
   return is_chat(request.prompt) ? "/chat/completions" : "/completions";
 }
@@ -316,6 +385,8 @@ std::string_view generate_path(const GenerateRequest& request) {
 Result<std::string> generate_body(const GenerateRequest& request, std::string_view model, Dialect dialect) {
   std::string out = begin_body(model);
   const unsigned endpoint = is_chat(request.prompt) ? kChat : kCompletions;
+  if (dialect == Dialect::tgi && request.response_format.kind != ResponseFormat::Kind::text)
+    if (auto grammar = tgi_grammar(request.response_format); !grammar) return std::move(grammar).error();
   if (const auto* messages = std::get_if<std::vector<Message>>(&request.prompt)) {
     out += ",\"messages\":";
     append_messages(out, *messages, dialect);
@@ -330,7 +401,7 @@ Result<std::string> generate_body(const GenerateRequest& request, std::string_vi
     if ((field.endpoints & endpoint) == 0) continue;
     const std::size_t before = out.size();
     out.append(",\"").append(json_name(field.name, endpoint, dialect)).append("\":");
-    if (!field.append(request, out))
+    if (!form(field, dialect)(request, out))
       out.resize(before);
     else if (!knows(field.dialects, dialect))
       return not_known(field.name, dialect);
@@ -374,28 +445,39 @@ Result<std::string> detokenize_body(const std::vector<inference::TokenId>& ids, 
 }
 
 std::string fields_markdown() {
-  constexpr Dialect kColumns[] = {Dialect::openai, Dialect::vllm,     Dialect::sglang,
-                                  Dialect::trtllm, Dialect::llamacpp, Dialect::xgen};
+  constexpr Dialect kColumns[] = {Dialect::openai,   Dialect::vllm, Dialect::sglang, Dialect::trtllm,
+                                  Dialect::llamacpp, Dialect::xgen, Dialect::tgi};
   std::string out = "| field |";
   std::string rule = "| --- |";
-  for (const Dialect dialect : kColumns) {
-    out.append(" ").append(dialect_name(dialect)).append(" |");
+  const auto column = [&](std::string_view title) {
+    out.append(" ").append(title).append(" |");
     rule += " --- |";
-  }
+  };
+  for (const Dialect dialect : kColumns) column(dialect == Dialect::tgi ? "tgi (chat)" : dialect_name(dialect));
+  column("tgi (completions)");
   out += "\n" + rule + "\n";
+  const auto cell = [&](std::string_view name, std::string_view other) {
+    if (other.empty())
+      out += " refused |";
+    else if (other != name)
+      out.append(" `").append(other).append("` |");
+    else
+      out += " yes |";
+  };
   const auto row = [&](std::string_view name, unsigned endpoints, unsigned dialects) {
     out.append("| `").append(name).append("`");
     if (endpoints != kBoth) out += endpoints == kChat ? " (chat)" : " (completions)";
     out += " |";
     for (const Dialect dialect : kColumns) {
-      const std::string_view other = json_name(name, endpoints, dialect);
-      if (!knows(dialects, dialect))
-        out += " refused |";
-      else if (other != name)
-        out.append(" `").append(other).append("` |");
+      if (dialect == Dialect::tgi && endpoints == kCompletions)
+        out += " |";
       else
-        out += " yes |";
+        cell(name, knows(dialects, dialect) ? json_name(name, endpoints, dialect) : std::string_view());
     }
+    if (endpoints == kChat)
+      out += " |";
+    else
+      cell(name, tgi_name(name));
     out += "\n";
   };
   for (const Field& field : kFields) row(field.name, field.endpoints, field.dialects);

@@ -1,28 +1,85 @@
 #include "remote/openai_service.h"
 
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/json.h"
-#include "remote/openai_generation.h"
+#include "remote/ask.h"
+#include "remote/event_json.h"
+#include "remote/generation.h"
 #include "remote/openai_request.h"
-#include "remote/openai_watch.h"
-#include "remote/reply.h"
+#include "remote/openai_stream.h"
+#include "remote/watch.h"
 
 namespace xgen::remote {
 namespace {
 
 namespace json = boost::json;
 
-constexpr std::uint64_t kMaxReply = 64 << 20;  // bytes of an answer to /tokenize and the like
+// The list of models: what is wrong with it, if anything; what it says of this one is noted. `dialect` is null where it
+// is known.
+std::string read_models(Endpoint& endpoint, std::string_view body, std::atomic<Dialect>* dialect) {
+  const auto parsed = parse_json(body);
+  const json::object* list = parsed ? parsed->if_object() : nullptr;
+  const json::array* data = list == nullptr ? nullptr : array_at(*list, "data");
+  if (data == nullptr) return {};
+  std::string names;
+  for (const json::value& each : *data) {
+    const json::object* card = each.if_object();
+    const std::string_view name = card == nullptr ? std::string_view() : text_at(*card, "id");
+    if (name == endpoint.options.model) {
+      if (const int length = count_at(*card, "max_model_len"); length > 0) endpoint.max_model_len.store(length);
+      if (dialect != nullptr) dialect->store(dialect_of_owner(text_at(*card, "owned_by")));
+      return {};
+    }
+    if (!name.empty() && names.size() < 500) names.append(names.empty() ? "" : ", ").append(name);
+  }
+  return endpoint.upstream({}).says("does not serve '" + endpoint.options.model + "'" +
+                                    (names.empty() ? std::string() : ", but " + names));
+}
+
+std::optional<inference::Tokenized> read_tokens(std::string_view reply) {
+  const auto parsed = parse_json(reply);
+  const json::object* object = parsed ? parsed->if_object() : nullptr;
+  const json::array* ids = object == nullptr ? nullptr : array_at(*object, "tokens");
+  if (ids == nullptr) return std::nullopt;
+  inference::Tokenized out;
+  for (const json::value& id : *ids) {
+    if (!id.is_int64()) return std::nullopt;
+    out.ids.push_back(static_cast<inference::TokenId>(id.get_int64()));
+  }
+  if (const json::array* texts = array_at(*object, "token_strs"))
+    for (const json::value& text : *texts)
+      if (const json::string* token = text.if_string()) out.tokens.emplace_back(view(*token));
+  return out;
+}
+
+std::optional<std::string> read_text(std::string_view reply) {
+  const auto parsed = parse_json(reply);
+  const json::object* object = parsed ? parsed->if_object() : nullptr;
+  if (object == nullptr) return std::nullopt;
+  const json::value* text = object->if_contains("prompt");
+  if (text == nullptr) text = object->if_contains("text");  // SGLang
+  if (text == nullptr || !text->is_string()) return std::nullopt;
+  return std::string(view(text->get_string()));
+}
 
 class OpenAiService final : public inference::ModelService {
  public:
-  OpenAiService(OpenAiOptions options, http::Client& client)
-      : endpoint_(std::make_shared<OpenAiEndpoint>(std::move(options), client)),
-        watch_(std::make_shared<OpenAiWatch>(endpoint_)) {
+  OpenAiService(const OpenAiOptions& options, http::Client& client)
+      : endpoint_(std::make_shared<Endpoint>(options, client)),
+        dialect_(std::make_shared<std::atomic<Dialect>>(options.dialect)) {
+    const auto find_out = options.dialect == Dialect::unknown ? dialect_ : nullptr;
+    const Question models{
+        endpoint_->base() + "/models",
+        [endpoint = endpoint_, find_out](const http::ResponseHead& head, std::string_view body) -> std::string {
+          return head.status == 200 ? read_models(*endpoint, body, find_out.get()) : std::string();
+        }};
+    watch_ = std::make_shared<Watch>(endpoint_, std::vector<Question>{models});
     watch_->start();
   }
   ~OpenAiService() override { close(); }
@@ -31,36 +88,18 @@ class OpenAiService final : public inference::ModelService {
 
   std::unique_ptr<inference::RequestHandle> generate_async(inference::GenerateRequest request,
                                                            std::shared_ptr<inference::EventSink> sink) override {
-    return generate(endpoint_, request, std::move(sink));
+    return generate(endpoint_, request, make_call(request), std::move(sink));
   }
 
   void tokenize_async(inference::TokenizeRequest request,
                       std::function<void(Result<inference::Tokenized>)> done) override {
-    post<inference::Tokenized>("/tokenize", tokenize_body(request, endpoint_->options.model, endpoint_->dialect.load()),
-                               std::move(done), [](const json::object& reply) -> std::optional<inference::Tokenized> {
-                                 inference::Tokenized out;
-                                 const json::value* ids = reply.if_contains("tokens");
-                                 if (ids == nullptr || !ids->is_array()) return std::nullopt;
-                                 for (const json::value& id : ids->get_array()) {
-                                   if (!id.is_int64()) return std::nullopt;
-                                   out.ids.push_back(static_cast<inference::TokenId>(id.get_int64()));
-                                 }
-                                 const json::value* texts = reply.if_contains("token_strs");
-                                 if (texts != nullptr && texts->is_array())
-                                   for (const json::value& text : texts->get_array())
-                                     if (const json::string* token = text.if_string())
-                                       out.tokens.emplace_back(token->data(), token->size());
-                                 return out;
-                               });
+    ask<inference::Tokenized>(endpoint_, endpoint_->root() + "/tokenize", "/tokenize",
+                              tokenize_body(request, endpoint_->options.model, dialect_->load()), std::move(done),
+                              read_tokens);
   }
   void detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) override {
-    post<std::string>("/detokenize", detokenize_body(ids, endpoint_->options.model, endpoint_->dialect.load()),
-                      std::move(done), [](const json::object& reply) -> std::optional<std::string> {
-                        const json::value* text = reply.if_contains("prompt");
-                        if (text == nullptr) text = reply.if_contains("text");  // SGLang
-                        if (text == nullptr || !text->is_string()) return std::nullopt;
-                        return std::string(text->get_string().data(), text->get_string().size());
-                      });
+    ask<std::string>(endpoint_, endpoint_->root() + "/detokenize", "/detokenize",
+                     detokenize_body(ids, endpoint_->options.model, dialect_->load()), std::move(done), read_text);
   }
 
   inference::Capabilities capabilities() const override {
@@ -86,44 +125,26 @@ class OpenAiService final : public inference::ModelService {
   }
 
  private:
-  // A call with a JSON object as its whole answer, which `read` understands or not.
-  template <class T>
-  void post(std::string_view route, Result<std::string> body, std::function<void(Result<T>)> done,
-            std::optional<T> (*read)(const json::object&)) {
-    if (!body) return done(std::move(body).error());
-    std::string key;
-    auto call = endpoint_->call("POST", endpoint_->root() + std::string(route), &key);
-    if (!call) return done(std::move(call).error());
-    call->body = *std::move(body);
-    call->max_body = kMaxReply;
-    auto id = endpoint_->enter();
-    if (!id) return done(std::move(id).error());
-    auto reply = std::make_shared<Reply>(
-        [endpoint = endpoint_, id = *id, done = std::move(done), read, route = std::string(route),
-         upstream = endpoint_->upstream(std::move(key))](const auto& head, std::string_view text, const auto& end) {
-          endpoint->leave(id);
-          if (!end.status) return done(endpoint->is_closed() ? endpoint->closed_error() : error_of_call(end, upstream));
-          if (head.status == 404)
-            return done(make_error(ErrorCode::unsupported, upstream.says("does not offer " + route)));
-          if (head.status != 200) return done(error_of_answer(head, text, upstream));
-          const auto parsed = parse_json(text);
-          const json::object* object = parsed ? parsed->if_object() : nullptr;
-          auto value = object == nullptr ? std::nullopt : read(*object);
-          if (!value) return done(make_error(ErrorCode::internal, upstream.says("gave an answer that cannot be read")));
-          done(*std::move(value));
-        });
-    endpoint_->began(*id, endpoint_->client.start(*std::move(call), std::move(reply)));
+  Result<GenerationCall> make_call(const inference::GenerateRequest& request) const {
+    auto body = generate_body(request, endpoint_->options.model, dialect_->load());
+    if (!body) return std::move(body).error();
+    GenerationCall call;
+    call.target = endpoint_->base() + std::string(generate_path(request));
+    call.body = *std::move(body);
+    call.read = [n = request.n](Upstream upstream) { return std::make_unique<OpenAiStream>(n, std::move(upstream)); };
+    return call;
   }
 
-  const std::shared_ptr<OpenAiEndpoint> endpoint_;
-  const std::shared_ptr<OpenAiWatch> watch_;
+  const std::shared_ptr<Endpoint> endpoint_;
+  const std::shared_ptr<std::atomic<Dialect>> dialect_;
+  std::shared_ptr<Watch> watch_;
 };
 
 }  // namespace
 
 std::shared_ptr<inference::ModelService> make_openai_service(OpenAiOptions options, http::Client& client) {
   if (options.model.empty()) options.model = options.name;
-  return std::make_shared<OpenAiService>(std::move(options), client);
+  return std::make_shared<OpenAiService>(options, client);
 }
 
 }  // namespace xgen::remote

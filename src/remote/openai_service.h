@@ -5,9 +5,14 @@
 
 #include "http/client.h"
 #include "inference/model_service.h"
-#include "remote/openai_endpoint.h"
+#include "remote/dialect.h"
+#include "remote/endpoint.h"
 
 namespace xgen::remote {
+
+struct OpenAiOptions : EndpointOptions {
+  Dialect dialect = Dialect::unknown;  // unknown: asked of the server
+};
 
 // Serves at once: whether the server can be reached shows in health() and in each request. `client` must outlive the
 // service and its requests.

@@ -1,10 +1,9 @@
 #include "remote/openai_stream.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 
-#include "base/json.h"
+#include "remote/event_json.h"
 
 namespace xgen::remote {
 namespace {
@@ -14,36 +13,6 @@ using inference::ChoiceFinished;
 using inference::Delta;
 using inference::FinishReason;
 using inference::TokenLogprob;
-
-constexpr std::size_t kParseBuffer = 8 << 10;  // bytes on the stack: enough for a token's chunk
-constexpr std::size_t kMaxDepth = 32;
-
-std::string_view view(const json::string& text) { return {text.data(), text.size()}; }
-std::string_view text_at(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  const json::string* text = value == nullptr ? nullptr : value->if_string();
-  return text == nullptr ? std::string_view() : view(*text);
-}
-const json::object* object_at(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr ? nullptr : value->if_object();
-}
-const json::array* array_at(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr ? nullptr : value->if_array();
-}
-int count_of(const json::value& value) {
-  return value.is_int64() ? static_cast<int>(std::clamp<std::int64_t>(value.get_int64(), 0, 1 << 30)) : 0;
-}
-int count_at(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr ? 0 : count_of(*value);
-}
-std::optional<float> number_of(const json::value& value) {
-  if (value.is_double()) return static_cast<float>(value.get_double());
-  if (value.is_int64()) return static_cast<float>(value.get_int64());
-  return std::nullopt;
-}
 
 FinishReason finish_reason(std::string_view word) {
   if (word == "length") return FinishReason::length;
@@ -167,23 +136,31 @@ void read_usage(const json::object& from, inference::Usage& usage) {
 
 }  // namespace
 
+OpenAiStream::OpenAiStream(int n, Upstream upstream, OpenAiStreamQuirks quirks)
+    : upstream_(std::move(upstream)), quirks_(std::move(quirks)) {
+  choices_.resize(static_cast<std::size_t>(n));
+  for (Choice& choice : choices_) choice.stop = text::StopMatcher(quirks_.stop);
+}
+
 Error OpenAiStream::unreadable(std::string_view why) const {
   return make_error(ErrorCode::internal, upstream_.says("sent a stream that cannot be read: " + std::string(why)));
+}
+
+bool OpenAiStream::all_finished() const {
+  return std::all_of(choices_.begin(), choices_.end(), [](const Choice& choice) { return choice.finished; });
 }
 
 Status OpenAiStream::take(std::string_view data, const Emit& emit) {
   if (data.empty() || done_) return {};
   if (data == "[DONE]") {
+    if (quirks_.calls_end_without_word && !finish_calls(emit)) return {};
+    if (!all_finished())
+      return make_error(ErrorCode::unavailable, upstream_.says("ended its answer before every choice was finished"));
     done_ = true;
     return {};
   }
-  std::array<unsigned char, kParseBuffer> buffer;
-  json::monotonic_resource memory(buffer.data(), buffer.size());
-  json::parse_options options;
-  options.max_depth = kMaxDepth;
-  json::error_code fault;
-  const json::value parsed = json::parse(data, fault, &memory, options);
-  const json::object* chunk = fault ? nullptr : parsed.if_object();
+  const EventJson parsed(data);
+  const json::object* chunk = parsed.object();
   if (chunk == nullptr) return unreadable("an event is not a JSON object");
   if (is_stream_error(*chunk)) return error_of_chunk(*chunk, upstream_);
   if (const json::object* usage = object_at(*chunk, "usage")) {
@@ -193,37 +170,73 @@ Status OpenAiStream::take(std::string_view data, const Emit& emit) {
   const json::array* choices = array_at(*chunk, "choices");
   if (choices == nullptr) return unreadable("an event has no choices");
   if (!std::exchange(started_, true) && !emit(inference::Started{})) return {};
+  bool heard = true;
   for (const json::value& each : *choices) {
-    const json::object* choice = each.if_object();
-    if (choice == nullptr) return unreadable("a choice is not an object");
-    const json::value* index = choice->if_contains("index");
-    Delta delta;
-    delta.choice = index == nullptr ? 0 : (index->is_int64() ? static_cast<int>(index->get_int64()) : -1);
-    if (delta.choice < 0 || static_cast<std::size_t>(delta.choice) >= finished_.size())
-      return unreadable("it has a choice that was not asked for");
-    const auto at = static_cast<std::size_t>(delta.choice);
-    read_delta(*choice, delta);
-    if (!has_usage_) usage_.completion_tokens += delta.tokens;
-    if (delta.tokens > 0 && !finished_[at] && !emit(std::move(delta))) return {};
-    const std::string_view reason = text_at(*choice, "finish_reason");
-    if (reason.empty() || finished_[at]) continue;
-    finished_[at] = true;
-    ChoiceFinished end{static_cast<int>(at), finish_reason(reason), std::nullopt};
-    const json::value* why = choice->if_contains("stop_reason");
-    if (const json::value* matched = choice->if_contains("matched_stop"); matched != nullptr && matched->is_string())
-      why = matched;  // SGLang; a number may be the end of the text
+    if (Status status = take_choice(each, emit, heard); !status) return status;
+    if (!heard) return {};
+  }
+  if (cut_ && all_finished()) done_ = true;
+  return {};
+}
+
+// `heard`: false once nothing more is wanted.
+Status OpenAiStream::take_choice(const json::value& value, const Emit& emit, bool& heard) {
+  const json::object* part = value.if_object();
+  if (part == nullptr) return unreadable("a choice is not an object");
+  const json::value* index = part->if_contains("index");
+  Delta delta;
+  delta.choice = index == nullptr ? 0 : (index->is_int64() ? static_cast<int>(index->get_int64()) : -1);
+  if (delta.choice < 0 || static_cast<std::size_t>(delta.choice) >= choices_.size())
+    return unreadable("it has a choice that was not asked for");
+  Choice& choice = choices_[static_cast<std::size_t>(delta.choice)];
+  read_delta(*part, delta);
+  if (!has_usage_) usage_.completion_tokens += delta.tokens;
+  if (choice.finished) return {};
+  const std::string_view reason = text_at(*part, "finish_reason");
+  ChoiceFinished end{delta.choice, finish_reason(reason), std::nullopt};
+  choice.called |= !delta.tool_calls.empty();
+  bool matched = false;
+  if (!choice.stop.empty()) {
+    text::StopMatcher::Output out = choice.stop.push(delta.text);
+    matched = out.matched.has_value();
+    delta.text = std::move(out.text);
+    if (matched)
+      end = {delta.choice, FinishReason::stop, quirks_.stop[*out.matched]};
+    else if (!reason.empty())
+      delta.text += choice.stop.flush();
+  }
+  if (delta.tokens > 0 || !delta.text.empty()) heard = emit(std::move(delta));
+  if (!heard || (reason.empty() && !matched)) return {};
+  choice.finished = true;
+  if (matched) {
+    cut_ |= reason.empty();
+  } else {
+    if (quirks_.calls_end_without_word && choice.called && end.reason == FinishReason::stop)
+      end.reason = FinishReason::tool_calls;
+    const json::value* why = part->if_contains("stop_reason");
+    if (const json::value* found = part->if_contains("matched_stop"); found != nullptr && found->is_string())
+      why = found;  // SGLang; a number may be the end of the text
     if (why != nullptr && why->is_string())
       end.stop_reason = std::string(view(why->get_string()));
     else if (why != nullptr && why->is_int64())
       end.stop_reason = static_cast<inference::TokenId>(why->get_int64());
-    if (!emit(std::move(end))) return {};
   }
+  heard = emit(std::move(end));
   return {};
 }
 
-Status OpenAiStream::check_end() const {
-  if (std::find(finished_.begin(), finished_.end(), false) == finished_.end()) return {};
-  return make_error(ErrorCode::unavailable, upstream_.says("ended its answer before every choice was finished"));
+// Finishes what has called tools; false once nothing more is wanted.
+bool OpenAiStream::finish_calls(const Emit& emit) {
+  for (std::size_t i = 0; i < choices_.size(); ++i) {
+    if (choices_[i].finished || !choices_[i].called) continue;
+    choices_[i].finished = true;
+    if (!emit(ChoiceFinished{static_cast<int>(i), FinishReason::tool_calls, std::nullopt})) return false;
+  }
+  return true;
+}
+
+Status OpenAiStream::end(const Emit& /*emit*/) {
+  return make_error(ErrorCode::unavailable, upstream_.says("broke off its answer: no [DONE]"));
 }
 
 }  // namespace xgen::remote

@@ -2,41 +2,58 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/result.h"
 #include "inference/types.h"
+#include "remote/answer_stream.h"
 #include "remote/upstream_error.h"
+#include "text/stop_matcher.h"
+
+namespace boost::json {
+class value;
+}
 
 namespace xgen::remote {
 
-class OpenAiStream {
+// What a server does otherwise than OpenAI.
+struct OpenAiStreamQuirks {
+  std::vector<std::string> stop;        // it leaves these in the text or reads past them: the text is ended here
+  bool calls_end_without_word = false;  // calls of tools are complete at [DONE], and have no finish_reason of their own
+};
+
+class OpenAiStream final : public AnswerStream {
  public:
   // `n`: choices that the request asked for.
-  OpenAiStream(int n, Upstream upstream) : upstream_(std::move(upstream)), finished_(static_cast<std::size_t>(n)) {}
+  OpenAiStream(int n, Upstream upstream, OpenAiStreamQuirks quirks = {});
 
-  // Hears Started, Delta and ChoiceFinished in their order; false ends the reading.
-  using Emit = std::function<bool(inference::Event)>;
-  // One event's data. Errors: what the server says went wrong, or that it cannot be understood.
-  Status take(std::string_view data, const Emit& emit);
-  // [DONE] has come.
-  bool done() const { return done_; }
-  // Once done: whether every choice was finished. Errors: unavailable.
-  Status check_end() const;
-  // The server's count; what was streamed, where it gave none.
-  const inference::Usage& usage() const { return usage_; }
+  Status take(std::string_view data, const Emit& emit) override;
+  // [DONE] has come, or all choices were ended here.
+  bool done() const override { return done_; }
+  bool cut() const override { return cut_; }
+  Status end(const Emit& emit) override;
+  const inference::Usage& usage() const override { return usage_; }
 
  private:
   Error unreadable(std::string_view why) const;
 
-  Upstream upstream_;
-  std::vector<bool> finished_;
+  struct Choice {
+    text::StopMatcher stop;
+    bool finished = false;
+    bool called = false;  // a tool
+  };
+  Status take_choice(const boost::json::value& value, const Emit& emit, bool& heard);
+  bool finish_calls(const Emit& emit);
+  bool all_finished() const;
+
+  const Upstream upstream_;
+  const OpenAiStreamQuirks quirks_;
+  std::vector<Choice> choices_;
   bool started_ = false;
   bool done_ = false;
+  bool cut_ = false;
   bool has_usage_ = false;
   inference::Usage usage_;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <optional>
+#include <utility>
 
 #include "base/json.h"
 #include "base/utf8.h"
@@ -28,11 +29,28 @@ std::string text_of(const json::value* value) {
   return text == nullptr ? std::string() : std::string(text->data(), text->size());
 }
 
+constexpr std::pair<std::string_view, int> kTgiMessages[] = {{"Input validation error", 422},
+                                                             {"Template error", 422},
+                                                             {"Missing template", 422},
+                                                             {"Tool error", 422},
+                                                             {"Model is overloaded", 429}};
+
 Details details_of(const json::object& error) {
   Details details{text_of(error.if_contains("message")), text_of(error.if_contains("param")),
                   text_of(error.if_contains("type")), text_of(error.if_contains("code")), 0};
   if (const json::value* code = error.if_contains("code"); code != nullptr && code->is_int64())
     details.status = static_cast<int>(code->get_int64());
+  // TGI's chats say 422 of every fault; its words tell them apart.
+  if (error.contains("http_status_code"))
+    for (const auto& [start, status] : kTgiMessages)
+      if (details.message.starts_with(start)) details.status = status;
+  return details;
+}
+
+// {"error": "…"}, with an "error_type" if it is TGI's. Triton's faults of requests have the status of its own ones.
+Details details_of_text(const json::object& body) {
+  Details details{text_of(body.if_contains("error")), {}, text_of(body.if_contains("error_type")), {}, 0};
+  if (details.message.find("exceeds maximum input length") != std::string::npos) details.status = 400;
   return details;
 }
 
@@ -53,12 +71,13 @@ Details details_of_fastapi(const json::value& detail) {
 }
 
 Details details_of_body(std::string_view body) {
+  if (body.starts_with("data:")) body.remove_prefix(5);  // a stream's first and only event
   const auto parsed = parse_json(body);
   const json::object* object = parsed ? parsed->if_object() : nullptr;
   if (object != nullptr) {
     if (const json::value* error = object->if_contains("error")) {
       if (const json::object* inner = error->if_object()) return details_of(*inner);
-      if (error->is_string()) return {text_of(error), {}, {}, {}, 0};
+      if (error->is_string()) return details_of_text(*object);
     }
     if (const json::value* detail = object->if_contains("detail")) return details_of_fastapi(*detail);
     if (object->contains("message")) return details_of(*object);
@@ -112,7 +131,9 @@ Error make(int status, Details details, const http::ResponseHead* head, const Up
     case 504:
       return own(ErrorCode::unavailable, "is not available");
     default:
-      return own(ErrorCode::internal, status >= 500 ? "failed" : "answered with status " + std::to_string(status));
+      // 424 is TGI's word for a fault while it computes.
+      return own(ErrorCode::internal,
+                 status >= 500 || status == 424 ? "failed" : "answered with status " + std::to_string(status));
   }
 }
 
@@ -123,12 +144,26 @@ int status_of(const Details& details) {
     std::string_view word;
     int status;
   };
-  constexpr Row kRows[] = {
-      {"service_unavailable", 503},    {"rate_limit_exceeded", 429}, {"rate_limit_error", 429},
-      {"request_timeout", 408},        {"timeout_error", 408},       {"request_too_large", 413},
-      {"authentication_error", 401},   {"permission_error", 403},    {"invalid_request_error", 400},
-      {"BadRequestError", 400},        {"BadRequest", 400},          {"NotFoundError", 404},
-      {"ServiceUnavailableError", 503}};
+  constexpr Row kRows[] = {{"service_unavailable", 503},
+                           {"rate_limit_exceeded", 429},
+                           {"rate_limit_error", 429},
+                           {"request_timeout", 408},
+                           {"timeout_error", 408},
+                           {"request_too_large", 413},
+                           {"authentication_error", 401},
+                           {"permission_error", 403},
+                           {"invalid_request_error", 400},
+                           {"BadRequestError", 400},
+                           {"BadRequest", 400},
+                           {"NotFoundError", 404},
+                           {"ServiceUnavailableError", 503},
+                           // TGI's:
+                           {"validation", 422},
+                           {"template_error", 422},
+                           {"tool_error", 422},
+                           {"overloaded", 429},
+                           {"generation", 424},
+                           {"healthcheck", 503}};
   for (const std::string* word : {&details.code, &details.type})
     for (const Row& row : kRows)
       if (*word == row.word) return row.status;
@@ -149,7 +184,9 @@ std::string Upstream::without_secret(std::string text) const {
 }
 
 Error error_of_answer(const http::ResponseHead& head, std::string_view body, const Upstream& upstream) {
-  return make(head.status, details_of_body(body), &head, upstream);
+  Details details = details_of_body(body);
+  const int status = head.status >= 500 && details.status == 400 ? 400 : head.status;
+  return make(status, std::move(details), &head, upstream);
 }
 
 bool is_stream_error(const json::object& chunk) {
@@ -166,7 +203,7 @@ Error error_of_chunk(const json::object& chunk, const Upstream& upstream) {
   else if (const json::object* inner = error->if_object())
     details = details_of(*inner);
   else
-    details.message = text_of(error);
+    details = details_of_text(chunk);
   const int status = status_of(details);
   return make(status, std::move(details), nullptr, upstream);
 }

@@ -26,10 +26,10 @@ struct Upstream {
 
 // An answer other than 200, with the body that came of it. 400, 404, 422: invalid_argument with the server's message
 // and param; 413: too_large; 401, 403: unavailable, without what the server says; 429: overloaded, 503: unavailable,
-// with its Retry-After; 408: timeout; other 5xx: unavailable or internal.
+// with its Retry-After; 408: timeout; 424 and other 5xx: unavailable or internal.
 Error error_of_answer(const http::ResponseHead& head, std::string_view body, const Upstream& upstream);
-// An error inside a stream: {"error": {…}}, or {"object": "error", …}. The status is what its code or type says.
-// Nothing else of a chunk has these.
+// An error inside a stream: {"error": {…}} or {"error": "…"}, or {"object": "error", …}. The status is what its code or
+// type says. Nothing else of a chunk has these.
 bool is_stream_error(const boost::json::object& chunk);
 Error error_of_chunk(const boost::json::object& chunk, const Upstream& upstream);
 // A call that ended before its answer was complete.

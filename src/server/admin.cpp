@@ -29,6 +29,41 @@ void field(std::string& out, std::string_view name) {
   out.append("\"").append(name).append("\":");
 }
 
+void append_list(std::string& out, const std::vector<std::string>& names) {
+  out += '[';
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (i > 0) out += ',';
+    api::append_json_string(out, names[i]);
+  }
+  out += ']';
+}
+
+// The replicas of its gateway; none where one engine serves the model.
+void append_replicas(std::string& out, const std::vector<inference::ReplicaState>& replicas) {
+  out += '[';
+  for (const inference::ReplicaState& each : replicas) {
+    if (out.back() != '[') out += ',';
+    out += '{';
+    field(out, "url");
+    api::append_json_string(out, each.name);
+    field(out, "healthy");
+    out += each.healthy ? "true" : "false";
+    field(out, "circuit_open");
+    out += each.open ? "true" : "false";
+    const std::pair<std::string_view, std::uint64_t> counts[] = {
+        {"in_flight", static_cast<std::uint64_t>(each.in_flight)},
+        {"requests", each.sent},
+        {"failures", each.failures},
+        {"ejections", each.ejections}};
+    for (const auto& [name, count] : counts) {
+      field(out, name);
+      api::append_json_int(out, static_cast<std::int64_t>(count));
+    }
+    out += '}';
+  }
+  out += ']';
+}
+
 }  // namespace
 
 Status check_operator(const http::Request& request, bool gateway) {
@@ -76,12 +111,9 @@ std::string admin_model_json(const registry::ModelEntry& entry) {
   field(out, "name");
   api::append_json_string(out, entry.name);
   field(out, "aliases");
-  out += '[';
-  for (std::size_t i = 0; i < entry.aliases.size(); ++i) {
-    if (i > 0) out += ',';
-    api::append_json_string(out, entry.aliases[i]);
-  }
-  out += ']';
+  append_list(out, entry.aliases);
+  field(out, "fallbacks");
+  append_list(out, entry.fallbacks);
   field(out, "state");
   api::append_json_string(out, registry::state_name(entry.state));
   field(out, "progress");
@@ -92,6 +124,10 @@ std::string admin_model_json(const registry::ModelEntry& entry) {
   } else {
     api::append_json_string(out, entry.detail);
   }
+  field(out, "engine");
+  api::append_json_string(out, entry.engine);
+  field(out, "replicas");
+  append_replicas(out, entry.service ? entry.service->replicas() : std::vector<inference::ReplicaState>());
   field(out, "load");
   api::append_json_string(out, entry.on_demand ? "on_demand" : "startup");
   field(out, "pin");

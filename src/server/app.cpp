@@ -85,6 +85,7 @@ struct App::Impl {
   Lifecycle& lifecycle;
   std::string fingerprint;
   std::shared_ptr<ResponseCounts> responses;  // shared, because exchanges may outlive the app
+  std::shared_ptr<FallbackCounts> fallbacks = std::make_shared<FallbackCounts>();
 };
 
 namespace {
@@ -264,15 +265,19 @@ void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
   context.exchange->request() = {};
   if (!call) return context.fail(call.error());
   log_unknown(context, call->unknown);
-  const auto service = registry.find(call->model);
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+  if (options.request_timeout.count() > 0) deadline = context.info.start + options.request_timeout;
+  for (auto& request : call->requests) request.deadline = deadline;
+  FallbackRoute route(registry, fallbacks, call->model, context.info.id, deadline);
+  const auto service = route.next(nullptr);
   if (!service) return context.fail(service.error());
-  if (endpoint == api::Endpoint::chat && !(*service)->capabilities().chat)
+  // A fallback refuses by itself, and the route goes on.
+  if (endpoint == api::Endpoint::chat && !route.fell_back() && !(*service)->capabilities().chat)
     return context.fail(make_error(ErrorCode::unsupported,
                                    "The model '" + call->model + "' has no chat template; use /v1/completions.",
                                    "messages"));
-  if (options.request_timeout.count() > 0)
-    for (auto& request : call->requests) request.deadline = context.info.start + options.request_timeout;
-  generate(std::move(context.exchange), std::move(context.info), std::move(*call), **service, fingerprint);
+  generate(std::move(context.exchange), std::move(context.info), std::move(*call), std::move(route), **service,
+           fingerprint);
 }
 
 // A name may be left out where there is nothing to choose from.
@@ -426,6 +431,8 @@ void App::Impl::metrics_page(Context context) {
   for (const auto& entry : registry.list()) {
     registered.push_back({entry.name, registry::state_name(entry.state), entry.reserved, entry.borrowed,
                           entry.counts.loads, entry.counts.failures, entry.counts.evictions, entry.counts.unloads});
+    for (const std::string& target : entry.fallbacks)
+      registered.back().fallbacks.emplace_back(target, fallbacks->count(entry.name, target));
   }
   metrics::MemorySample host{"host", registry.budget().total()};
   for (const MemoryBudget::Use& use : registry.budget().uses()) {
@@ -587,6 +594,9 @@ std::string reference_markdown() {
       "the reason in `error`, or UNLOADED for a model that a request or an operator may load again. Who may call them: "
       "`server.operators`.\n\n" +
       load_fields_markdown() +
+      "\n## Fallbacks\n\nWhere the model asked for cannot answer and the configuration lets another stand in "
+      "(`models[].fallbacks`), `model` in the answer names the one that answered, and so does the header "
+      "`x-xgen-model`.\n" +
       "\n## Errors\n\nEvery error is `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`; `param` names the field "
       "at fault, or is null. 429 and 503 carry `Retry-After`, those of `/health` too. An error inside a stream is one "
       "`data:` chunk of this shape, then `data: [DONE]`. The log tells the reason of every refusal, without what the "

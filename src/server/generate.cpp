@@ -48,29 +48,27 @@ std::size_t memory_of(const Event& event) {
 // all that have come by then. Everything else happens on the exchange's server thread.
 class Call final : public http::ExchangeListener, public std::enable_shared_from_this<Call> {
  public:
-  Call(std::shared_ptr<http::Exchange> exchange, RequestInfo info, const api::GenerateCall& call, api::AnswerHead head)
+  Call(std::shared_ptr<http::Exchange> exchange, RequestInfo info, const api::GenerateCall& call, FallbackRoute route,
+       api::AnswerHead head)
       : exchange_(std::move(exchange)),
         info_(std::move(info)),
-        model_(call.model),
-        n_(head.n),
+        route_(std::move(route)),
+        head_(std::move(head)),
+        stream_(call.stream),
+        include_usage_(call.include_usage),
         prompts_(call.requests.size()),
-        unfinished_(call.requests.size()) {
-    if (call.stream)
-      encoder_.emplace(std::move(head), prompts_, call.include_usage);
-    else
-      builder_.emplace(std::move(head), prompts_);
-  }
+        unfinished_(call.requests.size()) {}
 
   void start(std::vector<inference::GenerateRequest> requests, inference::ModelService& service);
 
   // On the engine's thread, which serves other requests too: want of memory ends this call alone.
-  void deliver(std::size_t prompt, Event event) noexcept {
+  void deliver(int attempt, std::size_t prompt, Event event) noexcept {
     const bool terminal =
         std::holds_alternative<inference::Finished>(event) || std::holds_alternative<inference::Failed>(event);
     bool wake = false;
     {
       std::lock_guard lock(mutex_);
-      if (over_ || lost_) return;
+      if (over_ || lost_ || attempt != attempt_) return;
       inbox_bytes_ += memory_of(event);
       lost_ = inbox_bytes_ > kMaxAnswerBytes;
       try {
@@ -78,7 +76,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
       } catch (const std::bad_alloc&) {
         lost_ = no_memory_ = true;
       }
-      wake = terminal || lost_ || encoder_.has_value() || inbox_.size() >= kGatheredEvents;
+      wake = terminal || lost_ || stream_ || inbox_.size() >= kGatheredEvents;
     }
     if (wake) exchange_->wake();
   }
@@ -88,19 +86,22 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
 
  private:
   struct Sink final : inference::EventSink {
-    Sink(std::shared_ptr<Call> owner, std::size_t index) : call(std::move(owner)), prompt(index) {}
+    Sink(std::shared_ptr<Call> owner, int number, std::size_t index)
+        : call(std::move(owner)), attempt(number), prompt(index) {}
     // An engine that lets go of a request without a terminal event must not leave its client waiting.
     ~Sink() override {
       if (!ended)
-        call->deliver(prompt, inference::Failed{make_error(ErrorCode::internal, "The engine dropped the request.")});
+        call->deliver(attempt, prompt,
+                      inference::Failed{make_error(ErrorCode::internal, "The engine dropped the request.")});
     }
     Sink(const Sink&) = delete;
     Sink& operator=(const Sink&) = delete;
     void on_event(Event event) override {
       ended = std::holds_alternative<inference::Finished>(event) || std::holds_alternative<inference::Failed>(event);
-      call->deliver(prompt, std::move(event));
+      call->deliver(attempt, prompt, std::move(event));
     }
     std::shared_ptr<Call> call;
+    int attempt;
     std::size_t prompt;
     bool ended = false;
   };
@@ -110,19 +111,31 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
                                                        ": ask for fewer choices, tokens or log-probabilities.");
   }
   bool choice_exists(const Event& event) const;
+  void submit(inference::ModelService& service);
+  void fall_back(const Error& failure);
+  bool hold_back(std::size_t prompt, Event& event);
+  bool begin_answer();
+  bool add(std::size_t prompt, const Event& event);
   void take(std::size_t prompt, const Event& event);
   void flush_held();
+  http::Headers headers() const;
   void fail(const Error& error);
   void end(int status, std::string_view reason = {});
 
   std::shared_ptr<http::Exchange> exchange_;
   RequestInfo info_;
-  std::string model_;
-  int n_;
+  FallbackRoute route_;
+  api::AnswerHead head_;
+  const bool stream_;
+  const bool include_usage_;
   std::size_t prompts_;
   std::size_t unfinished_;
-  std::optional<api::StreamEncoder> encoder_;
-  std::optional<api::AnswerBuilder> builder_;
+  std::vector<inference::GenerateRequest> requests_;    // while another model may have to take them
+  std::vector<std::pair<std::size_t, Event>> started_;  // held back until a token follows
+  std::size_t started_bytes_ = 0;                       // about, that they take
+  bool answering_ = false;                              // the model has given more than Started: no other follows
+  std::optional<api::StreamEncoder> encoder_;           // of an answer that is streamed
+  std::optional<api::AnswerBuilder> builder_;           // of another
   std::vector<std::unique_ptr<inference::RequestHandle>> handles_;
   std::vector<std::vector<Event>> held_;  // per prompt, while the client reads too slowly
   std::size_t held_bytes_ = 0;
@@ -132,6 +145,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   bool streaming_ = false;
 
   std::mutex mutex_;
+  int attempt_ = 0;              // the number of models tried: events of earlier ones are dropped
   bool over_ = false;            // answered or closed: later events are dropped
   bool lost_ = false;            // an event found no room, and what comes after it is of no use
   bool no_memory_ = false;       // and that was why
@@ -141,17 +155,70 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
 
 void Call::start(std::vector<inference::GenerateRequest> requests, inference::ModelService& service) {
   exchange_->set_listener(shared_from_this());
+  requests_ = std::move(requests);
+  submit(service);
+}
+
+// Hands the requests to the model that the route has come to.
+void Call::submit(inference::ModelService& service) {
   if (exchange_->closed()) return;
-  handles_.reserve(requests.size());
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    auto handle = service.generate_async(std::move(requests[i]), std::make_shared<Sink>(shared_from_this(), i));
+  head_.model = route_.model();
+  int attempt = 0;
+  {
+    std::lock_guard lock(mutex_);
+    attempt = attempt_;
+  }
+  handles_.reserve(prompts_);
+  for (std::size_t i = 0; i < prompts_; ++i) {
+    inference::GenerateRequest request = route_.more() ? requests_[i] : std::move(requests_[i]);
+    auto handle = service.generate_async(std::move(request), std::make_shared<Sink>(shared_from_this(), attempt, i));
     if (handle) handles_.push_back(std::move(handle));
   }
 }
 
+// The model has failed before its first token.
+void Call::fall_back(const Error& failure) {
+  const auto service = route_.next(&failure);
+  if (!service) return fail(service.error());
+  std::vector<std::pair<std::size_t, Event>> dropped;
+  {
+    std::lock_guard lock(mutex_);
+    ++attempt_;
+    dropped.swap(inbox_);
+    inbox_bytes_ = 0;
+    lost_ = no_memory_ = false;
+  }
+  handles_.clear();  // the call's other prompts go along
+  started_.clear();
+  started_bytes_ = 0;
+  submit(**service);
+}
+
+// Started says nothing yet: where another model could follow, the answer does not begin with it.
+bool Call::hold_back(std::size_t prompt, Event& event) {
+  if (answering_ || !route_.has_fallbacks() || !std::holds_alternative<inference::Started>(event)) return false;
+  started_bytes_ += memory_of(event);
+  started_.emplace_back(prompt, std::move(event));
+  return true;
+}
+
+// False if the call is over.
+bool Call::begin_answer() {
+  if (std::exchange(answering_, true)) return true;
+  std::vector<inference::GenerateRequest>().swap(requests_);
+  if (stream_)
+    encoder_.emplace(head_, prompts_, include_usage_);
+  else
+    builder_.emplace(head_, prompts_);
+  for (const auto& [prompt, event] : std::exchange(started_, {}))
+    if (!add(prompt, event)) return false;
+  return true;
+}
+
 bool Call::choice_exists(const Event& event) const {
-  if (const auto* delta = std::get_if<inference::Delta>(&event)) return delta->choice >= 0 && delta->choice < n_;
-  if (const auto* end = std::get_if<inference::ChoiceFinished>(&event)) return end->choice >= 0 && end->choice < n_;
+  if (const auto* delta = std::get_if<inference::Delta>(&event)) return delta->choice >= 0 && delta->choice < head_.n;
+  if (const auto* end = std::get_if<inference::ChoiceFinished>(&event))
+    return end->choice >= 0 && end->choice < head_.n;
   return true;
 }
 
@@ -169,7 +236,7 @@ void Call::on_wake() {
   }
   if (no_memory) return fail(make_error(ErrorCode::internal, "There was no memory for the answer."));
   // Events for more than an answer may have; a stream's could have been sent by a server with more time.
-  if (lost && builder_) return fail(too_long());
+  if (lost && !stream_) return fail(too_long());
   if (lost) return fail(make_error(ErrorCode::internal, "The answer came faster than the server could take it."));
   const std::size_t pending = exchange_->pending_bytes();
   const auto slow = [&] {
@@ -178,11 +245,16 @@ void Call::on_wake() {
   if (!slow()) flush_held();
   for (auto& [prompt, event] : events) {
     if (const auto* failed = std::get_if<inference::Failed>(&event)) {
+      if (!answering_) return fall_back(failed->error);
       flush_held();
-      fail(failed->error);
-      return;
+      return fail(failed->error);
     }
     if (!choice_exists(event)) continue;
+    if (hold_back(prompt, event)) {
+      if (started_bytes_ > kMaxAnswerBytes) return fail(too_long());
+      continue;
+    }
+    if (!begin_answer()) return;
     const auto* delta = std::get_if<inference::Delta>(&event);
     if (delta != nullptr && slow()) {
       held_.resize(prompts_);
@@ -191,13 +263,7 @@ void Call::on_wake() {
       continue;
     }
     flush_held();
-    const std::size_t size = api::encoded_size(event, n_);
-    answer_bytes_ = builder_ ? answer_bytes_ + size : size;
-    if (answer_bytes_ > kMaxAnswerBytes) {
-      fail(too_long());
-      return;
-    }
-    take(prompt, event);
+    if (!add(prompt, event)) return;
   }
   if (held_bytes_ > 0)
     for (auto& waiting : held_) api::merge_deltas(waiting);
@@ -207,7 +273,7 @@ void Call::on_wake() {
       exchange_->write(out_);
       exchange_->end_stream();
     } else {
-      exchange_->respond({.status = 200, .body = builder_->json(), .headers = {{"x-request-id", info_.id}}});
+      exchange_->respond({.status = 200, .body = builder_->json(), .headers = headers()});
     }
     end(200);
   } else if (!out_.empty()) {
@@ -226,6 +292,18 @@ void Call::flush_held() {
   }
 }
 
+// False if the call is over: the answer has become too long.
+bool Call::add(std::size_t prompt, const Event& event) {
+  const std::size_t size = api::encoded_size(event, head_.n);
+  answer_bytes_ = builder_ ? answer_bytes_ + size : size;
+  if (answer_bytes_ > kMaxAnswerBytes) {
+    fail(too_long());
+    return false;
+  }
+  take(prompt, event);
+  return true;
+}
+
 void Call::take(std::size_t prompt, const Event& event) {
   if (std::holds_alternative<inference::Finished>(event)) --unfinished_;
   if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
@@ -236,8 +314,9 @@ void Call::take(std::size_t prompt, const Event& event) {
   if (!streaming_) {
     // Not before the engine has accepted the request: until then an error still gets its own status.
     streaming_ = true;
-    exchange_->begin_stream(200, "text/event-stream; charset=utf-8",
-                            {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}, {"x-request-id", info_.id}});
+    http::Headers all = headers();
+    all.insert(all.begin(), {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}});
+    exchange_->begin_stream(200, "text/event-stream; charset=utf-8", std::move(all));
   }
   encoder_->add(prompt, event, out_);
 }
@@ -254,6 +333,12 @@ void Call::fail(const Error& error) {
   end(status, error.message);
 }
 
+http::Headers Call::headers() const {
+  http::Headers headers{{"x-request-id", info_.id}};
+  if (route_.fell_back()) headers.emplace_back("x-xgen-model", route_.model());
+  return headers;
+}
+
 void Call::on_close() { end(499, "the client went away"); }
 
 // Logs, and lets go of everything that could keep this call or its requests alive.
@@ -266,9 +351,10 @@ void Call::end(int status, std::string_view reason) {
     dropped.swap(inbox_);
   }
   handles_.clear();
+  requests_.clear();
   for (const auto& [prompt, event] : dropped)
     if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
-  finish_request(info_, {.status = status, .model = model_, .tokens = tokens_, .reason = reason});
+  finish_request(info_, {.status = status, .model = head_.model, .tokens = tokens_, .reason = reason});
 }
 
 }  // namespace
@@ -289,7 +375,7 @@ http::Response error_response(const Error& error, const std::string& request_id)
   return error_response(error, request_id, api::error_kind(error.code));
 }
 
-void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call,
+void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call, FallbackRoute route,
               inference::ModelService& service, std::string fingerprint) {
   const auto& first = call.requests.front();
   api::AnswerHead head{
@@ -305,7 +391,8 @@ void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::G
   };
   for (std::size_t i = 0; i < call.requests.size(); ++i)
     call.requests[i].request_id = i == 0 ? info.id : info.id + "-" + std::to_string(i);
-  const auto running = std::make_shared<Call>(std::move(exchange), std::move(info), call, std::move(head));
+  const auto running =
+      std::make_shared<Call>(std::move(exchange), std::move(info), call, std::move(route), std::move(head));
   running->start(std::move(call.requests), service);
 }
 

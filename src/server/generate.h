@@ -8,13 +8,15 @@
 #include "api/requests.h"
 #include "http/server.h"
 #include "inference/model_service.h"
+#include "server/fallback_route.h"
 #include "server/request_info.h"
 
 namespace xgen::server {
 
-// Starts the call's requests and answers the exchange as their events come; logs the request at its end. A client that
-// goes away cancels them. Called on the exchange's server thread.
-void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call,
+// Starts the call's requests on `service`, the first of `route`, and answers the exchange as their events come; logs
+// the request at its end. While none of them has a token, a failure takes them all to the route's next model. A client
+// that goes away cancels them. Called on the exchange's server thread.
+void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call, FallbackRoute route,
               inference::ModelService& service, std::string fingerprint);
 
 // The answer to a request that failed.

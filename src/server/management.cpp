@@ -206,7 +206,7 @@ std::string gateway_model_json(const registry::ModelEntry& entry) {
   field(out, "server_type");
   out += "\"llm\"";
   field(out, "backend");
-  out += "\"native\"";
+  api::append_json_string(out, entry.engine);
   field(out, "configured");
   out += entry.added ? "false" : "true";
   field(out, "max_model_len");

@@ -149,7 +149,22 @@ TEST(Config, EveryBadValueIsRefused) {
       {"models: [{name: a, source: 'hf://org'}]", "expected hf://ORG/REPO[@REVISION][/FILE]"},
       {"models: [{name: a, source: 'hf://org/repo/../x'}]", "cannot be a file of a repository"},
       {"models: [{name: a, source: 'gs://bucket/x'}]", "expected a path, hf://ORG/REPO[@REVISION][/FILE] or s3://"},
-      {"models: [{name: a, source: builtin:xgen-demo, engine: tgi}]", "native | openai"},
+      {"models: [{name: a, source: builtin:xgen-demo, engine: vllm}]", "native | openai | tgi | triton"},
+      {"models: [{name: a, engine: tgi}]", "urls: missing"},
+      {"models: [{name: a, engine: tgi, urls: ['http://a'], dialect: vllm}]",
+       "models[0].dialect: belongs to models of engine openai; this one's engine is tgi"},
+      {"models: [{name: a, engine: tgi, urls: ['http://a'], tokenizer: /}]",
+       "models[0].tokenizer: belongs to models of engine triton; this one's engine is tgi"},
+      {"models: [{name: a, engine: triton, urls: ['http://a']}]",
+       "models[0].tokenizer: missing; engine triton takes only text"},
+      {"models: [{name: a, engine: openai, urls: ['http://a'], tokenizer: /}]",
+       "models[0].tokenizer: belongs to models of engine triton; this one's engine is openai"},
+      {"models: [{name: a, source: builtin:xgen-demo, tokenizer: /}]",
+       "models[0].tokenizer: belongs to models that another engine serves"},
+      {"models: [{name: a, engine: triton, urls: ['http://a'], tokenizer: /nonexistent}]",
+       "models[0].tokenizer: '/nonexistent': "},
+      {"models: [{name: a, engine: triton, urls: ['http://a'], tokenizer: /dev/null}]",
+       "models[0].tokenizer: '/dev/null': expected a folder, tokenizer.json or a .gguf file"},
       {"models: [{name: a, engine: openai}]", "urls: missing"},
       {"models: [{name: a, engine: openai, urls: http://host/v1}]", "a list of 1 to 256 URLs"},
       {"models: [{name: a, engine: openai, urls: []}]", "a list of 1 to 256 URLs"},
@@ -157,12 +172,13 @@ TEST(Config, EveryBadValueIsRefused) {
       {"models: [{name: a, engine: openai, urls: ['http://a/v1', 'http://a/v1']}]", "listed twice"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], balance: random}]", "prefix | least_loaded"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], max_attempts: 0}]", "models[0].max_attempts"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], replica_per_address: yes}]", "true or false"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], source: builtin:xgen-demo}]",
        "models[0].source: belongs to models of engine native"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], kv_cache: 1GiB}]",
        "models[0].kv_cache: belongs to models of engine native"},
       {"models: [{name: a, source: builtin:xgen-demo, urls: ['http://a/v1']}]",
-       "models[0].urls: belongs to models of engine openai"},
+       "models[0].urls: belongs to models that another engine serves; this one's engine is native"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], dialect: klingon}]", "auto | openai"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], headers: [x]}]", "header names to values"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], headers: {'a b': c}}]", "is no header name"},
@@ -222,11 +238,70 @@ models:
            [](Remote& r) { r.urls = {"http://other/v1"}; }, [](Remote& r) { r.model = "x"; },
            [](Remote& r) { r.dialect = "auto"; }, [](Remote& r) { r.headers[0].second = "red"; },
            [](Remote& r) { r.api_key_file = "/other"; }, [](Remote& r) { r.idle_timeout = milliseconds(1); },
-           [](Remote& r) { r.max_requests = 8; }}) {
+           [](Remote& r) { r.max_requests = 8; }, [](Remote& r) { r.replica_per_address = true; }}) {
     Model changed = model;
     change(changed.remote);
     EXPECT_NE(fingerprint(changed), before);
   }
+}
+
+TEST(Config, TheTokenizerOfAModelOfAnotherEngine) {
+  const std::string folder = ::testing::TempDir() + "config_tokenizer";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/tokenizer.json") << "{}";
+  const auto load = [&](const std::string& path) {
+    return load_text("models: [{name: a, engine: triton, urls: ['http://a:8000'], tokenizer: '" + path + "'}]",
+                     ::testing::TempDir() + "models.yaml");
+  };
+  for (const char* path : {"config_tokenizer", "config_tokenizer/tokenizer.json"}) {
+    const auto config = load(path);
+    ASSERT_TRUE(config.ok()) << config.error().message;
+    EXPECT_EQ(std::filesystem::path(config->models.at(0).remote.tokenizer), std::filesystem::path(folder));
+  }
+  // A reload reads another tokenizer.
+  const std::string before = fingerprint(load("config_tokenizer")->models.at(0));
+  std::ofstream(folder + "/tokenizer.json") << "{  }";
+  EXPECT_NE(fingerprint(load("config_tokenizer")->models.at(0)), before);
+  EXPECT_THAT(load("config_tokenizer/absent").error().message,
+              HasSubstr("models.yaml:1:72: models[0].tokenizer: '" + folder + "/absent': No such file or directory"));
+}
+
+TEST(Config, FallbacksAreOtherModelsOfTheList) {
+  auto config = load_text(R"(
+models:
+  - {name: a, engine: openai, urls: ['http://a/v1'], fallbacks: [second, c]}
+  - {name: b, aliases: [second], source: 'builtin:xgen-demo', fallbacks: [c]}
+  - {name: c, source: 'builtin:xgen-demo'}
+)",
+                          "models.yaml");
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_EQ(config->models.at(0).fallbacks, (std::vector<std::string>{"b", "c"}));  // names, where an alias stood
+  EXPECT_EQ(config->models.at(1).fallbacks, (std::vector<std::string>{"c"}));
+  EXPECT_EQ(config->models.at(2).fallbacks, (std::vector<std::string>{}));
+  // Nothing has to be loaded anew for them.
+  Model changed = config->models.at(1);
+  changed.fallbacks = {};
+  EXPECT_EQ(fingerprint(changed), fingerprint(config->models.at(1)));
+
+  const auto fault = [](const std::vector<std::string>& fallbacks) {
+    std::string text = "models:\n";
+    for (std::size_t i = 0; i < fallbacks.size(); ++i)
+      text += "  - name: " + std::string(1, static_cast<char>('a' + i)) + "\n    aliases: [" +
+              std::string(1, static_cast<char>('A' + i)) + "]\n    source: builtin:xgen-demo\n" +
+              (fallbacks[i].empty() ? std::string() : "    fallbacks: " + fallbacks[i] + "\n");
+    return error_of(text);
+  };
+  EXPECT_EQ(fault({"[b]", "[c, d]", "[d]", ""}), "");
+  EXPECT_EQ(fault({"[b, x]", ""}), "models.yaml:5:20: models[0].fallbacks[1]: 'x' is no model of this list");
+  EXPECT_EQ(fault({"[a]"}), "models.yaml:5:17: models[0].fallbacks[0]: 'a' is this model itself");
+  EXPECT_EQ(fault({"", "[a, B]"}), "models.yaml:8:20: models[1].fallbacks[1]: 'B' is this model itself");
+  EXPECT_EQ(fault({"[b, c, B]", "", ""}), "models.yaml:5:23: models[0].fallbacks[2]: 'B' is listed twice");
+  EXPECT_EQ(fault({"[b]", "[a]"}), "models.yaml:5:16: models[0].fallbacks: they lead back to the model: a -> b -> a");
+  EXPECT_EQ(fault({"[d]", "[c]", "[a, d]", "[b]"}),  // one circle is one fault, and another another
+            "models.yaml:5:16: models[0].fallbacks: they lead back to the model: a -> d -> b -> c -> a\n"
+            "models.yaml:9:16: models[1].fallbacks: they lead back to the model: b -> c -> d -> b");
+  EXPECT_THAT(fault({"b", ""}), HasSubstr("models[0].fallbacks: expected a list of at most 16 names of models"));
+  EXPECT_THAT(fault({"[[b]]", ""}), HasSubstr("models[0].fallbacks: expected a name"));
 }
 
 TEST(Config, TabsInIndentationAreNamed) {

@@ -34,14 +34,15 @@ def limit(open_files, cgroup):
 
 
 class Process:
-    """`xgen-model serve ARGS…` on a free port of 127.0.0.1, ready when the constructor returns."""
+    """`xgen-model serve ARGS…` on a free port of 127.0.0.1, ready when the constructor returns. `before`: a command
+    that becomes the program."""
 
-    def __init__(self, *args, env=None, ready=True, limit_open_files=None, cgroup=None):
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(self, *args, env=None, ready=True, limit_open_files=None, cgroup=None, host="127.0.0.1", port=None, before=()):
+        self.port = port or free_port()
+        self.url = f"http://{host}:{self.port}"
         self.log = tempfile.TemporaryFile("w+")
         self.child = subprocess.Popen(
-            [str(PROGRAM), "serve", *map(str, args), "--host", "127.0.0.1", "--port", str(self.port)],
+            [*map(str, before), str(PROGRAM), "serve", *map(str, args), "--host", host, "--port", str(self.port)],
             stdout=self.log, stderr=subprocess.STDOUT, env=dict(os.environ, **(env or {})),
             preexec_fn=(limit_open_files or cgroup) and (lambda: limit(limit_open_files, cgroup)))
         if ready:

@@ -6,7 +6,8 @@ import threading
 
 import httpx
 
-from process import Process
+from hosts import Hosts
+from process import PATIENCE, Process, free_port, run
 from test_remote import Scripted, chat, eventually, lines_of, metric, write
 
 
@@ -41,6 +42,12 @@ def test_conversations_go_where_their_beginning_is(tmp_path):
             served = [metric(r.url, "vllm:request_success_total", "xgen-demo", 'finished_reason="length"') +
                       metric(r.url, "vllm:request_success_total", "xgen-demo", 'finished_reason="stop"') for r in replicas]
             assert sum(served) == 36 and min(served) > 0, served
+            told = front.get("/admin/models").json()["models"][0]
+            assert told["engine"] == "openai"
+            assert front.get("/api/management/status").json()["models"][0]["backend"] == "openai"
+            assert {each["url"]: each["requests"] for each in told["replicas"]} == \
+                {r.url + "/v1": count for r, count in zip(replicas, served)}
+            assert all(each["healthy"] and not each["circuit_open"] and not each["failures"] for each in told["replicas"])
 
 
 def test_a_killed_replica_costs_no_request_that_had_not_begun(tmp_path):
@@ -117,3 +124,48 @@ def test_load_that_others_bring_counts(tmp_path):
             eventually(lambda: share() == 12)
             for each in busy:
                 each.close()
+
+
+def test_every_address_of_a_name_is_a_replica_while_it_is_there(tmp_path):
+    hosts, port = Hosts(tmp_path), free_port()
+    path = gateway(tmp_path, [f"http://pods.test:{port}"], model="xgen-demo", replica_per_address=True,
+                   balance="round_robin", health_interval="100ms")
+    assert "each address a replica" in run("check", "--config", path).stdout
+
+    def ask():
+        return front.post("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 2, "ignore_eos": True})
+
+    def served(*replicas):
+        return [metric(r.url, "vllm:request_success_total", "xgen-demo", 'finished_reason="length"') for r in replicas]
+
+    with Process("--config", path, before=hosts.command) as front:
+        refused = ask()
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert "no address is known of pods.test" in refused.text
+        assert front.get("/health").status_code == 503 and '"degraded"' in front.get("/health").text
+        with Process(port=port) as a, Process(host="127.0.0.2", port=port) as b:
+            hosts.set("pods.test", "127.0.0.1", "127.0.0.2")
+            eventually(lambda: front.output().count("replica=http://127.0.0.") == 2)
+            assert front.get("/health").status_code == 200
+            assert [ask().status_code for _ in range(6)] == [200] * 6
+            assert served(a, b) == [3, 3]
+            # What runs on one that leaves runs on; nothing new goes there.
+            n = 8 if PATIENCE == 1 else 1  # long enough for what follows
+            streams = [front.stream("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 1900, "ignore_eos": True, "n": n})
+                       for _ in range(2)]
+            for each in streams:
+                next(each)
+            hosts.set("pods.test", "127.0.0.1")
+            eventually(lambda: "replica gone" in front.output())
+            assert [ask().status_code for _ in range(4)] == [200] * 4
+            assert served(a, b) == [7, 3]
+            assert metric(front.url, "vllm:num_requests_running", "m") == 2
+            for each in streams:
+                ends = [c["finish_reason"] for event in each for c in event["choices"] if c["finish_reason"]]
+                assert ends == ["length"] * n
+            assert min(served(a, b)) > 3
+            hosts.set("pods.test")
+            eventually(lambda: ask().status_code == 503)
+        # The log says which of them is not well.
+        hosts.set("pods.test", "127.0.0.2")
+        eventually(lambda: f"engine is not well model=m url=http://127.0.0.2:{port}/v1" in front.output())

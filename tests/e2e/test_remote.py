@@ -1,4 +1,5 @@
 """Models of other engines: one server in front of another, as real processes."""
+import http.server
 import json
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import openai
 import pytest
 
 from conftest import SCRIPTED
-from process import PATIENCE, Process, free_port, run
+from process import PATIENCE, ROOT, Process, free_port, run
 
 
 def write(folder, models, **sections):
@@ -189,8 +190,6 @@ def test_a_key_is_sent_from_a_file(tmp_path):
     key.write_text("sk-test-1234\n")
     seen = []
 
-    import http.server
-
     class Engine(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             seen.append((self.headers["Authorization"], self.headers["X-Team"]))
@@ -221,3 +220,59 @@ def test_check_shows_remote_models(tmp_path):
     assert "big (remote: org/Big at http://vllm-0:8000/v1, openai" in done.stdout and "demo (" in done.stdout
     bad = run("check", "--config", write(tmp_path, [remote("big", "http://vllm-0:99999")]))
     assert bad.returncode == 2 and "models.yaml:" in bad.stderr and "99999" in bad.stderr
+
+
+def test_a_model_behind_triton(tmp_path):
+    asked = []
+
+    class Triton(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            body = b"" if "config" not in self.path else json.dumps(
+                {"input": [], "parameters": {"accumulate_tokens": {"string_value": "true"}}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self):
+            asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            for text in ("Hel", "Hello", "Hello there"):
+                self.wfile.write(b"data: " + json.dumps({"model_name": "ensemble", "text_output": text}).encode() + b"\n\n")
+            self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    model = {"name": "m", "engine": "triton", "model": "ensemble", "tokenizer": str(ROOT / "models/demo")}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Triton) as engine:
+        threading.Thread(target=engine.serve_forever, daemon=True).start()
+        path = write(tmp_path, [{**model, "urls": [f"http://127.0.0.1:{engine.server_port}"]}])
+        with Process("--config", path) as front:
+            eventually(lambda: front.post("/v1/chat/completions", chat("x")).json()["choices"][0]["message"]["content"] == "Hello there")
+            chunks = [json.loads(line) for line in lines_of(front, chat("Hi", max_tokens=3)) if line != "[DONE]"]
+            assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]) == "Hello there"
+            assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+            target, body = asked[-1]
+            assert target == "/v2/models/ensemble/generate_stream" and body["max_tokens"] == 3
+            assert "<|im_start|>user" in body["text_input"] and body["text_input"].endswith("<|im_start|>assistant\n")
+            ids = front.post("/tokenize", {"model": "m", "prompt": "Hello"}).json()["tokens"]
+            assert front.post("/detokenize", {"model": "m", "tokens": ids}).json()["prompt"] == "Hello"
+            refused = front.post("/v1/completions", {"model": "m", "prompt": "x", "logprobs": 1})
+            assert refused.status_code == 400 and refused.json()["error"]["param"] == "logprobs"
+        engine.shutdown()
+
+
+def test_check_reads_the_tokenizer_of_a_remote_model(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    model = {"name": "m", "engine": "triton", "urls": ["http://triton:8000"], "tokenizer": str(ROOT / "models/demo")}
+    assert run("check", "--config", write(tmp_path, [model])).returncode == 0
+    for tokenizer, words in [("tokenizer.json", "tokenizer.json"), ("absent", "No such file or directory")]:
+        done = run("check", "--config", write(tmp_path, [{**model, "tokenizer": tokenizer}]))
+        assert done.returncode == 2
+        assert "models.yaml:1" in done.stderr and "tokenizer: " in done.stderr and words in done.stderr

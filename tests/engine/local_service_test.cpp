@@ -13,8 +13,8 @@
 #include <thread>
 
 #include "base/log.h"
+#include "base/prep_thread.h"
 #include "engine/fake_runner.h"
-#include "engine/prep_thread.h"
 #include "engine/service_fixture.h"
 #include "support/memory_files.h"
 

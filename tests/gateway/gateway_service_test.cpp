@@ -89,6 +89,7 @@ class Replica final : public ModelService {
   std::atomic<int> fault{-1};            // an ErrorCode: every request fails with it
   std::atomic<bool> after_start{false};  // not before it has started, and from another thread
   std::atomic<bool> dead{false};
+  std::atomic<int> closed{0};
 
   std::unique_ptr<RequestHandle> generate_async(GenerateRequest request, std::shared_ptr<EventSink> sink) override {
     ++asked;
@@ -122,9 +123,10 @@ class Replica final : public ModelService {
   ServiceStats stats() const override {
     ServiceStats stats;
     stats.generation_tokens = 10;
+    stats.requests_running = static_cast<std::uint64_t>(std::max(0, inner_.running.load()));
     return stats;
   }
-  void close() override {}
+  void close() override { ++closed; }
   ~Replica() override {
     for (std::thread& each : threads_) each.join();
   }
@@ -293,6 +295,57 @@ TEST_F(GatewayTest, ReplicasComeAndGo) {
   const auto none = send("say x");
   ASSERT_TRUE(none->wait());
   EXPECT_TRUE(none->error().has_value());
+}
+
+// Its last requests are still counted, and when it has gone for good it stays counted.
+TEST_F(GatewayTest, AReplicaThatLeavesIsCountedToTheEnd) {
+  start({"a"});
+  const auto running = send("hold");
+  gateway->set_replicas({});
+  const std::weak_ptr<Replica> a = replicas["a"];
+  replicas.clear();
+  EXPECT_EQ(gateway->stats().requests_running, 1u);
+  EXPECT_FALSE(a.expired()) << "while its request runs";
+  handles.clear();
+  gateway->health();  // or whatever comes next
+  EXPECT_TRUE(a.expired());
+  EXPECT_EQ(gateway->stats().requests_running, 0u);
+  EXPECT_EQ(gateway->stats().generation_tokens, 10u);
+}
+
+TEST_F(GatewayTest, ARequestOfAReplicaThatLeftDoesNotCountAtTheNextOfItsName) {
+  start({"a"});
+  send("hold");
+  gateway->set_replicas({});
+  replicas.clear();
+  gateway->set_replicas({"a"});
+  send("hold");
+  EXPECT_EQ(in_flight(), 1);
+  handles.erase(handles.begin());
+  EXPECT_EQ(in_flight(), 1);
+  handles.clear();
+  EXPECT_EQ(in_flight(), 0);
+}
+
+// A chat must not be refused for what is not known yet.
+TEST_F(GatewayTest, WithoutAnyKnownReplicaAChatMayBePossible) {
+  start({});
+  EXPECT_TRUE(gateway->capabilities().chat);
+  EXPECT_EQ(gateway->health().state, Health::State::degraded);
+  EXPECT_EQ(gateway->health().detail, "no replica is known: none is listed");
+  const auto sink = send("say x");
+  ASSERT_TRUE(sink->wait());
+  EXPECT_EQ(sink->error()->code, ErrorCode::unavailable);
+  EXPECT_EQ(sink->error()->message, "No replica of the model 'm' is known: none is listed.");
+  EXPECT_GT(sink->error()->retry_after_s, 0);
+}
+
+TEST_F(GatewayTest, NothingJoinsAfterTheEnd) {
+  start({"a"});
+  gateway->close();
+  EXPECT_EQ(replicas["a"]->closed, 1);
+  gateway->set_replicas({"a", "b"});
+  EXPECT_EQ(replicas.count("b"), 0u);
 }
 
 TEST_F(GatewayTest, TokensAreAskedOfOneReplicaAndThenAnother) {

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <future>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -115,6 +116,51 @@ TEST(HttpClient, SendsTheRequestAndReadsACountedBody) {
   EXPECT_EQ(seen.headers["user-agent"], "xgen-model");
   EXPECT_EQ(seen.headers["content-type"], "text/plain");
   EXPECT_EQ(seen.body, "the body");
+}
+
+// As one of several servers behind a name: the name stays what it is everywhere else.
+TEST(HttpClient, ConnectsToAGivenAddress) {
+  std::mutex mutex;
+  std::vector<std::string> hosts;
+  RawServer server(each_request([&](RawConnection& connection, const RawRequest& request) {
+    std::lock_guard lock(mutex);
+    hosts.push_back(request.headers.at("host"));
+    connection.answer(std::to_string(connection.number));
+  }));
+  Client client;
+  ClientRequest request = request_for(server);
+  request.url.host = "pods.test";
+  request.url.address = "127.0.0.1";
+  const std::string port = std::to_string(server.port());
+  EXPECT_EQ(call(client, request)->body, "0");
+  EXPECT_EQ(call(client, request)->body, "0");  // and is kept
+  EXPECT_EQ(hosts, (std::vector<std::string>{"pods.test:" + port, "pods.test:" + port}));
+  // What is kept for one address is not taken for another.
+  request.url.address = "127.0.0.2";
+  const auto elsewhere = call(client, request);
+  ASSERT_FALSE(elsewhere->end->status.ok());
+  EXPECT_EQ(elsewhere->end->phase, Phase::connecting);
+  EXPECT_EQ(elsewhere->end->status.error().message,
+            "http://pods.test:" + port + ": cannot connect to 127.0.0.2: Connection refused");
+  request.url.address.clear();
+  EXPECT_FALSE(call(client, request)->end->status.ok());  // nobody knows the name
+}
+
+TEST(HttpClient, LooksUpAddresses) {
+  Client client;
+  const auto look = [&client](const std::string& host) {
+    std::promise<Client::Addresses> found;
+    client.resolve(host, [&](Client::Addresses addresses) { found.set_value(std::move(addresses)); });
+    return found.get_future().get();
+  };
+  EXPECT_EQ(*look("127.0.0.9"), (std::vector<std::string>{"127.0.0.9"}));
+  EXPECT_EQ(*look("::1"), (std::vector<std::string>{"::1"}));
+  EXPECT_THAT(*look("localhost"), ::testing::Contains(::testing::AnyOf("127.0.0.1", "::1")));
+  const auto none = look("nobody.invalid");
+  ASSERT_FALSE(none.ok());
+  // Whether there is a name server decides which.
+  EXPECT_THAT(none.error().code, ::testing::AnyOf(ErrorCode::not_found, ErrorCode::unavailable));
+  EXPECT_THAT(none.error().message, HasSubstr("nobody.invalid: "));
 }
 
 TEST(HttpClient, PassesChunksOnAsTheyCome) {

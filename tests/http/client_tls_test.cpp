@@ -34,9 +34,11 @@ class ClientTls : public ::testing::Test {
   ClientTls& operator=(const ClientTls&) = delete;
 
   // The body of the answer.
-  Result<std::string> get(Client& client, const std::string& host, const RawServer& server) {
+  Result<std::string> get(Client& client, const std::string& host, const RawServer& server,
+                          const std::string& address = "") {
     ClientRequest request;
     request.url = *parse_url("https://" + host + ":" + std::to_string(server.port()) + "/");
+    request.url.address = address;
     request.ca_file = ca_file;
     request.connect_timeout = 5s;
     std::string body;
@@ -56,6 +58,31 @@ class ClientTls : public ::testing::Test {
 
 void answer_all(RawConnection& connection) {
   while (!connection.read_request().line.empty()) connection.answer("secret");
+}
+
+// The certificate is the name's, whichever of its addresses is called.
+TEST_F(ClientTls, AServerAtAGivenAddressShowsTheNamesCertificate) {
+  const Certificate certificate("DNS:pods.test");
+  certificate.write_pem(ca_file);
+  std::mutex mutex;
+  std::string name;
+  RawServer server(
+      [&](RawConnection& connection) {
+        {
+          std::lock_guard lock(mutex);
+          name = dynamic_cast<TlsConnection&>(connection).server_name;
+        }
+        answer_all(connection);
+      },
+      speak_tls(certificate));
+  Client client;
+  const auto body = get(client, "pods.test", server, "127.0.0.1");
+  ASSERT_TRUE(body.ok()) << body.error().message;
+  EXPECT_EQ(*body, "secret");
+  EXPECT_EQ(name, "pods.test");
+  const auto other = get(client, "other.test", server, "127.0.0.1");
+  ASSERT_FALSE(other.ok());
+  EXPECT_THAT(other.error().message, HasSubstr("not trusted"));
 }
 
 TEST_F(ClientTls, ATrustedServerIsSpokenToAndItsConnectionKept) {

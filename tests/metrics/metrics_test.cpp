@@ -43,6 +43,17 @@ TEST(Metrics, AnswersHaveRouteAndStatus) {
   EXPECT_THAT(reference_markdown(), HasSubstr("`xgen_http_responses_total`"));
 }
 
+TEST(Metrics, FallbacksHaveModelAndTarget) {
+  RegisteredModel model;
+  model.name = "a";
+  model.fallbacks = {{"b", 3}, {"c\"", 0}};
+  EXPECT_THAT(render_registry({&model, 1}, {}),
+              HasSubstr("# TYPE xgen_model_fallbacks_total counter\n"
+                        "xgen_model_fallbacks_total{model_name=\"a\",target=\"b\"} 3\n"
+                        "xgen_model_fallbacks_total{model_name=\"a\",target=\"c\\\"\"} 0\n"));
+  EXPECT_THAT(reference_markdown(), HasSubstr("`xgen_model_fallbacks_total`"));
+}
+
 TEST(Metrics, EveryLineIsACommentOrASample) {
   ModelSample models[2];
   models[0].name = "a";

@@ -748,6 +748,23 @@ TEST_F(RegistryTest, AReloadAddsAndRemoves) {
   EXPECT_TRUE(eventually([&] { return reserved() == 30 * kMiB; }));
 }
 
+TEST_F(RegistryTest, FallbacksChangeWithoutLoadingAnew) {
+  using Names = std::vector<std::string>;
+  auto a = model("a", 10);
+  a.aliases = {"x"};
+  a.fallbacks = {"b", "c"};
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  EXPECT_EQ(registry_->fallbacks("a"), (Names{"b", "c"}));
+  EXPECT_EQ(registry_->fallbacks("x"), (Names{"b", "c"}));
+  EXPECT_EQ(registry_->entry("a")->fallbacks, (Names{"b", "c"}));
+  EXPECT_EQ(registry_->fallbacks("nobody"), Names{});
+  a.fallbacks = {"c"};
+  ASSERT_TRUE(registry_->apply({a}).ok());
+  EXPECT_EQ(registry_->fallbacks("a"), Names{"c"});
+  EXPECT_EQ(loader(a).loads(), 1);
+}
+
 TEST_F(RegistryTest, AModelThatIsFetchedDelaysNobodyAndSaysHowFarItIs) {
   auto slow = model("slow", 10);
   loader(slow).fetch_first(true);

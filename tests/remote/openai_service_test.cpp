@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/json.h"
+#include "remote/answers.h"
 #include "support/raw_server.h"
 
 namespace xgen::remote {
@@ -31,59 +32,6 @@ using scripted::RawRequest;
 using scripted::RawServer;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-struct Sink final : inference::EventSink {
-  void on_event(Event event) override {
-    std::lock_guard lock(mutex);
-    EXPECT_FALSE(over()) << "an event after the terminal one";
-    events.push_back(std::move(event));
-    changed.notify_all();
-  }
-  bool over() const {
-    return !events.empty() &&
-           (std::holds_alternative<Finished>(events.back()) || std::holds_alternative<Failed>(events.back()));
-  }
-  template <class Ready>
-  bool wait(Ready ready) {
-    std::unique_lock lock(mutex);
-    return changed.wait_for(lock, 10s, ready);
-  }
-  bool wait_over() {
-    return wait([this] { return over(); });
-  }
-  bool wait_events(std::size_t n) {
-    return wait([&] { return events.size() >= n; });
-  }
-  // The failure, once there is one.
-  Error error() {
-    EXPECT_TRUE(wait_over());
-    const auto* failed = events.empty() ? nullptr : std::get_if<Failed>(&events.back());
-    EXPECT_NE(failed, nullptr) << "it did not fail";
-    return failed == nullptr ? Error{} : failed->error;
-  }
-  std::string text(int choice = 0) const {
-    std::string all;
-    for (const Event& event : events)
-      if (const auto* delta = std::get_if<Delta>(&event); delta != nullptr && delta->choice == choice)
-        all += delta->text;
-    return all;
-  }
-  template <class T>
-  std::vector<T> all() const {
-    std::vector<T> out;
-    for (const Event& event : events)
-      if (const T* one = std::get_if<T>(&event)) out.push_back(*one);
-    return out;
-  }
-
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::vector<Event> events;
-};
-
-constexpr std::string_view kStreamHead =
-    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n";
-constexpr std::string_view kLast = "0\r\n\r\n";
 
 std::string chat_chunk(std::string_view delta, std::string_view finish = "null", int index = 0) {
   return R"(data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":)" + std::to_string(index) +

@@ -21,12 +21,12 @@ class ControllerTest : public ::testing::Test {
   void start(AppOptions options = {.version = "1.2.3"}, http::ServerOptions http_options = {}) {
     service = std::make_shared<scripted::ScriptedService>();
     const auto loader = std::make_shared<scripted::ScriptedLoader>(service);
-    ASSERT_TRUE(registry
-                    .apply({scripted::scripted_model("scripted", {"default"}, loader),
-                            scripted::scripted_model("org/slashed", {}, loader),
-                            scripted::scripted_model("able", {}, std::make_shared<scripted::ScriptedLoader>(able)),
-                            scripted::scripted_model("slow", {}, slow)})
-                    .ok());
+    std::vector<registry::ModelDefinition> models = more_models;
+    models.push_back(scripted::scripted_model("scripted", {"default"}, loader));
+    models.push_back(scripted::scripted_model("org/slashed", {}, loader));
+    models.push_back(scripted::scripted_model("able", {}, std::make_shared<scripted::ScriptedLoader>(able)));
+    models.push_back(scripted::scripted_model("slow", {}, slow));  // the last: others wait for it
+    ASSERT_TRUE(registry.apply(std::move(models)).ok());
     ASSERT_TRUE(eventually([this] { return registry.entry("slow")->progress == 0.5; }));
     app = std::make_unique<App>(std::move(options), registry, lifecycle);
     http_options.host = "127.0.0.1";
@@ -67,6 +67,7 @@ class ControllerTest : public ::testing::Test {
   void TearDown() override { slow->fail("the test is over"); }
 
   std::shared_ptr<scripted::ScriptedLoader> slow = std::make_shared<scripted::ScriptedLoader>(nullptr);
+  std::vector<registry::ModelDefinition> more_models;
   registry::Registry registry{std::make_shared<MemoryBudget>(100)};
   Lifecycle lifecycle;
   std::shared_ptr<scripted::ScriptedService> service;

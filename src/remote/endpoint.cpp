@@ -1,11 +1,11 @@
-#include "remote/openai_endpoint.h"
+#include "remote/endpoint.h"
 
 #include <utility>
 #include <vector>
 
 namespace xgen::remote {
 
-Result<http::ClientRequest> OpenAiEndpoint::call(std::string_view method, std::string target, std::string* key_out) {
+Result<http::ClientRequest> Endpoint::call(std::string_view method, std::string target, std::string* key_out) {
   auto key = key_.read();
   if (!key) return std::move(key).error();
   http::ClientRequest request;
@@ -23,23 +23,23 @@ Result<http::ClientRequest> OpenAiEndpoint::call(std::string_view method, std::s
   return request;
 }
 
-std::string OpenAiEndpoint::base() const {
+std::string Endpoint::base() const {
   std::string base = options.url.target;
   while (base.ends_with('/')) base.pop_back();
   return base;
 }
 
-std::string OpenAiEndpoint::root() const {
+std::string Endpoint::root() const {
   std::string root = base();
   if (root.ends_with("/v1")) root.resize(root.size() - 3);
   return root;
 }
 
-Error OpenAiEndpoint::closed_error() const {
+Error Endpoint::closed_error() const {
   return make_error(ErrorCode::unavailable, "Model " + options.name + " is not running any more.");
 }
 
-Result<std::uint64_t> OpenAiEndpoint::enter() {
+Result<std::uint64_t> Endpoint::enter() {
   std::unique_lock lock(mutex_);
   if (closed_.load()) return closed_error();
   if (running_.size() >= options.max_requests) {
@@ -54,7 +54,7 @@ Result<std::uint64_t> OpenAiEndpoint::enter() {
   return last_id_;
 }
 
-void OpenAiEndpoint::began(std::uint64_t id, std::shared_ptr<http::Call> call) {
+void Endpoint::began(std::uint64_t id, std::shared_ptr<http::Call> call) {
   std::unique_lock lock(mutex_);
   const auto found = running_.find(id);
   if (found == running_.end()) return;
@@ -65,7 +65,7 @@ void OpenAiEndpoint::began(std::uint64_t id, std::shared_ptr<http::Call> call) {
   call->fail(closed_error());
 }
 
-void OpenAiEndpoint::leave(std::uint64_t id) {
+void Endpoint::leave(std::uint64_t id) {
   std::shared_ptr<http::Call> call;
   std::lock_guard lock(mutex_);
   const auto found = running_.find(id);
@@ -74,7 +74,7 @@ void OpenAiEndpoint::leave(std::uint64_t id) {
   running_.erase(found);
 }
 
-void OpenAiEndpoint::close() {
+void Endpoint::close() {
   std::vector<std::shared_ptr<http::Call>> calls;
   {
     std::lock_guard lock(mutex_);

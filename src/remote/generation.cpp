@@ -1,4 +1,4 @@
-#include "remote/openai_generation.h"
+#include "remote/generation.h"
 
 #include <algorithm>
 #include <atomic>
@@ -6,8 +6,7 @@
 #include <optional>
 #include <utility>
 
-#include "remote/openai_request.h"
-#include "remote/openai_stream.h"
+#include "remote/ask.h"
 #include "remote/sse.h"
 
 namespace xgen::remote {
@@ -18,10 +17,11 @@ using inference::GenerateRequest;
 
 constexpr std::size_t kMaxEvent = 16 << 20;      // bytes of one event of a stream
 constexpr std::size_t kMaxErrorBody = 64 << 10;  // bytes of a refusal that are read
+constexpr std::chrono::milliseconds kCountTimeout{5'000};
 
-class Generation final : public http::CallListener {
+class Generation final : public http::CallListener, public std::enable_shared_from_this<Generation> {
  public:
-  Generation(std::shared_ptr<OpenAiEndpoint> endpoint, const GenerateRequest& request, Upstream upstream,
+  Generation(std::shared_ptr<Endpoint> endpoint, const GenerateRequest& request, GenerationCall call, Upstream upstream,
              std::shared_ptr<inference::EventSink> sink, std::uint64_t id)
       : endpoint_(std::move(endpoint)),
         upstream_(upstream),
@@ -29,7 +29,10 @@ class Generation final : public http::CallListener {
         sink_(std::move(sink)),
         id_(id),
         sse_(kMaxEvent),
-        stream_(request.n, std::move(upstream)) {
+        stream_(call.read(std::move(upstream))),
+        count_(std::move(call.count)),
+        count_here_(std::move(call.count_here)),
+        stop_(std::move(call.stop)) {
     times_.begin(request);
     endpoint_->stats.arrived(request);
   }
@@ -48,20 +51,27 @@ class Generation final : public http::CallListener {
       return;
     }
     std::string_view data;
-    while (!over_.load(std::memory_order_relaxed)) {
+    while (!over_.load(std::memory_order_relaxed) && !stream_->done()) {
       const SseReader::Step step = sse_.next(chunk, data);
       if (step == SseReader::Step::need_more) return;
       if (step == SseReader::Step::too_large)
         return fail(make_error(ErrorCode::internal, upstream_.says("sent an event that is too large")));
-      if (Status status = stream_.take(data, emit_); !status) return fail(std::move(status).error());
-      if (stream_.done()) return finish();
+      if (Status status = stream_->take(data, emit_); !status) return fail(std::move(status).error());
+      if (stream_->done()) return finish();
     }
   }
   void on_end(http::CallEnd end) override {
     const std::shared_ptr<http::Call> kept = let_go();
-    if (over_.load()) return;
-    if (!end.status) return fail(error_of_end(end));
-    if (streaming_) return fail(make_error(ErrorCode::unavailable, upstream_.says("broke off its answer: no [DONE]")));
+    if (over_.load() || stream_->done()) return;
+    if (!end.status) {
+      fail(error_of_end(end));
+      if (end.status.error().code == ErrorCode::timeout) stop_server();
+      return;
+    }
+    if (streaming_) {
+      Status status = stream_->end(emit_);
+      return status ? finish() : fail(std::move(status).error());
+    }
     if (head_.status == 200)
       return fail(make_error(ErrorCode::internal, upstream_.says("answered without a stream of events")));
     fail(error_of_answer(head_, body_, upstream_));
@@ -73,10 +83,15 @@ class Generation final : public http::CallListener {
     if (!over_.exchange(true)) {
       endpoint_->leave(id_);
       endpoint_->stats.ended(times_, RequestStats::End::abort);
-      return call->cancel();
+      call->cancel();
+      stop_server();
+      std::unique_ptr<http::Call> counting;
+      std::lock_guard lock(mutex_);
+      counting = std::move(counting_);  // outlives the lock
+      return;
     }
     std::lock_guard lock(mutex_);
-    if (!ended_ && !failed_.load()) kept_ = std::move(call);
+    if (!ended_ && !useless_.load()) kept_ = std::move(call);
   }
 
  private:
@@ -100,13 +115,47 @@ class Generation final : public http::CallListener {
     return true;
   }
   void finish() {
-    if (Status status = stream_.check_end(); !status) return fail(std::move(status).error());
+    if (stream_->cut()) useless_.store(true);
+    if (stream_->usage().prompt_tokens == 0 && !over_.load()) {
+      if (count_) return count_prompt();
+      if (count_here_) return count_here_([self = shared_from_this()](int tokens) { self->complete(tokens); });
+    }
+    complete(0);
+  }
+  void count_prompt() {
+    std::string key;
+    auto call = endpoint_->call("POST", count_->target, &key);
+    if (!call) return complete(0);
+    call->body = std::move(count_->body);
+    call->connect_timeout = std::min(call->connect_timeout, kCountTimeout);
+    call->first_byte_timeout = call->idle_timeout = kCountTimeout;
+    call->max_body = kMaxJsonReply;
+    auto reply =
+        std::make_shared<Reply>([self = shared_from_this()](const auto& head, std::string_view body, const auto& end) {
+          const bool well = end.status && head.status == 200;
+          self->complete(well ? self->count_->read(body).value_or(0) : 0);
+        });
+    auto counting = endpoint_->client.start(*std::move(call), std::move(reply));
+    std::lock_guard lock(mutex_);
+    if (!over_.load()) counting_ = std::move(counting);
+  }
+  // `prompt_tokens` of its own count; 0: what the answer said.
+  void complete(int prompt_tokens) {
     if (over_.exchange(true)) return;
-    endpoint_->stats.finished(times_, stream_.usage());
-    end(inference::Finished{stream_.usage(), times_.timings()});
+    inference::Usage usage = stream_->usage();
+    if (prompt_tokens > 0) usage.prompt_tokens = prompt_tokens;
+    endpoint_->stats.finished(times_, usage);
+    end(inference::Finished{usage, times_.timings()});
+    if (stream_->cut()) stop_server();
+  }
+  void stop_server() {
+    if (stop_)
+      ask<bool>(
+          endpoint_, stop_->target, "cancellation", stop_->body, [](const Result<bool>&) {},
+          [](std::string_view) { return std::optional(true); });
   }
   void fail(Error error) {
-    failed_.store(true);
+    useless_.store(true);
     if (over_.exchange(true)) return;
     endpoint_->stats.ended(times_, RequestStats::End::error);
     end(inference::Failed{std::move(error)});
@@ -121,7 +170,7 @@ class Generation final : public http::CallListener {
     return std::move(kept_);
   }
 
-  const std::shared_ptr<OpenAiEndpoint> endpoint_;
+  const std::shared_ptr<Endpoint> endpoint_;
   const Upstream upstream_;
   const std::optional<std::chrono::steady_clock::time_point> deadline_;
   std::shared_ptr<inference::EventSink> sink_;
@@ -130,14 +179,18 @@ class Generation final : public http::CallListener {
   bool streaming_ = false;
   std::string body_;  // of a refusal
   SseReader sse_;
-  OpenAiStream stream_;
-  const OpenAiStream::Emit emit_ = [this](Event event) { return emit(std::move(event)); };
+  const std::unique_ptr<AnswerStream> stream_;
+  std::optional<GenerationCall::Count> count_;
+  const std::function<void(std::function<void(int)>)> count_here_;
+  const std::optional<GenerationCall::Stop> stop_;
+  const AnswerStream::Emit emit_ = [this](Event event) { return emit(std::move(event)); };
   RequestTimes times_;
-  std::atomic<bool> over_{false};    // finished, failed or abandoned
-  std::atomic<bool> failed_{false};  // what may still come is of no use
+  std::atomic<bool> over_{false};     // finished, failed or abandoned
+  std::atomic<bool> useless_{false};  // what may still come is of no use
   std::mutex mutex_;
-  bool ended_ = false;                // on_end has come
-  std::shared_ptr<http::Call> kept_;  // keeps the call, and with it this, until on_end
+  bool ended_ = false;                    // on_end has come
+  std::shared_ptr<http::Call> kept_;      // keeps the call, and with it this, until on_end
+  std::unique_ptr<http::Call> counting_;  // guarded by mutex_
 };
 
 class Handle final : public inference::RequestHandle {
@@ -155,26 +208,25 @@ class Handle final : public inference::RequestHandle {
 
 }  // namespace
 
-std::unique_ptr<inference::RequestHandle> generate(const std::shared_ptr<OpenAiEndpoint>& endpoint,
-                                                   const GenerateRequest& request,
+std::unique_ptr<inference::RequestHandle> generate(const std::shared_ptr<Endpoint>& endpoint,
+                                                   const GenerateRequest& request, Result<GenerationCall> call,
                                                    std::shared_ptr<inference::EventSink> sink) {
   const auto refuse = [&](Error error) -> std::unique_ptr<inference::RequestHandle> {
     sink->on_event(inference::Failed{std::move(error)});
     return nullptr;
   };
-  auto body = generate_body(request, endpoint->options.model, endpoint->dialect.load());
-  if (!body) return refuse(std::move(body).error());
-  std::string key;
-  auto call = endpoint->call("POST", endpoint->base() + std::string(generate_path(request)), &key);
   if (!call) return refuse(std::move(call).error());
-  call->body = *std::move(body);
-  call->deadline = request.deadline;
-  if (!request.request_id.empty()) call->headers.emplace_back("X-Request-Id", request.request_id);
+  std::string key;
+  auto post = endpoint->call("POST", std::move(call->target), &key);
+  if (!post) return refuse(std::move(post).error());
+  post->body = std::move(call->body);
+  post->deadline = request.deadline;
+  if (!request.request_id.empty()) post->headers.emplace_back("X-Request-Id", request.request_id);
   auto id = endpoint->enter();
   if (!id) return refuse(std::move(id).error());
-  auto running =
-      std::make_shared<Generation>(endpoint, request, endpoint->upstream(std::move(key)), std::move(sink), *id);
-  std::shared_ptr<http::Call> started = endpoint->client.start(*std::move(call), running);
+  auto running = std::make_shared<Generation>(endpoint, request, *std::move(call), endpoint->upstream(std::move(key)),
+                                              std::move(sink), *id);
+  std::shared_ptr<http::Call> started = endpoint->client.start(*std::move(post), running);
   endpoint->began(*id, started);
   return std::make_unique<Handle>(std::move(running), std::move(started));
 }

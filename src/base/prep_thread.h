@@ -1,19 +1,17 @@
 // PrepThread: a bounded queue of work that is too long for an I/O thread: templates and tokenising of large prompts.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
-#include <deque>
 #include <functional>
-#include <mutex>
+#include <memory>
 #include <thread>
 
-namespace xgen::engine {
+namespace xgen {
 
 class PrepThread {
  public:
   explicit PrepThread(std::size_t max_queued);
-  // Runs what is queued, then ends.
+  // Runs what is queued, then ends. May be called by that work itself, where it held the last reference to the owner.
   ~PrepThread();
   PrepThread(const PrepThread&) = delete;
   PrepThread& operator=(const PrepThread&) = delete;
@@ -22,14 +20,12 @@ class PrepThread {
   bool post(std::function<void()> work);
 
  private:
-  void run();
+  struct State;  // the thread's, which may outlive this
+  static void run(const std::shared_ptr<State>& state);
 
   const std::size_t max_queued_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> queue_;
-  bool stopping_ = false;
+  const std::shared_ptr<State> state_;
   std::thread thread_;
 };
 
-}  // namespace xgen::engine
+}  // namespace xgen

@@ -1,0 +1,100 @@
+#include "remote/address_watch.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "base/log.h"
+
+namespace xgen::remote {
+namespace {
+
+constexpr std::chrono::milliseconds kSoon{1'000};  // to the next look, while there is nothing
+
+bool is_v6(const std::string& address) { return address.find(':') != std::string::npos; }
+
+std::vector<std::string> one_family(std::vector<std::string> found, const std::vector<std::string>& before) {
+  const auto has = [&](bool v6) {
+    return std::any_of(found.begin(), found.end(), [v6](const std::string& each) { return is_v6(each) == v6; });
+  };
+  bool v6 = is_v6(found.front());
+  if (!before.empty() && has(is_v6(before.front()))) v6 = is_v6(before.front());
+  std::erase_if(found, [v6](const std::string& each) { return is_v6(each) != v6; });
+  std::sort(found.begin(), found.end());  // name servers turn the order
+  return found;
+}
+
+}  // namespace
+
+AddressWatch::AddressWatch(AddressOptions options, http::Client& client, Found found)
+    : options_(std::move(options)), client_(client), found_(std::move(found)) {}
+
+void AddressWatch::look() {
+  std::set<std::string> hosts;
+  for (const http::Url& each : options_.urls) hosts.insert(each.host);
+  {
+    std::lock_guard lock(mutex_);
+    awaited_ = hosts.size();
+  }
+  for (const std::string& host : hosts) {
+    auto done = [weak = weak_from_this(), host](http::Client::Addresses addresses) {
+      if (const auto self = weak.lock()) self->take(host, std::move(addresses));
+    };
+    if (options_.resolve)
+      options_.resolve(host, std::move(done));
+    else
+      client_.resolve(host, std::move(done));
+  }
+}
+
+void AddressWatch::take(const std::string& host, http::Client::Addresses addresses) {
+  std::unique_lock lock(mutex_);
+  std::vector<std::string>& known = known_[host];
+  std::string fault;
+  if (addresses) {
+    known = one_family(*std::move(addresses), known);
+  } else {
+    fault = addresses.error().message;
+    if (addresses.error().code == ErrorCode::not_found) known.clear();
+  }
+  if (!fault.empty() && fault != faults_[host])
+    log::warn("remote", "a name is not found", {{"model", options_.model}, {"reason", fault}});
+  faults_[host] = fault;
+  if (--awaited_ > 0) return;
+  std::vector<http::Url> now = list();
+  const bool changed = !std::exchange(told_, true) || now != last_;
+  last_ = now;
+  timer_ =
+      client_.after(now.empty() ? std::min(options_.interval, kSoon) : options_.interval, [weak = weak_from_this()] {
+        if (const auto self = weak.lock()) self->look();
+      });
+  lock.unlock();
+  if (changed) found_(std::move(now));
+}
+
+std::vector<http::Url> AddressWatch::list() {
+  std::vector<http::Url> all;
+  std::set<std::string> names;
+  for (const http::Url& url : options_.urls) {
+    for (const std::string& address : known_[url.host]) {
+      http::Url one = url;
+      one.address = address;
+      if (names.insert(replica_name(one)).second) all.push_back(std::move(one));
+    }
+  }
+  const bool too_many = all.size() > options_.max_addresses;
+  if (too_many && !too_many_)
+    log::warn("remote", "there are more addresses than are used",
+              {{"model", options_.model}, {"addresses", all.size()}, {"used", options_.max_addresses}});
+  too_many_ = too_many;
+  if (too_many) all.resize(options_.max_addresses);
+  return all;
+}
+
+std::string replica_name(const http::Url& url) {
+  http::Url at = url;
+  if (!url.address.empty()) at.host = url.address;
+  return at.text();
+}
+
+}  // namespace xgen::remote

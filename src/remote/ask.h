@@ -1,0 +1,47 @@
+// One question to a server, with its whole answer.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "remote/endpoint.h"
+#include "remote/reply.h"
+
+namespace xgen::remote {
+
+inline constexpr std::uint64_t kMaxJsonReply = 64 << 20;  // bytes of an answer to /tokenize and the like
+
+// POST `body`, which may be an error, to `target`; `read` understands the answer or not. Errors: those of the call and
+// of refusals; unsupported, naming `route`, where the server has no such thing.
+template <class T>
+void ask(const std::shared_ptr<Endpoint>& endpoint, std::string target, std::string_view route,
+         Result<std::string> body, std::function<void(Result<T>)> done,
+         std::function<std::optional<T>(std::string_view reply)> read) {
+  if (!body) return done(std::move(body).error());
+  std::string key;
+  auto call = endpoint->call("POST", std::move(target), &key);
+  if (!call) return done(std::move(call).error());
+  call->body = *std::move(body);
+  call->max_body = kMaxJsonReply;
+  auto id = endpoint->enter();
+  if (!id) return done(std::move(id).error());
+  auto reply = std::make_shared<Reply>(
+      [endpoint, id = *id, done = std::move(done), read = std::move(read), route = std::string(route),
+       upstream = endpoint->upstream(std::move(key))](const auto& head, std::string_view text, const auto& end) {
+        endpoint->leave(id);
+        if (!end.status) return done(endpoint->is_closed() ? endpoint->closed_error() : error_of_call(end, upstream));
+        if (head.status == 404)
+          return done(make_error(ErrorCode::unsupported, upstream.says("does not offer " + route)));
+        if (head.status != 200) return done(error_of_answer(head, text, upstream));
+        auto value = read(text);
+        if (!value) return done(make_error(ErrorCode::internal, upstream.says("gave an answer that cannot be read")));
+        done(*std::move(value));
+      });
+  endpoint->began(*id, endpoint->client.start(*std::move(call), std::move(reply)));
+}
+
+}  // namespace xgen::remote
