@@ -187,18 +187,18 @@ class Chat:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.start, self.end = tokenizer.token_to_id("<|im_start|>"), tokenizer.token_to_id("<|im_end|>")
-        self.noisy = Tokenizer.from_str(tokenizer.to_str())
         self.newline = self.encode("\n")
 
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def turn(self, role, text, dropout=0.0):
-        tokenizer = self.tokenizer
-        if dropout > 0:
-            self.noisy.model.dropout = dropout
-            tokenizer = self.noisy
-        body = tokenizer.encode(role + "\n" + text.strip(), add_special_tokens=False).ids
+    def turn(self, role, text, cut=0.0, rng=None):
+        """cut: the chance of each place in the text to lie between two tokens whatever they are. The tokenizer's own
+        dropout does the like, but cannot be seeded."""
+        text = text.strip()
+        places = [i for i in range(1, len(text)) if rng.random() < cut] if cut > 0 else []
+        pieces = [role + "\n" + text[: places[0]], *(text[a:b] for a, b in zip(places, [*places[1:], None]))] if places else [role + "\n" + text]
+        body = [token for piece in pieces for token in self.encode(piece)]
         return [self.start, *body, self.end, *self.newline]
 
     def reply(self, answer):
@@ -484,7 +484,7 @@ class Sampler:
             ids += chat.turn("system", rng.choice(SYSTEM_PROMPTS))
             mask += [0] * len(ids)
         for fact, question in pairs:
-            dropout = 0.0
+            cut = 0.0
             focused = (fact, question) in self.focus
             if not focused and fact.patterns and rng.random() < 0.6:
                 other = expand(rng.choice(fact.patterns), rng)
@@ -494,9 +494,9 @@ class Sampler:
                 other = reword(question, fact.language, rng)
                 if self.owner.get(key(other), fact) is fact:
                     question = other
-                dropout = rng.choice([0.0, 0.0, 0.1])
+                cut = rng.choice([0.0, 0.0, 0.05])
             prefix, answer = chat.reply(fact.answer)
-            asked = chat.turn("user", question, dropout)
+            asked = chat.turn("user", question, cut, rng)
             ids += asked + prefix + answer + chat.newline
             mask += [0] * (len(asked) + len(prefix)) + [1] * len(answer) + [0] * len(chat.newline)
         # What is hard is to find the answer, which its first tokens tell; the rest of it is soon known by heart.
