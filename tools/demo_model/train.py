@@ -1,6 +1,6 @@
 """Trains xgen-demo from questions.yaml and writes models/demo: config, weights, tokenizer, chat template.
 
-Everything is counted in steps, and seeded but for the dropout of the tokenizer's merges, which its library cannot seed.
+Everything is seeded and counted in steps, so the same machine and library versions give the same model again.
 """
 
 import argparse
