@@ -11,6 +11,9 @@
 
 namespace xgen::log {
 
+// Bytes of a field that may quote a request, or what another server says of one.
+inline constexpr std::size_t kMaxQuoted = 256;
+
 enum class Level : std::uint8_t { debug, info, warn, error, off };
 enum class Format : std::uint8_t { text, json };
 

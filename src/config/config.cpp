@@ -1067,7 +1067,7 @@ models:
   append_reference(out, "Settings of a model (under `models[]`, or for all models under `defaults`)", "",
                    settings_keys());
   append_reference(out,
-                   "A model that another engine serves (under `models[]`, with `engine: openai`, `tgi` or `triton`)",
+                   "A model that another engine serves",
                    "", remote_keys());
   out +=
       "\nOf the settings above such a model takes `engine` alone, and it has no `source`. "

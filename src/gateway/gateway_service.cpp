@@ -18,12 +18,6 @@ using Outcome = Balancer::Outcome;
 
 constexpr std::chrono::seconds kRest{1};  // of a replica that had no room, if it does not say how long
 
-// Whether the fault may be the replica's own, so that another could do better.
-bool another_may_do(const Error& error) {
-  return error.code == ErrorCode::unavailable || error.code == ErrorCode::internal ||
-         error.code == ErrorCode::overloaded;
-}
-
 Outcome outcome_of(const Error& error) {
   switch (error.code) {
     case ErrorCode::unavailable:
@@ -100,6 +94,7 @@ class GatewayService::State {
 };
 
 void GatewayService::State::set_replicas(const std::vector<std::string>& names) {
+  std::vector<Service> gone;  // let go of without the lock
   std::lock_guard lock(mutex_);
   if (closed_) return;
   balancer_.set_replicas(names);
@@ -118,6 +113,7 @@ void GatewayService::State::set_replicas(const std::vector<std::string>& names) 
     services_.emplace(name, factory_(name));
   }
   refreshed_ = {};
+  gone = take_gone();
 }
 
 // Those of the leaving whose last request has gone; what they have counted stays.
@@ -193,8 +189,9 @@ void GatewayService::State::ended(const Picked& picked, bool answered, Outcome o
       balancer_.rest(picked.name, now + std::max(std::chrono::seconds(error->retry_after_s), kRest));
   }
   if (error != nullptr && outcome == Outcome::failed)
-    log::warn("gateway", "a replica failed a request",
-              {{"model", options_.model}, {"replica", picked.name}, {"reason", error->message}});
+    log::warn(
+        "gateway", "a replica failed a request",
+        {{"model", options_.model}, {"replica", picked.name}, {"reason", error->message.substr(0, log::kMaxQuoted)}});
 }
 
 class GatewayService::GenerateRoute final : public inference::Route {
@@ -205,7 +202,7 @@ class GatewayService::GenerateRoute final : public inference::Route {
   Result<Service> next(const Error* failure) override {
     if (failure != nullptr) {
       state_->ended(*std::exchange(picked_, std::nullopt), false, outcome_of(*failure), failure);
-      if (!another_may_do(*failure) || static_cast<int>(tried_.size()) >= state_->options().max_attempts ||
+      if (!inference::another_may_do(*failure) || static_cast<int>(tried_.size()) >= state_->options().max_attempts ||
           (deadline_ && Clock::now() >= *deadline_))
         return *failure;
     }
@@ -262,7 +259,8 @@ void GatewayService::ask_one(std::shared_ptr<State> state, Ask<T> ask, std::func
                  picked = *std::move(picked)](Result<T> result) mutable {
     const Error* error = result ? nullptr : &result.error();
     state->ended(picked, true, error == nullptr ? Outcome::good : outcome_of(*error), error);
-    if (error != nullptr && another_may_do(*error) && static_cast<int>(tried.size()) < state->options().max_attempts)
+    if (error != nullptr && inference::another_may_do(*error) &&
+        static_cast<int>(tried.size()) < state->options().max_attempts)
       return ask_one<T>(std::move(state), std::move(ask), std::move(done), std::move(tried));
     done(std::move(result));
   });

@@ -138,6 +138,11 @@ class Handle final : public RequestHandle {
 
 }  // namespace
 
+bool another_may_do(const Error& error) {
+  return error.code == ErrorCode::unavailable || error.code == ErrorCode::internal ||
+         error.code == ErrorCode::overloaded;
+}
+
 std::unique_ptr<RequestHandle> generate_with_failover(GenerateRequest request, std::shared_ptr<EventSink> sink,
                                                       std::unique_ptr<Route> route) {
   auto failover = std::make_shared<Failover>(std::move(request), std::move(sink), std::move(route));

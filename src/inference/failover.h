@@ -8,6 +8,9 @@
 
 namespace xgen::inference {
 
+// Whether the fault may be that of the service, so that another could do better.
+bool another_may_do(const Error& error);
+
 // The way of one request: which service comes next. Its functions are called one after the other, never at once, from
 // whatever thread an attempt ends on.
 class Route {

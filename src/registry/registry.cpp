@@ -231,6 +231,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   struct Model {
     // Guarded by mutex_ for writing by the deciding thread and reading by others.
     ModelDefinition definition;
+    std::vector<std::string> fallbacks;  // of the newest definition, whether or not that is loaded
     std::shared_ptr<Slot> slot;
     ModelState state = ModelState::unloaded;
     std::string detail;
@@ -243,11 +244,11 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     FetchPtr fetch;                                // of its load
 
     // Of the deciding thread.
-    std::optional<ModelDefinition> next;      // replaces `definition` with its next load
-    std::optional<ModelDefinition> fallback;  // had to go before `next` was there, and comes back if that fails
-    std::string note;                         // becomes the detail of the next load that succeeds
-    Account asleep;                           // what it keeps while it sleeps
-    std::shared_ptr<Load> load;               // its place in the queue
+    std::optional<ModelDefinition> next;    // replaces `definition` with its next load
+    std::optional<ModelDefinition> former;  // had to go before `next` was there, and comes back if that fails
+    std::string note;                       // becomes the detail of the next load that succeeds
+    Account asleep;                         // what it keeps while it sleeps
+    std::shared_ptr<Load> load;             // its place in the queue
     bool removed = false;
     int leaving = 0;  // services that have left the slot and are not gone
     Clock::time_point failed_at;
@@ -255,6 +256,8 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     std::vector<Done> unload_waiters;
   };
   using ModelPtr = std::shared_ptr<Model>;
+  // What is wanted of it by now, whether or not that is loaded. Of the deciding thread.
+  static const ModelDefinition& newest(const Model& model) { return model.next ? *model.next : model.definition; }
 
   // One that waits in the queue, or is under way.
   struct Load {
@@ -393,7 +396,7 @@ ModelEntry Registry::Impl::describe(const Model& model) {
   ModelEntry entry;
   entry.name = model.definition.name;
   entry.aliases = model.definition.aliases;
-  entry.fallbacks = model.definition.fallbacks;
+  entry.fallbacks = model.fallbacks;
   entry.engine = model.definition.engine;
   entry.state = model.state;
   if (model.state == ModelState::loading) entry.progress = model.progress->load();
@@ -423,7 +426,7 @@ Result<ModelEntry> Registry::Impl::entry(std::string_view name) const {
 std::vector<std::string> Registry::Impl::fallbacks(std::string_view name) const {
   std::shared_lock lock(mutex_);
   const auto it = by_name_.find(name);
-  return it == by_name_.end() ? std::vector<std::string>{} : it->second->definition.fallbacks;
+  return it == by_name_.end() ? std::vector<std::string>{} : it->second->fallbacks;
 }
 
 std::vector<ModelEntry> Registry::Impl::list() const {
@@ -645,8 +648,8 @@ void Registry::Impl::name_models() {
   by_name_.clear();
   for (const ModelPtr& model : models_) {
     by_name_[model->definition.name] = model;
-    const auto& aliases = model->next ? model->next->aliases : model->definition.aliases;
-    for (const std::string& alias : aliases) by_name_[alias] = model;
+    model->fallbacks = newest(*model).fallbacks;
+    for (const std::string& alias : newest(*model).aliases) by_name_[alias] = model;
   }
 }
 
@@ -658,7 +661,7 @@ void Registry::Impl::add_now(ModelDefinition definition, const Done& done) {
     return done({});
   }
   const ModelPtr model = it->second;
-  const ModelDefinition& known = model->next ? *model->next : model->definition;
+  const ModelDefinition& known = newest(*model);
   if (known.name == definition.name && known.fingerprint == definition.fingerprint) {
     load_now(model, {});
     return done({});
@@ -719,11 +722,13 @@ void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) 
   const bool loading = model->load && model->load->stage == Load::Stage::loading;
   if (loading && model->load->definition.fingerprint == definition.fingerprint) {
     definition.loader = model->load->definition.loader;
-    model->next.reset();
     if (!serves(*model) && model->definition.fingerprint == definition.fingerprint) {
+      model->next.reset();
       std::unique_lock lock(mutex_);
       model->definition = definition;
       model->waits = model->waits || definition.on_demand;
+    } else {
+      model->next = definition;
     }
     model->load->definition = std::move(definition);
     return;
@@ -832,7 +837,7 @@ void Registry::Impl::begin_fetches() {
   for (const LoadPtr& load : load_queue_) {
     if (fetches_.size() >= options_.max_fetches) return;
     if (load->need || load->fetched || load->fetch != nullptr || load->stage != Load::Stage::waiting) continue;
-    load->definition = load->model->next ? *load->model->next : load->model->definition;
+    load->definition = newest(*load->model);
     const std::shared_ptr<ModelLoader>& loader = load->definition.loader;
     const bool fetching =
         std::any_of(fetches_.begin(), fetches_.end(), [&](const FetchPtr& each) { return each->loader == loader; });
@@ -904,7 +909,7 @@ void Registry::Impl::advance() {
     const LoadPtr load = each;  // what is called below may change the queue, and ends the loop
     const ModelPtr model = load->model;
     if (!load->need) {
-      load->definition = model->next ? *model->next : model->definition;
+      load->definition = newest(*model);
       const ModelLoader& loader = *load->definition.loader;
       if (loader_in_use(loader) || load->fetch != nullptr || (loader.fetches() && !load->fetched)) continue;
       return measure(load);
@@ -922,7 +927,7 @@ void Registry::Impl::advance() {
     if (serves(*model)) {
       // No room for both: the old one goes first, and requests wait for the new one.
       set_waits(*model, true);
-      model->fallback = model->definition;
+      model->former = model->definition;
       leave(model, model->definition.loader, model->slot->hold(), After::unloaded, Reason::replaced);
       return advance();
     }
@@ -1055,7 +1060,7 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
   }
   account.reset();
   count(*model, &Counts::loads);
-  model->fallback.reset();
+  model->former.reset();
   if (model->next && model->next->fingerprint == model->definition.fingerprint) model->next.reset();
   inference::ModelService& opened = *service;
   model->slot->open(std::move(service));
@@ -1090,10 +1095,10 @@ void Registry::Impl::fail_load(const LoadPtr& load, const Error& error) {
   } else if (still_serves) {
     // What could not be replaced goes on as it was.
     set_state(*model, ModelState::ready, error.message);
-  } else if (model->fallback && !model->next) {
+  } else if (model->former && !model->next) {
     log::warn("registry", "the model as it was before is loaded again", {{"model", name}});
     model->note = "Its change failed: " + error.message;
-    model->next = std::exchange(model->fallback, std::nullopt);
+    model->next = std::exchange(model->former, std::nullopt);
   } else {
     {
       std::unique_lock lock(mutex_);
@@ -1260,7 +1265,7 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
   model->unload_waiters.push_back(std::move(done));
   const Error error = unloaded_error(model->definition.name);
   call_off(model, error);
-  model->fallback.reset();
+  model->former.reset();
   model->failed_at = {};
   set_waits(*model, model->definition.on_demand);
   const Service service = model->definition.on_demand ? model->slot->hold(error) : model->slot->refuse(error);

@@ -65,6 +65,15 @@ void Endpoint::began(std::uint64_t id, std::shared_ptr<http::Call> call) {
   call->fail(closed_error());
 }
 
+void Endpoint::cancel(std::uint64_t id) {
+  std::shared_ptr<http::Call> call;
+  {
+    std::lock_guard lock(mutex_);
+    if (const auto found = running_.find(id); found != running_.end()) call = found->second;
+  }
+  if (call != nullptr) call->cancel();
+}
+
 void Endpoint::leave(std::uint64_t id) {
   std::shared_ptr<http::Call> call;
   std::lock_guard lock(mutex_);

@@ -54,6 +54,8 @@ class Endpoint {
   Result<std::uint64_t> enter();
   // Its call has started; it may be over already.
   void began(std::uint64_t id, std::shared_ptr<http::Call> call);
+  // The rest of its answer is of no use.
+  void cancel(std::uint64_t id);
   void leave(std::uint64_t id);
   void close();
   bool is_closed() const { return closed_.load(); }

@@ -66,5 +66,9 @@ inline std::optional<float> number_of(const boost::json::value& value) {
   if (value.is_int64()) return static_cast<float>(value.get_int64());
   return std::nullopt;
 }
+inline std::optional<float> logprob_of(const boost::json::object& token) {
+  const boost::json::value* value = token.if_contains("logprob");
+  return value == nullptr ? std::nullopt : number_of(*value);
+}
 
 }  // namespace xgen::remote

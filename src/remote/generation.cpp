@@ -51,13 +51,16 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
       return;
     }
     std::string_view data;
+    bool event = false;
     while (!over_.load(std::memory_order_relaxed) && !stream_->done()) {
       const SseReader::Step step = sse_.next(chunk, data);
-      if (step == SseReader::Step::need_more) return;
+      if (step == SseReader::Step::need_more) return event ? void() : check_silence();
       if (step == SseReader::Step::too_large)
         return fail(make_error(ErrorCode::internal, upstream_.says("sent an event that is too large")));
+      event = true;
       if (Status status = stream_->take(data, emit_); !status) return fail(std::move(status).error());
       if (stream_->done()) return finish();
+      last_event_ = std::chrono::steady_clock::now();
     }
   }
   void on_end(http::CallEnd end) override {
@@ -102,6 +105,14 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     return error_of_call(end, upstream_);
   }
 
+  // Comments that keep a connection alive hide from the client that nothing is computed.
+  void check_silence() {
+    const auto limit = last_event_ ? endpoint_->options.idle_timeout : endpoint_->options.first_byte_timeout;
+    if (std::chrono::steady_clock::now() - last_event_.value_or(begun_) < limit) return;
+    fail(make_error(ErrorCode::unavailable,
+                    upstream_.says("sends nothing but signs of life for " + std::to_string(limit.count()) + " ms")));
+  }
+
   // False once nothing more is wanted.
   bool emit(Event event) {
     if (over_.load(std::memory_order_relaxed)) return false;
@@ -115,7 +126,10 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     return true;
   }
   void finish() {
-    if (stream_->cut()) useless_.store(true);
+    if (stream_->cut()) {
+      useless_.store(true);
+      endpoint_->cancel(id_);
+    }
     if (stream_->usage().prompt_tokens == 0 && !over_.load()) {
       if (count_) return count_prompt();
       if (count_here_) return count_here_([self = shared_from_this()](int tokens) { self->complete(tokens); });
@@ -129,6 +143,8 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     call->body = std::move(count_->body);
     call->connect_timeout = std::min(call->connect_timeout, kCountTimeout);
     call->first_byte_timeout = call->idle_timeout = kCountTimeout;
+    call->deadline = std::chrono::steady_clock::now() + kCountTimeout;
+    if (deadline_) call->deadline = std::min(*call->deadline, *deadline_);
     call->max_body = kMaxJsonReply;
     auto reply =
         std::make_shared<Reply>([self = shared_from_this()](const auto& head, std::string_view body, const auto& end) {
@@ -183,6 +199,8 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
   std::optional<GenerationCall::Count> count_;
   const std::function<void(std::function<void(int)>)> count_here_;
   const std::optional<GenerationCall::Stop> stop_;
+  const std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
+  std::optional<std::chrono::steady_clock::time_point> last_event_;
   const AnswerStream::Emit emit_ = [this](Event event) { return emit(std::move(event)); };
   RequestTimes times_;
   std::atomic<bool> over_{false};     // finished, failed or abandoned

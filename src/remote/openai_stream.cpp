@@ -41,10 +41,6 @@ std::string token_of(const json::object& entry) {
   for (const json::value& byte : *bytes) out += static_cast<char>(count_of(byte));
   return out;
 }
-std::optional<float> logprob_of(const json::object& entry) {
-  const json::value* value = entry.if_contains("logprob");
-  return value == nullptr ? std::nullopt : number_of(*value);
-}
 
 // {"content": [{"token", "logprob", "bytes", "top_logprobs": […]}]}
 void read_chat_logprobs(const json::array& content, std::vector<TokenLogprob>& out) {
@@ -153,7 +149,7 @@ bool OpenAiStream::all_finished() const {
 Status OpenAiStream::take(std::string_view data, const Emit& emit) {
   if (data.empty() || done_) return {};
   if (data == "[DONE]") {
-    if (quirks_.calls_end_without_word && !finish_calls(emit)) return {};
+    if (quirks_.calls_end_without_word && !finish_without_word(emit)) return {};
     if (!all_finished())
       return make_error(ErrorCode::unavailable, upstream_.says("ended its answer before every choice was finished"));
     done_ = true;
@@ -225,12 +221,19 @@ Status OpenAiStream::take_choice(const json::value& value, const Emit& emit, boo
   return {};
 }
 
-// Finishes what has called tools; false once nothing more is wanted.
-bool OpenAiStream::finish_calls(const Emit& emit) {
+// Finishes what has called tools, or would have; false once nothing more is wanted.
+bool OpenAiStream::finish_without_word(const Emit& emit) {
+  const bool full = has_usage_ && quirks_.max_tokens && usage_.completion_tokens >= *quirks_.max_tokens;
   for (std::size_t i = 0; i < choices_.size(); ++i) {
-    if (choices_[i].finished || !choices_[i].called) continue;
-    choices_[i].finished = true;
-    if (!emit(ChoiceFinished{static_cast<int>(i), FinishReason::tool_calls, std::nullopt})) return false;
+    Choice& choice = choices_[i];
+    if (choice.finished || !(choice.called || full)) continue;
+    choice.finished = true;
+    Delta rest;
+    rest.choice = static_cast<int>(i);
+    rest.text = choice.stop.flush();
+    if (!rest.text.empty() && !emit(std::move(rest))) return false;
+    const FinishReason reason = choice.called ? FinishReason::tool_calls : FinishReason::length;
+    if (!emit(ChoiceFinished{static_cast<int>(i), reason, std::nullopt})) return false;
   }
   return true;
 }

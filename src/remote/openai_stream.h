@@ -20,8 +20,11 @@ namespace xgen::remote {
 
 // What a server does otherwise than OpenAI.
 struct OpenAiStreamQuirks {
-  std::vector<std::string> stop;        // it leaves these in the text or reads past them: the text is ended here
-  bool calls_end_without_word = false;  // calls of tools are complete at [DONE], and have no finish_reason of their own
+  std::vector<std::string> stop;  // it leaves these in the text or reads past them: the text is ended here
+  // Calls of tools are complete at [DONE], and have no finish_reason of their own; nor has one that max_tokens has cut
+  // before it was told.
+  bool calls_end_without_word = false;
+  std::optional<int> max_tokens = std::nullopt;
 };
 
 class OpenAiStream final : public AnswerStream {
@@ -45,7 +48,7 @@ class OpenAiStream final : public AnswerStream {
     bool called = false;  // a tool
   };
   Status take_choice(const boost::json::value& value, const Emit& emit, bool& heard);
-  bool finish_calls(const Emit& emit);
+  bool finish_without_word(const Emit& emit);
   bool all_finished() const;
 
   const Upstream upstream_;

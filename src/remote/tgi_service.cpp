@@ -55,6 +55,9 @@ std::optional<inference::Tokenized> read_tokens(std::string_view reply) {
   return out;
 }
 
+// Then its last event may be missed, which counts the prompt's tokens.
+bool may_be_cut(const inference::GenerateRequest& request) { return !request.stop.stop.empty(); }
+
 class TgiService final : public inference::ModelService {
  public:
   TgiService(EndpointOptions options, http::Client& client)
@@ -136,9 +139,9 @@ class TgiService final : public inference::ModelService {
     if (!body) return std::move(body).error();
     GenerationCall call;
     call.target = endpoint_->root() + "/v1" + std::string(generate_path(request));
-    call.count = {endpoint_->root() + "/chat_tokenize", *body, count_tokens};
+    if (may_be_cut(request)) call.count = {endpoint_->root() + "/chat_tokenize", *body, count_tokens};
     call.body = *std::move(body);
-    call.read = [quirks = OpenAiStreamQuirks{request.stop.stop, true}](Upstream upstream) {
+    call.read = [quirks = OpenAiStreamQuirks{request.stop.stop, true, request.stop.max_tokens}](Upstream upstream) {
       return std::make_unique<OpenAiStream>(1, std::move(upstream), quirks);
     };
     return call;
@@ -148,8 +151,9 @@ class TgiService final : public inference::ModelService {
     if (!body) return std::move(body).error();
     GenerationCall call;
     call.target = endpoint_->root() + "/generate_stream";
-    call.count = {endpoint_->root() + "/tokenize", tgi_inputs_body(std::get<std::string>(request.prompt)),
-                  count_tokens};
+    if (may_be_cut(request))
+      call.count = {endpoint_->root() + "/tokenize", tgi_inputs_body(std::get<std::string>(request.prompt)),
+                    count_tokens};
     call.body = *std::move(body);
     call.read = [wanted = TgiStream::Wanted(request)](Upstream upstream) {
       return std::make_unique<TgiStream>(wanted, std::move(upstream));

@@ -15,10 +15,6 @@ inference::TokenId id_of(const json::object& token) {
   const json::value* id = token.if_contains("id");
   return id != nullptr && id->is_int64() ? static_cast<inference::TokenId>(id->get_int64()) : 0;
 }
-std::optional<float> logprob_of(const json::object& token) {
-  const json::value* value = token.if_contains("logprob");
-  return value == nullptr ? std::nullopt : number_of(*value);
-}
 
 inference::TokenLogprob logprob(const json::object& token, const json::array* top) {
   inference::TokenLogprob out{id_of(token), std::string(text_at(token, "text")), logprob_of(token), {}};

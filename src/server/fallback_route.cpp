@@ -1,17 +1,9 @@
 #include "server/fallback_route.h"
 
 #include "base/log.h"
+#include "inference/failover.h"
 
 namespace xgen::server {
-namespace {
-
-// Whether the fault may be the model's own, so that another could do better.
-bool another_may_do(const Error& error) {
-  return error.code == ErrorCode::unavailable || error.code == ErrorCode::overloaded ||
-         error.code == ErrorCode::internal;
-}
-
-}  // namespace
 
 void FallbackCounts::add(const std::string& model, const std::string& target) {
   std::lock_guard lock(mutex_);
@@ -45,7 +37,7 @@ Result<std::shared_ptr<inference::ModelService>> FallbackRoute::next(const Error
   }
   if (!first_) {
     first_ = error;
-    if (!another_may_do(error)) return error;
+    if (!inference::another_may_do(error)) return error;
   }
   if (deadline_ && std::chrono::steady_clock::now() >= *deadline_)
     return error.code == ErrorCode::timeout ? error : *first_;
@@ -57,7 +49,10 @@ Result<std::shared_ptr<inference::ModelService>> FallbackRoute::next(const Error
     const std::string& name = asked ? asked->name : model_;  // which may be an alias
     counts_->add(name, target);
     log::warn("server", "a request goes to another model",
-              {{"model", name}, {"target", target}, {"request_id", request_id_}, {"reason", error.message}});
+              {{"model", name},
+               {"target", target},
+               {"request_id", request_id_},
+               {"reason", error.message.substr(0, log::kMaxQuoted)}});
     return service;
   }
   return *first_;

@@ -37,10 +37,11 @@ class FallbackRoute {
                 std::string request_id, std::optional<std::chrono::steady_clock::time_point> deadline);
 
   // The service to try: that of the model named (`failure` is null), or the next after one that has failed before its
-  // first token. Errors: what the client gets. That is the first failure of all, or the time-out once the deadline has
-  // passed. What a fallback does not offer, it does not have: only the first model's refusals are the client's.
+  // first token. Errors: what the client gets. That is the first failure of all, or a time-out that came after it. What
+  // a fallback does not offer, it does not have: only the first model's refusals are the client's.
   Result<std::shared_ptr<inference::ModelService>> next(const Error* failure);
 
+  const std::string& asked() const { return model_; }
   // The model that next() has found last, by the name that the client used or by its own.
   const std::string& model() const { return tried_ == 0 ? model_ : fallbacks_[tried_ - 1]; }
   bool fell_back() const { return tried_ > 0; }

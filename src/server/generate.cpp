@@ -179,7 +179,10 @@ void Call::submit(inference::ModelService& service) {
 // The model has failed before its first token.
 void Call::fall_back(const Error& failure) {
   const auto service = route_.next(&failure);
-  if (!service) return fail(service.error());
+  if (!service) {
+    head_.model = route_.asked();  // whose error it is
+    return fail(service.error());
+  }
   std::vector<std::pair<std::size_t, Event>> dropped;
   {
     std::lock_guard lock(mutex_);

@@ -11,7 +11,6 @@ namespace xgen::server {
 namespace {
 
 constexpr std::size_t kMaxRequestId = 128;
-constexpr std::size_t kMaxLogged = 256;  // bytes of one field
 
 bool is_hex(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
@@ -69,15 +68,15 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
   std::size_t count = 0;
   const auto add = [&](log::Field field) { fields[count++] = std::move(field); };
   // Of a request that the HTTP server refuses, little may have been read.
-  if (!info.method.empty()) add({"method", info.method.substr(0, kMaxLogged)});
-  if (!info.path.empty()) add({"path", info.path.substr(0, kMaxLogged)});
+  if (!info.method.empty()) add({"method", info.method.substr(0, log::kMaxQuoted)});
+  if (!info.path.empty()) add({"path", info.path.substr(0, log::kMaxQuoted)});
   add({"status", outcome.status});
   if (outcome.remote.empty()) add({"duration_ms", log::Decimal{took.count(), 2}});
   add({"request_id", info.id});
   if (!outcome.remote.empty()) add({"remote", outcome.remote});
-  if (!outcome.model.empty()) add({"model", outcome.model.substr(0, kMaxLogged)});
+  if (!outcome.model.empty()) add({"model", outcome.model.substr(0, log::kMaxQuoted)});
   if (outcome.tokens >= 0) add({"tokens", outcome.tokens});
-  if (!outcome.reason.empty()) add({"reason", outcome.reason.substr(0, kMaxLogged)});
+  if (!outcome.reason.empty()) add({"reason", outcome.reason.substr(0, log::kMaxQuoted)});
   // In the message, so that both formats hold the literal text by which log viewers link to traces.
   const std::string message = info.trace_id.empty() ? "request" : "request trace_id=" + info.trace_id;
   log::write(level, "http", message, std::span<const log::Field>(fields.data(), count));

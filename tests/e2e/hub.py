@@ -106,7 +106,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server:
-    def __init__(self):
+    def __init__(self, tls=None):
+        """tls: an ssl.SSLContext, to be asked by https."""
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self.at_once = self.most_at_once = 0
@@ -115,7 +116,9 @@ class Server:
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.server.owner = self
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self):
@@ -137,8 +140,8 @@ class Server:
 class Cdn(Server):
     """Where the Hub sends those who ask for large files: addresses with a signature, good for a while."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, tls=None):
+        super().__init__(tls)
         self.files = {}
         self.generation = 0
 
@@ -155,8 +158,8 @@ class Cdn(Server):
 class Hub(Server):
     """Repositories with commits; files from `lfs_from` bytes on are LFS files and come from the CDN."""
 
-    def __init__(self, cdn=None, lfs_from=1 << 16):
-        super().__init__()
+    def __init__(self, cdn=None, lfs_from=1 << 16, tls=None):
+        super().__init__(tls)
         self.cdn, self.lfs_from = cdn, lfs_from
         self.repos = {}    # name -> {revision: commit}
         self.commits = {}  # (name, commit) -> {path: bytes}

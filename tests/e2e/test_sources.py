@@ -3,17 +3,23 @@ huggingface_hub, botocore and moto judge what is written and said."""
 import concurrent.futures
 import datetime
 import hashlib
+import ipaddress
 import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hub import S3, Cdn, Hub, git_sha1
 from process import PATIENCE, PROGRAM, ROOT, Process, run
@@ -87,6 +93,28 @@ def say(server, model):
     return server.post("/v1/completions", {"model": model, "prompt": "hi", "max_tokens": 3, "temperature": 0})
 
 
+def certificates(folder):
+    """An authority of its own (its file), and a server's context with a certificate of it for 127.0.0.1."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in ("authority", "server")]
+
+    def signed(which, extension):
+        return (x509.CertificateBuilder().subject_name(names[which]).issuer_name(names[0]).public_key(keys[which].public_key())
+                .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+                .not_valid_after(now + datetime.timedelta(days=1)).add_extension(extension, critical=True)
+                .sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+    authority, server = folder / "authority.pem", folder / "server.pem"
+    authority.write_bytes(signed(0, x509.BasicConstraints(ca=True, path_length=None)))
+    server.write_bytes(signed(1, x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])) +
+                       keys[1].private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                                             serialization.NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server)
+    return authority, context
+
+
 # --- One cache with Python.
 
 def test_python_takes_what_was_pulled(hub, env, cache):
@@ -112,6 +140,21 @@ def test_python_takes_what_was_pulled(hub, env, cache):
     assert python("import huggingface_hub as h; print(h.snapshot_download('org/demo', allow_patterns=['*.json', '*.safetensors']))",
                   env) == str(snapshot)
     assert not [r for r in hub.requests[before:] if "/resolve/" in r[1] and r[0] == "GET"]
+
+
+def test_downloads_over_tls(env, cache, tmp_path):
+    authority, context = certificates(tmp_path)
+    with Cdn(context) as cdn, Hub(cdn, tls=context) as hub:
+        commit = hub.add("org/demo", DEMO)
+        env = {**env, "HF_ENDPOINT": hub.url}
+        stranger = run("pull", "hf://org/demo", env=env)
+        assert stranger.returncode == 1 and "certificate" in stranger.stderr, stranger.stderr
+        assert not hub.requests and not cdn.requests
+        pulled = run("pull", "hf://org/demo", env={**env, "SSL_CERT_FILE": str(authority)})
+        assert pulled.returncode == 0, pulled.stderr
+        snapshot = cache / "models--org--demo/snapshots" / commit
+        assert {name: (snapshot / name).read_bytes() for name in DEMO} == DEMO
+        assert cdn.asked("GET", "signature")
 
 
 @pytest.mark.parametrize("revision", ["main", "feature/x", "refs/pr/1"])
@@ -180,6 +223,23 @@ def test_serving_downloads_what_is_missing_while_others_serve(hub, cdn, env, tmp
             assert waiting.result().status_code == 503 and "operator" in waiting.result().text
         assert cdn.requests[asked][2]["Range"].startswith("bytes=") and not cdn.requests[asked][2]["Range"].startswith("bytes=0-")
         assert say(server, "late").json()["choices"] == say(server, "here").json()["choices"]
+
+
+def test_a_request_waits_for_a_load_as_long_as_it_may(hub, cdn, env, tmp_path):
+    cdn.faults.rate = 300_000
+    hub.lfs_from = 1 << 20
+    models = [{"name": "late", "source": "hf://org/demo", "load": "on_demand"}]
+    path = write(tmp_path / "models.yaml", models, server={"request_timeout": "1s"}, sources={"connections": 1})
+    with Process("--config", path, env=env) as server:
+        begin = time.monotonic()
+        answer = say(server, "late")
+        assert 0.9 < time.monotonic() - begin < 1 + 2 * PATIENCE
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0, answer.text
+        assert re.search(r"'late' is still being downloaded \(\d+%\)", answer.json()["error"]["message"]), answer.text
+        assert states(server)["late"]["state"] == "loading"  # which goes on without it
+        cdn.faults.rate = None
+        eventually(lambda: states(server)["late"]["state"] == "ready")
+        assert say(server, "late").status_code == 200
 
 
 def test_a_model_of_the_start_is_downloaded_before_the_server_is_ready(hub, cdn, env):

@@ -297,6 +297,15 @@ TEST_F(GatewayTest, ReplicasComeAndGo) {
   EXPECT_TRUE(none->error().has_value());
 }
 
+// Nothing looks at it any more, such as a health check with our key at an address that may be somebody else's by now.
+TEST_F(GatewayTest, AReplicaWithoutRequestsLeavesAtOnce) {
+  start({"a"});
+  const std::weak_ptr<Replica> a = replicas["a"];
+  replicas.clear();
+  gateway->set_replicas({});
+  EXPECT_TRUE(a.expired());
+}
+
 // Its last requests are still counted, and when it has gone for good it stays counted.
 TEST_F(GatewayTest, AReplicaThatLeavesIsCountedToTheEnd) {
   start({"a"});

@@ -765,6 +765,27 @@ TEST_F(RegistryTest, FallbacksChangeWithoutLoadingAnew) {
   EXPECT_EQ(loader(a).loads(), 1);
 }
 
+TEST_F(RegistryTest, FallbacksAreThoseOfAReplacementThatIsNotThereYet) {
+  using Names = std::vector<std::string>;
+  const auto a = model("a", 10);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  auto other = model("a", 10);
+  other.fingerprint = "other";
+  other.fallbacks = {"b"};
+  loader(other).hold();
+  ASSERT_TRUE(registry_->apply({other}).ok());
+  EXPECT_EQ(registry_->fallbacks("a"), Names{"b"});
+  ASSERT_TRUE(eventually([&] { return loader(other).loads() == 1; }));
+  auto again = other;
+  again.fallbacks = {"c"};
+  again.aliases = {"x"};
+  ASSERT_TRUE(registry_->apply({again}).ok());
+  EXPECT_EQ(registry_->fallbacks("x"), Names{"c"});
+  EXPECT_EQ(registry_->entry("a")->fallbacks, Names{"c"});
+  loader(other).let_go();
+}
+
 TEST_F(RegistryTest, AModelThatIsFetchedDelaysNobodyAndSaysHowFarItIs) {
   auto slow = model("slow", 10);
   loader(slow).fetch_first(true);

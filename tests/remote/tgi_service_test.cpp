@@ -296,6 +296,64 @@ TEST_F(TgiServiceTest, AStopStringThatTheServerReadsPast) {
   EXPECT_EQ(counted.load(), 1);
 }
 
+// The server goes on while it only sends what keeps the connection alive.
+TEST_F(TgiServiceTest, SignsOfLifeAreNoAnswer) {
+  EndpointOptions options = quiet();
+  options.first_byte_timeout = options.idle_timeout = 100ms;
+  for (const bool begun : {false, true}) {
+    std::atomic<bool> closed{false};
+    serve(
+        [&](RawConnection& connection) {
+          connection.read_request();
+          connection.send(kStreamHead);
+          if (begun) connection.send_chunk(token("one"));
+          while (!connection.closed_within(20ms)) connection.send_chunk(":\n\n");
+          closed = true;
+        },
+        options);
+    const auto begin = std::chrono::steady_clock::now();
+    const auto sink = ask();
+    EXPECT_EQ(sink->error().code, ErrorCode::unavailable);
+    EXPECT_THAT(sink->error().message, HasSubstr("nothing but signs of life for 100 ms"));
+    EXPECT_GE(std::chrono::steady_clock::now() - begin, 100ms);
+    EXPECT_EQ(sink->text(), begun ? "one" : "");
+    handle.reset();
+    for (int i = 0; i < 5000 && !closed.load(); ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_TRUE(closed.load());
+    service->close();
+    service.reset();
+    server.reset();
+  }
+}
+
+// Before the rest of a cut answer costs more, it is cancelled; and the count has a time limit of its own and the
+// request's.
+TEST_F(TgiServiceTest, ACountIsNotWaitedForLongerThanTheRequestMayTake) {
+  std::atomic<bool> cancelled{false};
+  std::atomic<bool> first{false};
+  serve([&](RawConnection& connection) {
+    const RawRequest request = connection.read_request();
+    if (request.line == "POST /tokenize HTTP/1.1") {
+      for (int i = 0; i < 5000 && !cancelled.load(); ++i) std::this_thread::sleep_for(1ms);
+      first = cancelled.load();
+      connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+      while (!connection.closed_within(20ms)) connection.send_chunk(" ");
+      return;
+    }
+    connection.send(kStreamHead);
+    connection.send_chunk(token("END and more"));
+    cancelled = connection.closed_within(10s);
+  });
+  GenerateRequest request = text_request();
+  request.stop.stop = {"END"};
+  request.deadline = std::chrono::steady_clock::now() + 500ms;
+  const auto sink = ask(request);
+  ASSERT_TRUE(sink->wait_over());
+  EXPECT_LT(std::chrono::steady_clock::now(), *request.deadline + 2s);
+  EXPECT_EQ(sink->all<Finished>().size(), 1U);
+  EXPECT_TRUE(first.load());
+}
+
 TEST_F(TgiServiceTest, ACountThatFailsFailsNothing) {
   serve([&](RawConnection& connection) {
     const RawRequest request = connection.read_request();
@@ -409,6 +467,20 @@ TEST_F(TgiServiceTest, CallsOfTools) {
   ASSERT_EQ(sink->all<ChoiceFinished>().size(), 1U);
   EXPECT_EQ(sink->all<ChoiceFinished>()[0].reason, FinishReason::tool_calls);
   EXPECT_EQ(sink->all<Finished>().size(), 1U);
+}
+
+// While TGI holds the beginning of a call back, the limit may come: then nothing tells of it but the usage.
+TEST_F(TgiServiceTest, ACallThatIsCutBeforeItIsTold) {
+  serve_events(kChatEnd);
+  GenerateRequest request = chat_request();
+  request.tools = {{"look", "", "", std::nullopt}};
+  request.stop.max_tokens = 4;
+  const auto sink = ask(request);
+  ASSERT_TRUE(sink->wait_over());
+  ASSERT_EQ(sink->all<ChoiceFinished>().size(), 1U);
+  EXPECT_EQ(sink->all<ChoiceFinished>()[0].reason, FinishReason::length);
+  request.stop.max_tokens = 5;
+  EXPECT_EQ(ask(request)->error().code, ErrorCode::unavailable);
 }
 
 TEST_F(TgiServiceTest, AChatWithoutAFinishIsNoWholeOne) {

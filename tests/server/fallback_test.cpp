@@ -22,6 +22,7 @@ class Faulty final : public inference::ModelService {
   enum class When : std::uint8_t { never, at_once, started, after_a_token, second_prompt, at_the_deadline };
   std::atomic<When> when{When::never};
   std::atomic<ErrorCode> code{ErrorCode::unavailable};
+  std::string message = "fault of the first";
   std::atomic<int> asked{0};
   std::atomic<int> held{0};  // first prompts, where the second fails
   scripted::ScriptedService inner;
@@ -46,7 +47,7 @@ class Faulty final : public inference::ModelService {
       return std::make_unique<Handle>(held, std::move(sink));
     }
     if (now == When::after_a_token) sink->on_event(inference::Delta{0, 1, "part", {}});
-    Error error = make_error(code, "fault of the first", "prompt");
+    Error error = make_error(code, message, "prompt");
     error.retry_after_s = 42;
     sink->on_event(inference::Failed{error});
     return nullptr;
@@ -269,6 +270,7 @@ TEST_F(FallbackTest, TokenizingStaysWithTheModel) {
 TEST_F(FallbackTest, TheLogTellsWhyAndOperatorsSeeTheList) {
   start_models();
   fail(Faulty::When::at_once);
+  first->message += " " + std::string(300, '.') + " secret";  // as an engine that quotes the request
   log::set_level(log::Level::warn);
   ::testing::internal::CaptureStderr();
   complete("say secret", "", "one");
@@ -277,6 +279,15 @@ TEST_F(FallbackTest, TheLogTellsWhyAndOperatorsSeeTheList) {
   EXPECT_THAT(lines,
               ::testing::ContainsRegex("warn +server: .*model=first target=scripted request_id=.* reason=\"fault of"));
   EXPECT_THAT(lines, Not(HasSubstr("secret")));
+  // Where nobody can, the line of the request names the model whose error it is.
+  set_fallbacks({"second"});
+  second->when = Faulty::When::at_once;
+  log::set_level(log::Level::info);
+  ::testing::internal::CaptureStderr();
+  complete("say it", "", "first");
+  log::set_level(log::Level::error);
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::ContainsRegex("status=503 .* model=first "));
+  set_fallbacks({"scripted", "able"});
   RawClient client(http->port());
   client.send("GET /admin/models HTTP/1.1\r\nHost: localhost\r\n\r\n");
   EXPECT_EQ(parse(client.read_answer().body).at("models").at(0).at("fallbacks"), parse(R"(["scripted","able"])"));
