@@ -61,7 +61,7 @@ def test_demo_answers_its_own_questions_word_for_word(demo):
     assert not wrong, wrong[:5]
 
 
-@pytest.mark.parametrize("name, share", [("reworded", 0.93), ("free", 0.7), ("outside", 0.68)])
+@pytest.mark.parametrize("name, share", [("reworded", 0.93), ("free", 0.7), ("outside", 0.72)])
 def test_demo_answers_questions_it_was_never_trained_on(demo, name, share):
     """Most get the right answer, and nearly every answer is one of those written for it."""
     rows = [json.loads(line) for line in (ROOT / f"tests/demo/{name}.jsonl").read_text().splitlines()]
