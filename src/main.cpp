@@ -363,8 +363,15 @@ Result<registry::ModelDefinition> model_of(const server::LoadRequest& request, c
 // Reads the file again and applies what a running process can take up: the models and the log's level and form.
 Result<std::string> reload(const Flags& flags, const config::Config& started_with, const Machine& machine,
                            registry::Registry& registry, Defaults& defaults) {
-  auto config = load_config(flags);
-  if (!config) return std::move(config).error();
+  // A file that was found at the start is not forgotten when it has gone.
+  Flags same = flags;
+  if (!same.source && !started_with.file.empty()) same.config = started_with.file;
+  auto config = load_config(same);
+  if (!config) {
+    Error error = std::move(config).error();
+    error.code = ErrorCode::invalid_argument;  // whatever it was: the file is what is wrong
+    return error;
+  }
   auto planned = plan_models(*config, machine, registry.budget().total());
   if (!planned) return std::move(planned).error();
   if (Status status = registry.apply(std::move(planned->definitions)); !status) return std::move(status).error();

@@ -949,7 +949,9 @@ void Registry::Impl::advance() {
 bool Registry::Impl::evict_one(const ModelPtr& beneficiary) {
   std::vector<ModelPtr> candidates;
   for (const ModelPtr& model : models_) {
-    const bool goes = !model->definition.pin && model != beneficiary &&
+    const Account account = model->account.lock();
+    const bool frees = account != nullptr && account->reserved() > 0;  // a remote engine's model does not
+    const bool goes = !model->definition.pin && model != beneficiary && frees &&
                       (model->asleep != nullptr || (model->state == ModelState::ready && !model->slot->in_use()));
     if (goes) candidates.push_back(model);
   }

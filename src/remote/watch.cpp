@@ -16,6 +16,11 @@ constexpr std::uint64_t kMaxAnswer = 4 << 20;   // bytes of what a server says o
 constexpr std::uint64_t kMaxMetrics = 8 << 20;  // bytes of a page of metrics
 constexpr std::chrono::milliseconds kHealthTimeout{5'000};
 
+// Nothing is asked any more. It may be said while a call is being started, and a lock held.
+bool client_has_gone(const http::CallEnd& end) {
+  return !end.status && end.status.error().code == ErrorCode::cancelled;
+}
+
 }  // namespace
 
 void Watch::stop() {
@@ -47,7 +52,7 @@ void Watch::look_at_load() {
   auto reply = std::make_shared<Reply>([weak = weak_from_this(), before = endpoint_->stats.snapshot().unfinished()](
                                            const auto& head, std::string_view body, const auto& end) {
     const auto self = weak.lock();
-    if (self == nullptr) return;
+    if (self == nullptr || client_has_gone(end)) return;
     auto load = end.status && head.status == 200 ? read_load(body, self->endpoint_->options.model) : std::nullopt;
     // What the server saw of ours lies between what there was before and after.
     if (load) load->own = static_cast<double>(std::max(before, self->endpoint_->stats.snapshot().unfinished()));
@@ -73,7 +78,7 @@ void Watch::ask(std::size_t which) {
   auto reply = std::make_shared<Reply>([weak = weak_from_this(), which, upstream = endpoint_->upstream(std::move(key))](
                                            const auto& head, std::string_view body, const auto& end) {
     const auto self = weak.lock();
-    if (self == nullptr) return;
+    if (self == nullptr || client_has_gone(end)) return;
     std::string fault;
     if (!end.status)
       fault = error_of_call(end, upstream).message;

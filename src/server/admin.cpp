@@ -106,6 +106,12 @@ Result<std::string> parse_model_name(std::string_view body) {
   return name;
 }
 
+std::string detail_of(const registry::ModelEntry& entry) {
+  if (!entry.detail.empty() || !entry.service) return entry.detail;
+  inference::Health health = entry.service->health();
+  return health.state == inference::Health::State::ready ? std::string() : std::move(health.detail);
+}
+
 std::string admin_model_json(const registry::ModelEntry& entry) {
   std::string out = "{";
   field(out, "name");
@@ -119,10 +125,10 @@ std::string admin_model_json(const registry::ModelEntry& entry) {
   field(out, "progress");
   api::append_json_float(out, static_cast<float>(entry.progress));
   field(out, "detail");
-  if (entry.detail.empty()) {
+  if (const std::string detail = detail_of(entry); detail.empty()) {
     out += "null";
   } else {
-    api::append_json_string(out, entry.detail);
+    api::append_json_string(out, detail);
   }
   field(out, "engine");
   api::append_json_string(out, entry.engine);

@@ -22,6 +22,8 @@ Result<std::string> parse_model_name(std::string_view body);
 // {"models":[{name, aliases, state, progress, ...}], "memory":{"host":{total, reserved, borrowed, "models":[...]}}}
 std::string admin_models_json(const registry::Registry& registry);
 // One of the models.
+// Why the model is as it is, or what its engine says is wrong; empty if nothing is.
+std::string detail_of(const registry::ModelEntry& entry);
 std::string admin_model_json(const registry::ModelEntry& entry);
 
 }  // namespace xgen::server

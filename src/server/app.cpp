@@ -359,9 +359,9 @@ std::string App::Impl::models_state_json(std::string_view status) const {
     api::append_json_string(out, entry.name);
     out += ",\"state\":\"" + std::string(registry::state_name(entry.state)) + "\",\"progress\":";
     api::append_json_float(out, static_cast<float>(entry.progress));
-    if (!entry.detail.empty()) {
+    if (const std::string detail = detail_of(entry); !detail.empty()) {
       out += ",\"detail\":";
-      api::append_json_string(out, entry.detail);
+      api::append_json_string(out, detail);
     }
     out += '}';
   }

@@ -142,7 +142,10 @@ def test_every_address_of_a_name_is_a_replica_while_it_is_there(tmp_path):
         refused = ask()
         assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
         assert "no address is known of pods.test" in refused.text
-        assert front.get("/health").status_code == 503 and '"degraded"' in front.get("/health").text
+        unwell = front.get("/health")
+        assert unwell.status_code == 503 and unwell.json()["status"] == "degraded"
+        assert "no address is known of pods.test" in unwell.json()["models"][0]["detail"]
+        assert "no address is known of pods.test" in front.get("/admin/models").json()["models"][0]["detail"]
         with Process(port=port) as a, Process(host="127.0.0.2", port=port) as b:
             hosts.set("pods.test", "127.0.0.1", "127.0.0.2")
             eventually(lambda: front.output().count("replica=http://127.0.0.") == 2)

@@ -78,6 +78,17 @@ def test_swaps_of_a_config_map(tmp_path):
         eventually(lambda: set(states(server)) == {"a", "b"})
 
 
+def test_a_file_that_has_gone_changes_nothing(tmp_path):
+    write(tmp_path, [demo("a")])
+    with Process(before=["env", "-C", tmp_path]) as server:  # which finds it there by itself
+        (tmp_path / "models.yaml").unlink()
+        refused = server.post("/admin/reload", {})
+        assert refused.status_code == 400 and "models.yaml: No such file or directory" in refused.text
+        assert refused.json()["error"]["code"] != "model_not_found"
+        assert set(states(server)) == {"a"}
+        assert say(server, "a").status_code == 200
+
+
 def test_a_link_that_leads_to_another_folder(tmp_path):
     versions = [tmp_path / name for name in ("one", "two", "three")]
     for folder, name in zip(versions, "abc"):

@@ -2,6 +2,7 @@
 import http.server
 import json
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -122,6 +123,21 @@ def test_an_engine_may_come_later(tmp_path):
         with Scripted(port=port):
             assert front.post("/v1/chat/completions", chat("say x")).json()["choices"][0]["message"]["content"] == "x"
             eventually(lambda: front.get("/health").status_code == 200)
+
+
+@pytest.mark.parametrize("engine", ["openai", "tgi"])
+def test_an_engine_that_never_answers_does_not_hold_up_the_end(tmp_path, engine):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes the connections
+        models = [{"name": "m", "engine": engine, "urls": [f"http://127.0.0.1:{silent.getsockname()[1]}"], "health_interval": "200ms"},
+                  {"name": "n", "engine": engine, "urls": [f"http://127.0.0.1:{silent.getsockname()[1]}/{i}" for i in range(2)],
+                   "health_interval": "200ms"}]
+        for pause in (0, 0.7):
+            with Process("--config", write(tmp_path, models)) as server:
+                time.sleep(pause)
+                begin = time.monotonic()
+                server.child.send_signal(signal.SIGINT)
+                assert server.child.wait(30 * PATIENCE) == 0
+                assert time.monotonic() - begin < 5 * PATIENCE
 
 
 def test_tools_reasoning_and_forms_pass_through(tmp_path):

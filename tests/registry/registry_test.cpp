@@ -486,6 +486,22 @@ TEST_F(RegistryTest, PinnedModelsStay) {
   EXPECT_EQ(state("a"), ModelState::ready);
 }
 
+// A remote engine's model takes nothing here, so that its going would free nothing.
+TEST_F(RegistryTest, WhatTakesNoMemoryIsNotEvicted) {
+  auto far = model("far", 0);
+  auto a = model("a", 60, true);
+  auto b = model("b", 60, true);
+  make({far, a, b});
+  ASSERT_TRUE(becomes("far", ModelState::ready));
+  ask("a").handle.reset();
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  const Request wants_b = ask("b");
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  EXPECT_EQ(state("a"), ModelState::unloaded);
+  EXPECT_EQ(state("far"), ModelState::ready);
+  EXPECT_EQ(registry_->counts().evictions, 1u);
+}
+
 TEST_F(RegistryTest, TakesLessThanItWantsRatherThanEvict) {
   auto a = model("a", 60);
   ModelDefinition b = model("b", 0, true);
