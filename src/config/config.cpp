@@ -746,7 +746,14 @@ class Reader {
         fault(node.Mark(), path + ".tokenizer",
               "missing; engine triton takes only text, so the model's tokenizer and chat template are needed here");
       if (!node["urls"]) fault(node.Mark(), path + ".urls", "missing; where does the engine answer?");
-      for (std::string* file : {&model.remote.api_key_file, &model.remote.ca_file}) make_absolute(*file);
+      const std::pair<const char*, std::string*> files[] = {{"api_key_file", &model.remote.api_key_file},
+                                                            {"ca_file", &model.remote.ca_file}};
+      for (const auto& [name, file] : files) {
+        make_absolute(*file);
+        std::error_code error;
+        if (!file->empty() && !fs::exists(*file, error))
+          fault(node[name].Mark(), path + "." + name, "'" + *file + "': " + (error ? error.message() : "no such file"));
+      }
     } else if (!node["source"]) {
       fault(node.Mark(), path + ".source", "missing; expected a folder, a .gguf file, hf://… or s3://…");
     } else if (!model.source.empty()) {
@@ -1066,9 +1073,7 @@ models:
   append_reference(out, "models", "models[].", model_keys());
   append_reference(out, "Settings of a model (under `models[]`, or for all models under `defaults`)", "",
                    settings_keys());
-  append_reference(out,
-                   "A model that another engine serves",
-                   "", remote_keys());
+  append_reference(out, "A model that another engine serves", "", remote_keys());
   out +=
       "\nOf the settings above such a model takes `engine` alone, and it has no `source`. "
       "[remote-engines.md](remote-engines.md) explains it.\n";

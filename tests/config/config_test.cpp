@@ -165,6 +165,10 @@ TEST(Config, EveryBadValueIsRefused) {
        "models[0].tokenizer: '/nonexistent': "},
       {"models: [{name: a, engine: triton, urls: ['http://a'], tokenizer: /dev/null}]",
        "models[0].tokenizer: '/dev/null': expected a folder, tokenizer.json or a .gguf file"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], api_key_file: /nonexistent/key}]",
+       "models[0].api_key_file: '/nonexistent/key': no such file"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], ca_file: /nonexistent/ca.pem}]",
+       "models[0].ca_file: '/nonexistent/ca.pem': no such file"},
       {"models: [{name: a, engine: openai}]", "urls: missing"},
       {"models: [{name: a, engine: openai, urls: http://host/v1}]", "a list of 1 to 256 URLs"},
       {"models: [{name: a, engine: openai, urls: []}]", "a list of 1 to 256 URLs"},
@@ -210,14 +214,14 @@ models:
     urls: ['https://vllm-0:8000/v1']
     model: org/Big
     dialect: vllm
-    api_key_file: keys/big
-    ca_file: /etc/ca.pem
+    api_key_file: ./zero
+    ca_file: /dev/null
     headers: {X-Team: blue}
     first_byte_timeout: 30s
     max_requests: 7
   - {name: small, source: 'builtin:xgen-demo'}
 )",
-                          "/srv/models.yaml");
+                          "/dev/models.yaml");
   ASSERT_TRUE(config.ok()) << config.error().message;
   const Model& model = config->models.at(0);
   EXPECT_TRUE(model.is_remote());
@@ -225,8 +229,8 @@ models:
   EXPECT_EQ(model.remote.urls, (std::vector<std::string>{"https://vllm-0:8000/v1"}));
   EXPECT_EQ(model.remote.model, "org/Big");
   EXPECT_EQ(model.remote.dialect, "vllm");
-  EXPECT_EQ(model.remote.api_key_file, "/srv/keys/big");  // relative to the file
-  EXPECT_EQ(model.remote.ca_file, "/etc/ca.pem");
+  EXPECT_EQ(model.remote.api_key_file, "/dev/zero");  // relative to the file
+  EXPECT_EQ(model.remote.ca_file, "/dev/null");
   EXPECT_EQ(model.remote.headers.at(0).second, "blue");
   EXPECT_EQ(model.remote.first_byte_timeout, milliseconds(30'000));
   EXPECT_EQ(model.remote.idle_timeout, milliseconds(60'000));
