@@ -2,12 +2,20 @@
 #pragma once
 
 #include <functional>
+#include <string>
 #include <string_view>
+#include <variant>
 
 #include "base/result.h"
 #include "inference/types.h"
 
 namespace xgen::remote {
+
+// The prompt, where the answer is to begin with it.
+inline std::string echo_of(const inference::GenerateRequest& request) {
+  const auto* text = std::get_if<std::string>(&request.prompt);
+  return request.echo && text != nullptr ? *text : std::string();
+}
 
 class AnswerStream {
  public:

@@ -13,7 +13,7 @@
 #include "remote/generation.h"
 #include "remote/openai_request.h"
 #include "remote/openai_stream.h"
-#include "remote/watch.h"
+#include "remote/remote_service.h"
 
 namespace xgen::remote {
 namespace {
@@ -68,10 +68,10 @@ std::optional<std::string> read_text(std::string_view reply) {
   return std::string(view(text->get_string()));
 }
 
-class OpenAiService final : public inference::ModelService {
+class OpenAiService final : public RemoteService {
  public:
   OpenAiService(const OpenAiOptions& options, http::Client& client)
-      : endpoint_(std::make_shared<Endpoint>(options, client)),
+      : RemoteService(std::make_shared<Endpoint>(options, client)),
         dialect_(std::make_shared<std::atomic<Dialect>>(options.dialect)) {
     const auto find_out = options.dialect == Dialect::unknown ? dialect_ : nullptr;
     const Question models{
@@ -79,12 +79,8 @@ class OpenAiService final : public inference::ModelService {
         [endpoint = endpoint_, find_out](const http::ResponseHead& head, std::string_view body) -> std::string {
           return head.status == 200 ? read_models(*endpoint, body, find_out.get()) : std::string();
         }};
-    watch_ = std::make_shared<Watch>(endpoint_, std::vector<Question>{models});
-    watch_->start();
+    watch({models});
   }
-  ~OpenAiService() override { close(); }
-  OpenAiService(const OpenAiService&) = delete;
-  OpenAiService& operator=(const OpenAiService&) = delete;
 
   std::unique_ptr<inference::RequestHandle> generate_async(inference::GenerateRequest request,
                                                            std::shared_ptr<inference::EventSink> sink) override {
@@ -110,19 +106,6 @@ class OpenAiService final : public inference::ModelService {
             .images = true,
             .extensions = true};
   }
-  inference::Health health() const override {
-    if (endpoint_->is_closed()) return {inference::Health::State::dead, 0, "closed"};
-    return watch_->health();
-  }
-  inference::ServiceStats stats() const override { return endpoint_->stats.snapshot(); }
-  inference::Load load() const override {
-    const auto told = watch_->load();
-    return told ? *told : inference::ModelService::load();
-  }
-  void close() override {
-    watch_->stop();
-    endpoint_->close();
-  }
 
  private:
   Result<GenerationCall> make_call(const inference::GenerateRequest& request) const {
@@ -135,9 +118,7 @@ class OpenAiService final : public inference::ModelService {
     return call;
   }
 
-  const std::shared_ptr<Endpoint> endpoint_;
   const std::shared_ptr<std::atomic<Dialect>> dialect_;
-  std::shared_ptr<Watch> watch_;
 };
 
 }  // namespace

@@ -138,10 +138,6 @@ OpenAiStream::OpenAiStream(int n, Upstream upstream, OpenAiStreamQuirks quirks)
   for (Choice& choice : choices_) choice.stop = text::StopMatcher(quirks_.stop);
 }
 
-Error OpenAiStream::unreadable(std::string_view why) const {
-  return make_error(ErrorCode::internal, upstream_.says("sent a stream that cannot be read: " + std::string(why)));
-}
-
 bool OpenAiStream::all_finished() const {
   return std::all_of(choices_.begin(), choices_.end(), [](const Choice& choice) { return choice.finished; });
 }
@@ -157,14 +153,14 @@ Status OpenAiStream::take(std::string_view data, const Emit& emit) {
   }
   const EventJson parsed(data);
   const json::object* chunk = parsed.object();
-  if (chunk == nullptr) return unreadable("an event is not a JSON object");
+  if (chunk == nullptr) return upstream_.unreadable("an event is not a JSON object");
   if (is_stream_error(*chunk)) return error_of_chunk(*chunk, upstream_);
   if (const json::object* usage = object_at(*chunk, "usage")) {
     read_usage(*usage, usage_);
     has_usage_ = true;
   }
   const json::array* choices = array_at(*chunk, "choices");
-  if (choices == nullptr) return unreadable("an event has no choices");
+  if (choices == nullptr) return upstream_.unreadable("an event has no choices");
   if (!std::exchange(started_, true) && !emit(inference::Started{})) return {};
   bool heard = true;
   for (const json::value& each : *choices) {
@@ -178,12 +174,12 @@ Status OpenAiStream::take(std::string_view data, const Emit& emit) {
 // `heard`: false once nothing more is wanted.
 Status OpenAiStream::take_choice(const json::value& value, const Emit& emit, bool& heard) {
   const json::object* part = value.if_object();
-  if (part == nullptr) return unreadable("a choice is not an object");
+  if (part == nullptr) return upstream_.unreadable("a choice is not an object");
   const json::value* index = part->if_contains("index");
   Delta delta;
   delta.choice = index == nullptr ? 0 : (index->is_int64() ? static_cast<int>(index->get_int64()) : -1);
   if (delta.choice < 0 || static_cast<std::size_t>(delta.choice) >= choices_.size())
-    return unreadable("it has a choice that was not asked for");
+    return upstream_.unreadable("it has a choice that was not asked for");
   Choice& choice = choices_[static_cast<std::size_t>(delta.choice)];
   read_delta(*part, delta);
   if (!has_usage_) usage_.completion_tokens += delta.tokens;

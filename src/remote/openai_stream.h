@@ -40,8 +40,6 @@ class OpenAiStream final : public AnswerStream {
   const inference::Usage& usage() const override { return usage_; }
 
  private:
-  Error unreadable(std::string_view why) const;
-
   struct Choice {
     text::StopMatcher stop;
     bool finished = false;

@@ -13,9 +13,9 @@
 #include "remote/generation.h"
 #include "remote/openai_request.h"
 #include "remote/openai_stream.h"
+#include "remote/remote_service.h"
 #include "remote/tgi_request.h"
 #include "remote/tgi_stream.h"
-#include "remote/watch.h"
 
 namespace xgen::remote {
 namespace {
@@ -58,16 +58,12 @@ std::optional<inference::Tokenized> read_tokens(std::string_view reply) {
 // Then its last event may be missed, which counts the prompt's tokens.
 bool may_be_cut(const inference::GenerateRequest& request) { return !request.stop.stop.empty(); }
 
-class TgiService final : public inference::ModelService {
+class TgiService final : public RemoteService {
  public:
   TgiService(EndpointOptions options, http::Client& client)
-      : endpoint_(std::make_shared<Endpoint>(std::move(options), client)),
-        watch_(std::make_shared<Watch>(endpoint_, questions())) {
-    watch_->start();
+      : RemoteService(std::make_shared<Endpoint>(std::move(options), client)) {
+    watch(questions());
   }
-  ~TgiService() override { close(); }
-  TgiService(const TgiService&) = delete;
-  TgiService& operator=(const TgiService&) = delete;
 
   std::unique_ptr<inference::RequestHandle> generate_async(inference::GenerateRequest request,
                                                            std::shared_ptr<inference::EventSink> sink) override {
@@ -102,15 +98,6 @@ class TgiService final : public inference::ModelService {
             .response_format = true,
             .images = true,
             .extensions = true};
-  }
-  inference::Health health() const override {
-    if (endpoint_->is_closed()) return {inference::Health::State::dead, 0, "closed"};
-    return watch_->health();
-  }
-  inference::ServiceStats stats() const override { return endpoint_->stats.snapshot(); }
-  void close() override {
-    watch_->stop();
-    endpoint_->close();
   }
 
  private:
@@ -160,9 +147,6 @@ class TgiService final : public inference::ModelService {
     };
     return call;
   }
-
-  const std::shared_ptr<Endpoint> endpoint_;
-  const std::shared_ptr<Watch> watch_;
 };
 
 }  // namespace

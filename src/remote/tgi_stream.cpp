@@ -32,25 +32,19 @@ inference::TokenLogprob logprob(const json::object& token, const json::array* to
 }  // namespace
 
 TgiStream::Wanted::Wanted(const inference::GenerateRequest& request)
-    : stop(request.stop.stop), logprobs(request.logprobs.has_value()) {
-  const auto* text = std::get_if<std::string>(&request.prompt);
-  if (request.echo && text != nullptr) echo = *text;
-}
+    : stop(request.stop.stop), logprobs(request.logprobs.has_value()), echo(echo_of(request)) {}
 
 TgiStream::TgiStream(Wanted wanted, Upstream upstream)
     : upstream_(std::move(upstream)), wanted_(std::move(wanted)), matcher_(wanted_.stop) {}
 
 Status TgiStream::take(std::string_view data, const Emit& emit) {
   if (data.empty() || done_) return {};
-  const auto unreadable = [&](std::string_view why) {
-    return make_error(ErrorCode::internal, upstream_.says("sent a stream that cannot be read: " + std::string(why)));
-  };
   const EventJson parsed(data);
   const json::object* event = parsed.object();
-  if (event == nullptr) return unreadable("an event is not a JSON object");
+  if (event == nullptr) return upstream_.unreadable("an event is not a JSON object");
   if (is_stream_error(*event)) return error_of_chunk(*event, upstream_);
   const json::object* token = object_at(*event, "token");
-  if (token == nullptr) return unreadable("an event has no token");
+  if (token == nullptr) return upstream_.unreadable("an event has no token");
   if (!std::exchange(started_, true)) {
     inference::Started started;
     started.prompt_text = wanted_.echo;

@@ -14,10 +14,10 @@
 #include <vector>
 
 #include "remote/generation.h"
+#include "remote/remote_service.h"
 #include "remote/reply.h"
 #include "remote/triton_request.h"
 #include "remote/triton_stream.h"
-#include "remote/watch.h"
 
 namespace xgen::remote {
 namespace {
@@ -97,19 +97,15 @@ class WaitingHandle final : public inference::RequestHandle {
   const std::shared_ptr<Waiting> waiting_;
 };
 
-class TritonService final : public inference::ModelService, public std::enable_shared_from_this<TritonService> {
+class TritonService final : public RemoteService, public std::enable_shared_from_this<TritonService> {
  public:
   TritonService(EndpointOptions options, std::shared_ptr<const ModelText> text, http::Client& client)
-      : endpoint_(std::make_shared<Endpoint>(std::move(options), client)),
+      : RemoteService(std::make_shared<Endpoint>(std::move(options), client)),
         text_(std::move(text)),
         facts_(std::make_shared<ModelFacts>()),
-        id_base_("xgen-" + std::to_string(random_number()) + "-"),
-        watch_(std::make_shared<Watch>(endpoint_, questions())) {
-    watch_->start(/*once=*/true);
+        id_base_("xgen-" + std::to_string(random_number()) + "-") {
+    watch(questions(), /*once=*/true);
   }
-  ~TritonService() override { close(); }
-  TritonService(const TritonService&) = delete;
-  TritonService& operator=(const TritonService&) = delete;
 
   std::unique_ptr<inference::RequestHandle> generate_async(inference::GenerateRequest request,
                                                            std::shared_ptr<inference::EventSink> sink) override {
@@ -128,15 +124,6 @@ class TritonService final : public inference::ModelService, public std::enable_s
 
   inference::Capabilities capabilities() const override {
     return {.chat = text_->has_chat(), .logprobs = false, .response_format = true, .extensions = true};
-  }
-  inference::Health health() const override {
-    if (endpoint_->is_closed()) return {inference::Health::State::dead, 0, "closed"};
-    return watch_->health();
-  }
-  inference::ServiceStats stats() const override { return endpoint_->stats.snapshot(); }
-  void close() override {
-    watch_->stop();
-    endpoint_->close();
   }
 
  private:
@@ -245,12 +232,10 @@ class TritonService final : public inference::ModelService, public std::enable_s
     return call;
   }
 
-  const std::shared_ptr<Endpoint> endpoint_;
   const std::shared_ptr<const ModelText> text_;
   const std::shared_ptr<ModelFacts> facts_;
   const std::string id_base_;  // ids of clients may come twice
   std::atomic<std::uint64_t> last_id_{0};
-  const std::shared_ptr<Watch> watch_;
 };
 
 }  // namespace

@@ -17,10 +17,10 @@ constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD: a characte
 }  // namespace
 
 TritonStream::Wanted::Wanted(const inference::GenerateRequest& request)
-    : stop(request.stop.stop), max_tokens(request.stop.max_tokens), min_tokens(request.stop.min_tokens) {
-  const auto* text = std::get_if<std::string>(&request.prompt);
-  if (request.echo && text != nullptr) echo = *text;
-}
+    : stop(request.stop.stop),
+      max_tokens(request.stop.max_tokens),
+      min_tokens(request.stop.min_tokens),
+      echo(echo_of(request)) {}
 
 TritonStream::TritonStream(Wanted wanted, bool accumulates, Upstream upstream)
     : upstream_(std::move(upstream)), wanted_(std::move(wanted)), accumulates_(accumulates), matcher_(wanted_.stop) {}
@@ -31,9 +31,7 @@ Result<std::string> TritonStream::new_text(std::string_view text) {
   std::string_view sure = text;
   while (sure.ends_with(kReplacement)) sure.remove_suffix(kReplacement.size());
   if (sure.size() < so_far_.size() && so_far_.starts_with(sure)) return std::string();
-  if (!sure.starts_with(so_far_))
-    return make_error(ErrorCode::internal,
-                      upstream_.says("sent a stream that cannot be read: text that it had sent has changed"));
+  if (!sure.starts_with(so_far_)) return upstream_.unreadable("text that it had sent has changed");
   std::string out(sure.substr(so_far_.size()));
   so_far_ = sure;
   return out;
@@ -41,12 +39,9 @@ Result<std::string> TritonStream::new_text(std::string_view text) {
 
 Status TritonStream::take(std::string_view data, const Emit& emit) {
   if (data.empty() || done_) return {};
-  const auto unreadable = [&](std::string_view why) {
-    return make_error(ErrorCode::internal, upstream_.says("sent a stream that cannot be read: " + std::string(why)));
-  };
   const EventJson parsed(data);
   const json::object* event = parsed.object();
-  if (event == nullptr) return unreadable("an event is not a JSON object");
+  if (event == nullptr) return upstream_.unreadable("an event is not a JSON object");
   if (matched_) {
     // The last event may be empty; anything else goes past the answer's end, an error included.
     if (!text_at(*event, "text_output").empty() || is_stream_error(*event)) done_ = cut_ = true;
@@ -54,7 +49,7 @@ Status TritonStream::take(std::string_view data, const Emit& emit) {
   }
   if (is_stream_error(*event)) return error_of_chunk(*event, upstream_);
   const json::value* text = event->if_contains("text_output");
-  if (text == nullptr || !text->is_string()) return unreadable("an event has no text_output");
+  if (text == nullptr || !text->is_string()) return upstream_.unreadable("an event has no text_output");
   if (!std::exchange(started_, true)) {
     inference::Started started;
     started.prompt_text = wanted_.echo;

@@ -176,6 +176,10 @@ std::string Upstream::says(std::string_view what) const {
   return "Model '" + model + "': its engine at " + origin + " " + std::string(what);
 }
 
+Error Upstream::unreadable(std::string_view why) const {
+  return make_error(ErrorCode::internal, says("sent a stream that cannot be read: " + std::string(why)));
+}
+
 std::string Upstream::without_secret(std::string text) const {
   if (secret.empty()) return text;
   for (std::size_t at = 0; (at = text.find(secret, at)) != std::string::npos; at += 3)

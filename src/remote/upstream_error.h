@@ -21,6 +21,8 @@ struct Upstream {
 
   // "Model 'm': its engine at http://… " + what
   std::string says(std::string_view what) const;
+  // Internal: a stream of its that is not what it should be.
+  Error unreadable(std::string_view why) const;
   std::string without_secret(std::string text) const;
 };
 

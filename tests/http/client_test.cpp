@@ -17,6 +17,7 @@ namespace xgen::http {
 namespace {
 
 using namespace std::chrono_literals;
+using scripted::each_request;
 using scripted::RawConnection;
 using scripted::RawRequest;
 using scripted::RawServer;
@@ -80,17 +81,6 @@ std::shared_ptr<Recorder> call(Client& client, ClientRequest request) {
   const auto handle = client.start(std::move(request), recorder);
   EXPECT_TRUE(recorder->wait_end());
   return recorder;
-}
-
-// Serves each connection's requests with `answer` until the client closes.
-RawServer::Script each_request(std::function<void(RawConnection&, const RawRequest&)> answer) {
-  return [answer](RawConnection& connection) {
-    for (;;) {
-      const RawRequest request = connection.read_request();
-      if (request.line.empty()) return;
-      answer(connection, request);
-    }
-  };
 }
 
 TEST(HttpClient, SendsTheRequestAndReadsACountedBody) {

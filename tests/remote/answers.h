@@ -1,9 +1,11 @@
-// What the tests of remote services share: a sink that keeps its events, and the frame of a streamed answer.
+// What the tests of remote services share: a sink that keeps its events, the frame of a streamed answer, a fixture.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -11,7 +13,10 @@
 #include <variant>
 #include <vector>
 
-#include "inference/types.h"
+#include "http/client.h"
+#include "inference/model_service.h"
+#include "remote/endpoint.h"
+#include "support/raw_server.h"
 
 namespace xgen::remote {
 
@@ -67,5 +72,42 @@ struct Sink final : inference::EventSink {
 inline constexpr std::string_view kStreamHead =
     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n";
 inline constexpr std::string_view kLast = "0\r\n\r\n";
+
+inline inference::GenerateRequest text_request(std::string prompt = "Once") {
+  inference::GenerateRequest request;
+  request.request_id = "req-1";
+  request.prompt = std::move(prompt);
+  return request;
+}
+inline inference::GenerateRequest chat_request() {
+  inference::GenerateRequest request;
+  request.prompt = std::vector<inference::Message>{{"user", "Hi"}};
+  return request;
+}
+
+// A service before a server that a test writes.
+class RemoteServiceTest : public ::testing::Test {
+ protected:
+  ~RemoteServiceTest() override {
+    if (service) service->close();
+    service.reset();
+    server.reset();
+  }
+  static EndpointOptions quiet() {
+    EndpointOptions options;
+    options.health_interval = std::chrono::milliseconds(0);
+    return options;
+  }
+  std::shared_ptr<Sink> ask(inference::GenerateRequest request = text_request()) {
+    auto sink = std::make_shared<Sink>();
+    handle = service->generate_async(std::move(request), sink);
+    return sink;
+  }
+
+  http::Client client;
+  std::unique_ptr<scripted::RawServer> server;
+  std::shared_ptr<inference::ModelService> service;
+  std::unique_ptr<inference::RequestHandle> handle;
+};
 
 }  // namespace xgen::remote

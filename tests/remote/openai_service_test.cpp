@@ -54,14 +54,8 @@ void answer(RawConnection& connection) {
   connection.send(kLast);
 }
 
-class OpenAiServiceTest : public ::testing::Test {
+class OpenAiServiceTest : public RemoteServiceTest {
  protected:
-  ~OpenAiServiceTest() override {
-    if (service) service->close();
-    service.reset();
-    server.reset();
-  }
-
   // Starts a server whose connections run `script`, and the service before it.
   void serve(RawServer::Script script, OpenAiOptions options = {}) {
     server = std::make_unique<RawServer>(std::move(script));
@@ -72,15 +66,7 @@ class OpenAiServiceTest : public ::testing::Test {
   }
   // The same, with one script for each request of a connection.
   void serve_each(std::function<void(RawConnection&, const RawRequest&)> each, OpenAiOptions options = quiet()) {
-    serve(
-        [each](RawConnection& connection) {
-          for (;;) {
-            const RawRequest request = connection.read_request();
-            if (request.line.empty()) return;
-            each(connection, request);
-          }
-        },
-        std::move(options));
+    serve(scripted::each_request(std::move(each)), std::move(options));
   }
   static OpenAiOptions quiet() {
     OpenAiOptions options;
@@ -93,16 +79,7 @@ class OpenAiServiceTest : public ::testing::Test {
     request.prompt = std::vector<Message>{{"user", "Hi"}};
     return request;
   }
-  std::shared_ptr<Sink> ask(GenerateRequest request = chat()) {
-    auto sink = std::make_shared<Sink>();
-    handle = service->generate_async(std::move(request), sink);
-    return sink;
-  }
-
-  http::Client client;
-  std::unique_ptr<RawServer> server;
-  std::shared_ptr<inference::ModelService> service;
-  std::unique_ptr<inference::RequestHandle> handle;
+  std::shared_ptr<Sink> ask(GenerateRequest request = chat()) { return RemoteServiceTest::ask(std::move(request)); }
 };
 
 TEST_F(OpenAiServiceTest, AStreamBecomesEvents) {

@@ -42,25 +42,8 @@ std::string last(std::string_view text, std::string_view reason, bool special = 
                special);
 }
 
-GenerateRequest text_request(std::string prompt = "Once") {
-  GenerateRequest request;
-  request.request_id = "req-1";
-  request.prompt = std::move(prompt);
-  return request;
-}
-GenerateRequest chat_request() {
-  GenerateRequest request;
-  request.prompt = std::vector<Message>{{"user", "Hi"}};
-  return request;
-}
-
-class TgiServiceTest : public ::testing::Test {
+class TgiServiceTest : public RemoteServiceTest {
  protected:
-  ~TgiServiceTest() override {
-    if (service) service->close();
-    service.reset();
-    server.reset();
-  }
   void serve(RawServer::Script script, EndpointOptions options = quiet(), std::string_view path = "") {
     server = std::make_unique<RawServer>(std::move(script));
     options.name = "ours";
@@ -68,15 +51,7 @@ class TgiServiceTest : public ::testing::Test {
     service = make_tgi_service(options, client);
   }
   void serve_each(std::function<void(RawConnection&, const RawRequest&)> each, EndpointOptions options = quiet()) {
-    serve(
-        [each](RawConnection& connection) {
-          for (;;) {
-            const RawRequest request = connection.read_request();
-            if (request.line.empty()) return;
-            each(connection, request);
-          }
-        },
-        std::move(options));
+    serve(scripted::each_request(std::move(each)), std::move(options));
   }
   // Every request is answered with these events.
   void serve_events(std::string events) {
@@ -86,21 +61,6 @@ class TgiServiceTest : public ::testing::Test {
       connection.send(kLast);
     });
   }
-  static EndpointOptions quiet() {
-    EndpointOptions options;
-    options.health_interval = 0ms;
-    return options;
-  }
-  std::shared_ptr<Sink> ask(GenerateRequest request = text_request()) {
-    auto sink = std::make_shared<Sink>();
-    handle = service->generate_async(std::move(request), sink);
-    return sink;
-  }
-
-  http::Client client;
-  std::unique_ptr<RawServer> server;
-  std::shared_ptr<inference::ModelService> service;
-  std::unique_ptr<inference::RequestHandle> handle;
 };
 
 // ---- What is sent ----

@@ -79,30 +79,13 @@ std::string event(std::string_view text, std::string_view more = "") {
          std::string(text) + "\"" + std::string(more) + "}\n\n";
 }
 
-GenerateRequest text_request(std::string prompt = "Once") {
-  GenerateRequest request;
-  request.request_id = "req-1";
-  request.prompt = std::move(prompt);
-  return request;
-}
-GenerateRequest chat_request() {
-  GenerateRequest request;
-  request.prompt = std::vector<Message>{{"user", "Hi"}};
-  return request;
-}
-
 // What a deployment says of itself.
 constexpr std::string_view kConfig = R"({"name":"ensemble","input":[{"name":"text_input"},{"name":"max_tokens"},
   {"name":"top_k"},{"name":"top_p"},{"name":"temperature"},{"name":"random_seed"},{"name":"min_length"},
   {"name":"stop_words"},{"name":"stream"}],"parameters":{}})";
 
-class TritonServiceTest : public ::testing::Test {
+class TritonServiceTest : public RemoteServiceTest {
  protected:
-  ~TritonServiceTest() override {
-    if (service) service->close();
-    service.reset();
-    server.reset();
-  }
   // Questions about the server's health are answered from `config`, all else is `each`'s.
   void serve(std::function<void(RawConnection&, const RawRequest&)> each, EndpointOptions options = quiet(),
              std::string_view path = "", std::shared_ptr<const ModelText> text = model_text()) {
@@ -142,11 +125,6 @@ class TritonServiceTest : public ::testing::Test {
         },
         std::move(options));
   }
-  static EndpointOptions quiet() {
-    EndpointOptions options;
-    options.health_interval = 0ms;
-    return options;
-  }
   // Until the server has told what it has.
   void wait_for_config() {
     for (int i = 0; i < 5000; ++i) {
@@ -158,11 +136,6 @@ class TritonServiceTest : public ::testing::Test {
     }
     std::this_thread::sleep_for(50ms);  // it has been sent, and is to be read
   }
-  std::shared_ptr<Sink> ask(GenerateRequest request = text_request()) {
-    auto sink = std::make_shared<Sink>();
-    handle = service->generate_async(std::move(request), sink);
-    return sink;
-  }
 
   std::mutex mutex;  // guards what follows
   std::vector<std::string> asked;
@@ -171,11 +144,6 @@ class TritonServiceTest : public ::testing::Test {
   std::string health_status = "200 OK";
   std::string health_body;
   RawRequest seen;
-
-  http::Client client;
-  std::unique_ptr<RawServer> server;
-  std::shared_ptr<inference::ModelService> service;
-  std::unique_ptr<inference::RequestHandle> handle;
 };
 
 // ---- What is sent ----

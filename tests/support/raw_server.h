@@ -212,4 +212,15 @@ class RawServer {
   std::thread acceptor_;
 };
 
+// A script that answers each request of a connection.
+inline RawServer::Script each_request(std::function<void(RawConnection&, const RawRequest&)> answer) {
+  return [answer](RawConnection& connection) {
+    for (;;) {
+      const RawRequest request = connection.read_request();
+      if (request.line.empty()) return;
+      answer(connection, request);
+    }
+  };
+}
+
 }  // namespace xgen::scripted
