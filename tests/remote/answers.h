@@ -88,11 +88,21 @@ inline inference::GenerateRequest chat_request() {
 // A service before a server that a test writes.
 class RemoteServiceTest : public ::testing::Test {
  protected:
-  ~RemoteServiceTest() override {
-    if (service) service->close();
-    service.reset();
-    server.reset();
-  }
+  // Ends the service and its server. A test keeps it behind all that the server's script refers to.
+  class [[nodiscard]] Served {
+   public:
+    explicit Served(RemoteServiceTest& test) : test_(test) {}
+    ~Served() {
+      if (test_.service) test_.service->close();
+      test_.service.reset();
+      test_.server.reset();
+    }
+    Served(const Served&) = delete;
+    Served& operator=(const Served&) = delete;
+
+   private:
+    RemoteServiceTest& test_;
+  };
   static EndpointOptions quiet() {
     EndpointOptions options;
     options.health_interval = std::chrono::milliseconds(0);

@@ -57,16 +57,17 @@ void answer(RawConnection& connection) {
 class OpenAiServiceTest : public RemoteServiceTest {
  protected:
   // Starts a server whose connections run `script`, and the service before it.
-  void serve(RawServer::Script script, OpenAiOptions options = {}) {
+  Served serve(RawServer::Script script, OpenAiOptions options = {}) {
     server = std::make_unique<RawServer>(std::move(script));
     options.name = "ours";
     options.model = "theirs";
     options.url = *http::parse_url(server->url("/v1"));
     service = make_openai_service(options, client);
+    return Served(*this);
   }
   // The same, with one script for each request of a connection.
-  void serve_each(std::function<void(RawConnection&, const RawRequest&)> each, OpenAiOptions options = quiet()) {
-    serve(scripted::each_request(std::move(each)), std::move(options));
+  Served serve_each(std::function<void(RawConnection&, const RawRequest&)> each, OpenAiOptions options = quiet()) {
+    return serve(scripted::each_request(std::move(each)), std::move(options));
   }
   static OpenAiOptions quiet() {
     OpenAiOptions options;
@@ -84,7 +85,7 @@ class OpenAiServiceTest : public RemoteServiceTest {
 
 TEST_F(OpenAiServiceTest, AStreamBecomesEvents) {
   RawRequest seen;
-  serve_each([&](RawConnection& connection, const RawRequest& request) {
+  const auto served = serve_each([&](RawConnection& connection, const RawRequest& request) {
     seen = request;
     answer(connection);
   });
@@ -107,7 +108,7 @@ TEST_F(OpenAiServiceTest, AStreamBecomesEvents) {
 }
 
 TEST_F(OpenAiServiceTest, CompletionsWithChoicesAndLogprobs) {
-  serve_each([&](RawConnection& connection, const RawRequest& request) {
+  const auto served = serve_each([&](RawConnection& connection, const RawRequest& request) {
     EXPECT_EQ(request.line, "POST /v1/completions HTTP/1.1");
     connection.send(kStreamHead);
     connection.send_chunk(R"(data: {"choices":[{"index":1,"text":"b","finish_reason":null,"logprobs":{"tokens":["b"],)"
@@ -148,7 +149,7 @@ TEST_F(OpenAiServiceTest, CompletionsWithChoicesAndLogprobs) {
 }
 
 TEST_F(OpenAiServiceTest, ChatLogprobsReasoningAndToolCalls) {
-  serve_each([&](RawConnection& connection, const RawRequest&) {
+  const auto served = serve_each([&](RawConnection& connection, const RawRequest&) {
     connection.send(kStreamHead);
     connection.send_chunk(chat_chunk(R"({"role":"assistant","reasoning_content":"Hm."})"));
     connection.send_chunk(chat_chunk(R"({"reasoning":" So."})"));
@@ -185,7 +186,7 @@ TEST_F(OpenAiServiceTest, ChatLogprobsReasoningAndToolCalls) {
 }
 
 TEST_F(OpenAiServiceTest, ConnectionsAreKeptWhenTheHandleGoesAtTheEnd) {
-  serve_each([&](RawConnection& connection, const RawRequest&) {
+  const auto served = serve_each([&](RawConnection& connection, const RawRequest&) {
     connection.send(kStreamHead);
     connection.send_chunk(chat_chunk(R"({"content":"x"})", R"("stop")") + kUsage + kDone);
     std::this_thread::sleep_for(20ms);  // the end of the body comes after the handle has gone
@@ -219,7 +220,7 @@ class OpenAiRefusals : public OpenAiServiceTest, public ::testing::WithParamInte
 
 TEST_P(OpenAiRefusals, AreMapped) {
   const AnswerCase& each = GetParam();
-  serve_each([&](RawConnection& connection, const RawRequest&) {
+  const auto served = serve_each([&](RawConnection& connection, const RawRequest&) {
     connection.answer(each.body, each.status, "Content-Type: application/json\r\n" + each.headers);
   });
   const Error error = ask()->error();
@@ -265,7 +266,7 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_F(OpenAiServiceTest, WhatTheDialectDoesNotKnowIsRefusedBeforeAnythingIsSent) {
   OpenAiOptions options = quiet();
   options.dialect = Dialect::openai;
-  serve_each([](RawConnection& connection, const RawRequest&) { answer(connection); }, options);
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) { answer(connection); }, options);
   GenerateRequest request = chat();
   request.sampling.top_k = 3;
   const Error error = ask(request)->error();
@@ -275,7 +276,7 @@ TEST_F(OpenAiServiceTest, WhatTheDialectDoesNotKnowIsRefusedBeforeAnythingIsSent
 }
 
 TEST_F(OpenAiServiceTest, AServerThatIsNotThere) {
-  serve([](RawConnection&) {}, quiet());
+  const auto served = serve([](RawConnection&) {}, quiet());
   server.reset();
   const Error error = ask()->error();
   EXPECT_EQ(error.code, ErrorCode::unavailable);
@@ -289,7 +290,7 @@ TEST_F(OpenAiServiceTest, AServerThatIsNotThere) {
 TEST_F(OpenAiServiceTest, AServerThatDoesNotAnswer) {
   OpenAiOptions options = quiet();
   options.first_byte_timeout = 50ms;
-  serve([](RawConnection& connection) { connection.closed_within(10s); }, options);
+  const auto served = serve([](RawConnection& connection) { connection.closed_within(10s); }, options);
   const Error error = ask()->error();
   EXPECT_EQ(error.code, ErrorCode::unavailable);
   EXPECT_THAT(error.message, HasSubstr("did not answer"));
@@ -310,7 +311,7 @@ class OpenAiStreamFaults : public OpenAiServiceTest, public ::testing::WithParam
 
 TEST_P(OpenAiStreamFaults, EndInOneFailure) {
   const StreamCase& each = GetParam();
-  serve(
+  const auto served = serve(
       [&](RawConnection& connection) {
         connection.read_request();
         connection.send(kStreamHead);
@@ -362,7 +363,7 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& each) { return std::string(each.param.name); });
 
 TEST_F(OpenAiServiceTest, AnErrorAsTheFirstEventComesBeforeStarted) {
-  serve_each([](RawConnection& connection, const RawRequest&) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) {
     connection.send(kStreamHead);
     connection.send_chunk("data: {\"error\":{\"message\":\"no\",\"code\":400}}\n\n");
     connection.send(kLast);
@@ -375,7 +376,7 @@ TEST_F(OpenAiServiceTest, AnErrorAsTheFirstEventComesBeforeStarted) {
 TEST_F(OpenAiServiceTest, AStalledStreamFails) {
   OpenAiOptions options = quiet();
   options.idle_timeout = 50ms;
-  serve(
+  const auto served = serve(
       [](RawConnection& connection) {
         connection.read_request();
         connection.send(kStreamHead);
@@ -389,7 +390,7 @@ TEST_F(OpenAiServiceTest, AStalledStreamFails) {
 }
 
 TEST_F(OpenAiServiceTest, TheRequestsDeadlineIsATimeout) {
-  serve([](RawConnection& connection) { connection.closed_within(10s); }, quiet());
+  const auto served = serve([](RawConnection& connection) { connection.closed_within(10s); }, quiet());
   GenerateRequest request = chat();
   request.deadline = std::chrono::steady_clock::now() + 50ms;
   const Error error = ask(request)->error();
@@ -398,7 +399,7 @@ TEST_F(OpenAiServiceTest, TheRequestsDeadlineIsATimeout) {
 }
 
 TEST_F(OpenAiServiceTest, WithoutUsageTheStreamIsCounted) {
-  serve_each([](RawConnection& connection, const RawRequest&) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) {
     connection.send(kStreamHead);
     connection.send_chunk(chat_chunk(R"({"content":"x"})") + chat_chunk(R"({"content":"y"})", R"("length")") + kDone);
     connection.send(kLast);
@@ -414,7 +415,7 @@ TEST_F(OpenAiServiceTest, DestroyingTheHandleClosesTheConnection) {
   for (const bool streaming : {false, true}) {
     std::atomic<int> closed{-1};
     std::atomic<bool> arrived{false};
-    serve(
+    const auto served = serve(
         [&](RawConnection& connection) {
           connection.read_request();
           if (streaming) {
@@ -441,7 +442,7 @@ TEST_F(OpenAiServiceTest, DestroyingTheHandleClosesTheConnection) {
 }
 
 TEST_F(OpenAiServiceTest, CloseFailsWhatRunsAndRefusesWhatComes) {
-  serve([](RawConnection& connection) { connection.closed_within(10s); }, quiet());
+  const auto served = serve([](RawConnection& connection) { connection.closed_within(10s); }, quiet());
   const auto sink = ask();
   service->close();
   EXPECT_EQ(sink->error().code, ErrorCode::unavailable);
@@ -452,7 +453,7 @@ TEST_F(OpenAiServiceTest, CloseFailsWhatRunsAndRefusesWhatComes) {
 }
 
 TEST_F(OpenAiServiceTest, AHandleMayOutliveTheService) {
-  serve([](RawConnection& connection) { connection.closed_within(10s); }, quiet());
+  const auto served = serve([](RawConnection& connection) { connection.closed_within(10s); }, quiet());
   const auto sink = ask();
   service.reset();
   EXPECT_EQ(sink->error().code, ErrorCode::unavailable);
@@ -460,7 +461,7 @@ TEST_F(OpenAiServiceTest, AHandleMayOutliveTheService) {
 }
 
 TEST_F(OpenAiServiceTest, CancelledAtRandomMomentsNothingLeaks) {
-  serve_each([](RawConnection& connection, const RawRequest&) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) {
     connection.send(kStreamHead);
     for (int i = 0; i < 30; ++i) connection.send_chunk(chat_chunk(R"({"content":"x"})"));
     connection.send_chunk(chat_chunk("{}", R"("stop")") + kUsage + kDone);
@@ -483,7 +484,7 @@ TEST_F(OpenAiServiceTest, CancelledAtRandomMomentsNothingLeaks) {
 TEST_F(OpenAiServiceTest, MoreRequestsThanItMayHaveAreRefused) {
   OpenAiOptions options = quiet();
   options.max_requests = 1;
-  serve([](RawConnection& connection) { connection.closed_within(10s); }, options);
+  const auto served = serve([](RawConnection& connection) { connection.closed_within(10s); }, options);
   const auto first = ask();
   const auto kept = std::move(handle);
   const Error error = ask()->error();
@@ -502,7 +503,7 @@ TEST_F(OpenAiServiceTest, TheKeyIsSentReadAgainAndNeverTold) {
   OpenAiOptions options = quiet();
   options.api_key_file = file;
   options.headers = {{"X-Team", "blue"}};
-  serve_each(
+  const auto served = serve_each(
       [&](RawConnection& connection, const RawRequest& request) {
         {
           std::lock_guard lock(mutex);
@@ -538,7 +539,7 @@ TEST_F(OpenAiServiceTest, TheKeyIsSentReadAgainAndNeverTold) {
 // ---- Tokens, health, counts ----
 
 TEST_F(OpenAiServiceTest, TokenizeAndDetokenize) {
-  serve_each([](RawConnection& connection, const RawRequest& request) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest& request) {
     if (request.line.starts_with("POST /tokenize "))
       connection.answer(R"({"count":2,"max_model_len":100,"tokens":[5,6],"token_strs":["a","b"]})");
     else if (request.line.starts_with("POST /detokenize "))
@@ -560,7 +561,7 @@ TEST_F(OpenAiServiceTest, TokenizeAndDetokenize) {
 
 TEST_F(OpenAiServiceTest, TokenizeFaults) {
   std::atomic<int> round{0};
-  serve_each([&](RawConnection& connection, const RawRequest&) {
+  const auto served = serve_each([&](RawConnection& connection, const RawRequest&) {
     switch (round.fetch_add(1)) {
       case 0:
         connection.answer("no", "404 Not Found");
@@ -594,7 +595,7 @@ TEST_F(OpenAiServiceTest, TheServersListTellsHealthContextAndDialect) {
   std::atomic<int> mode{0};
   OpenAiOptions options;
   options.health_interval = 10ms;
-  serve_each(
+  const auto served = serve_each(
       [&](RawConnection& connection, const RawRequest& request) {
         EXPECT_TRUE(request.line.starts_with("GET /v1/models ")) << request.line;
         switch (mode.load()) {
@@ -633,7 +634,7 @@ TEST_F(OpenAiServiceTest, TheServersListTellsHealthContextAndDialect) {
 }
 
 TEST_F(OpenAiServiceTest, RequestsAreCounted) {
-  serve_each([](RawConnection& connection, const RawRequest&) { answer(connection); });
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) { answer(connection); });
   for (int i = 0; i < 2; ++i) ASSERT_TRUE(ask()->wait_over());
   const inference::ServiceStats stats = service->stats();
   EXPECT_EQ(stats.requests_running, 0U);

@@ -44,18 +44,19 @@ std::string last(std::string_view text, std::string_view reason, bool special = 
 
 class TgiServiceTest : public RemoteServiceTest {
  protected:
-  void serve(RawServer::Script script, EndpointOptions options = quiet(), std::string_view path = "") {
+  Served serve(RawServer::Script script, EndpointOptions options = quiet(), std::string_view path = "") {
     server = std::make_unique<RawServer>(std::move(script));
     options.name = "ours";
     options.url = *http::parse_url(server->url(path));
     service = make_tgi_service(options, client);
+    return Served(*this);
   }
-  void serve_each(std::function<void(RawConnection&, const RawRequest&)> each, EndpointOptions options = quiet()) {
-    serve(scripted::each_request(std::move(each)), std::move(options));
+  Served serve_each(std::function<void(RawConnection&, const RawRequest&)> each, EndpointOptions options = quiet()) {
+    return serve(scripted::each_request(std::move(each)), std::move(options));
   }
   // Every request is answered with these events.
-  void serve_events(std::string events) {
-    serve_each([events](RawConnection& connection, const RawRequest&) {
+  Served serve_events(std::string events) {
+    return serve_each([events](RawConnection& connection, const RawRequest&) {
       connection.send(kStreamHead);
       connection.send_chunk(events);
       connection.send(kLast);
@@ -161,7 +162,7 @@ TEST(TgiRequest, Chats) {
 
 TEST_F(TgiServiceTest, AStreamBecomesEvents) {
   RawRequest seen;
-  serve_each([&](RawConnection& connection, const RawRequest& request) {
+  const auto served = serve_each([&](RawConnection& connection, const RawRequest& request) {
     seen = request;
     connection.send(kStreamHead);
     connection.send_chunk(token("Hel"));
@@ -186,8 +187,8 @@ TEST_F(TgiServiceTest, AStreamBecomesEvents) {
 }
 
 TEST_F(TgiServiceTest, LengthAndLogprobs) {
-  serve_events(token("a", R"(,"top_tokens":[{"id":9,"text":"b","logprob":-0.1,"special":false}])") +
-               last("c", "length"));
+  const auto served = serve_events(token("a", R"(,"top_tokens":[{"id":9,"text":"b","logprob":-0.1,"special":false}])") +
+                                   last("c", "length"));
   GenerateRequest request = text_request();
   request.logprobs = 1;
   const auto sink = ask(request);
@@ -204,7 +205,7 @@ TEST_F(TgiServiceTest, LengthAndLogprobs) {
 }
 
 TEST_F(TgiServiceTest, AStopStringIsNoPartOfTheText) {
-  serve_events(token("one E") + token("N") + last("D", "stop_sequence"));
+  const auto served = serve_events(token("one E") + token("N") + last("D", "stop_sequence"));
   GenerateRequest request = text_request();
   request.stop.stop = {"END"};
   const auto sink = ask(request);
@@ -215,7 +216,7 @@ TEST_F(TgiServiceTest, AStopStringIsNoPartOfTheText) {
 }
 
 TEST_F(TgiServiceTest, WhatMightHaveBecomeAStopStringIsText) {
-  serve_events(token("one E") + last("N", "length"));
+  const auto served = serve_events(token("one E") + last("N", "length"));
   GenerateRequest request = text_request();
   request.stop.stop = {"END"};
   const auto sink = ask(request);
@@ -228,7 +229,7 @@ TEST_F(TgiServiceTest, WhatMightHaveBecomeAStopStringIsText) {
 TEST_F(TgiServiceTest, AStopStringThatTheServerReadsPast) {
   std::atomic<int> closed{-1};
   std::atomic<int> counted{0};
-  serve([&](RawConnection& connection) {
+  const auto served = serve([&](RawConnection& connection) {
     const RawRequest request = connection.read_request();
     if (request.line == "POST /tokenize HTTP/1.1") {
       EXPECT_EQ(json::parse(request.body), json::parse(R"({"inputs":"Once"})"));
@@ -262,7 +263,7 @@ TEST_F(TgiServiceTest, SignsOfLifeAreNoAnswer) {
   options.first_byte_timeout = options.idle_timeout = 100ms;
   for (const bool begun : {false, true}) {
     std::atomic<bool> closed{false};
-    serve(
+    const auto served = serve(
         [&](RawConnection& connection) {
           connection.read_request();
           connection.send(kStreamHead);
@@ -291,7 +292,7 @@ TEST_F(TgiServiceTest, SignsOfLifeAreNoAnswer) {
 TEST_F(TgiServiceTest, ACountIsNotWaitedForLongerThanTheRequestMayTake) {
   std::atomic<bool> cancelled{false};
   std::atomic<bool> first{false};
-  serve([&](RawConnection& connection) {
+  const auto served = serve([&](RawConnection& connection) {
     const RawRequest request = connection.read_request();
     if (request.line == "POST /tokenize HTTP/1.1") {
       for (int i = 0; i < 5000 && !cancelled.load(); ++i) std::this_thread::sleep_for(1ms);
@@ -315,7 +316,7 @@ TEST_F(TgiServiceTest, ACountIsNotWaitedForLongerThanTheRequestMayTake) {
 }
 
 TEST_F(TgiServiceTest, ACountThatFailsFailsNothing) {
-  serve([&](RawConnection& connection) {
+  const auto served = serve([&](RawConnection& connection) {
     const RawRequest request = connection.read_request();
     if (request.line == "POST /tokenize HTTP/1.1") {
       connection.answer("", "500 Internal Server Error");
@@ -336,7 +337,7 @@ TEST_F(TgiServiceTest, ACountThatFailsFailsNothing) {
 TEST_F(TgiServiceTest, GivingUpWhileItIsCountedEndsThat) {
   std::atomic<bool> counting{false};
   std::atomic<int> closed{0};
-  serve([&](RawConnection& connection) {
+  const auto served = serve([&](RawConnection& connection) {
     const RawRequest request = connection.read_request();
     if (request.line == "POST /tokenize HTTP/1.1") {
       counting = true;
@@ -369,7 +370,7 @@ const std::string kChatEnd =
 
 TEST_F(TgiServiceTest, AChat) {
   RawRequest seen;
-  serve_each([&](RawConnection& connection, const RawRequest& request) {
+  const auto served = serve_each([&](RawConnection& connection, const RawRequest& request) {
     seen = request;
     connection.send(kStreamHead);
     connection.send_chunk(chat_chunk(R"({"role":"assistant","content":"Hel"})") +
@@ -389,7 +390,7 @@ TEST_F(TgiServiceTest, AChat) {
 }
 
 TEST_F(TgiServiceTest, AChatWhoseStopStringTheServerReadsPast) {
-  serve([&](RawConnection& connection) {
+  const auto served = serve([&](RawConnection& connection) {
     const RawRequest request = connection.read_request();
     if (request.line == "POST /chat_tokenize HTTP/1.1") {
       EXPECT_EQ(json::parse(request.body).at("messages").at(0).at("content"), "Hi");
@@ -416,7 +417,7 @@ TEST_F(TgiServiceTest, CallsOfTools) {
     return chat_chunk(R"({"role":"assistant","tool_calls":[{"index":0,"id":"0","type":"function","function":{"name":)" +
                       std::string(name) + R"(,"arguments":")" + std::string(arguments) + "\"}}]}");
   };
-  serve_events(call("\"look\"", "{") + call("null", R"( \"at\": 1})") + kChatEnd);
+  const auto served = serve_events(call("\"look\"", "{") + call("null", R"( \"at\": 1})") + kChatEnd);
   GenerateRequest request = chat_request();
   request.tools = {{"look", "", "", std::nullopt}};
   const auto sink = ask(request);
@@ -431,7 +432,7 @@ TEST_F(TgiServiceTest, CallsOfTools) {
 
 // While TGI holds the beginning of a call back, the limit may come: then nothing tells of it but the usage.
 TEST_F(TgiServiceTest, ACallThatIsCutBeforeItIsTold) {
-  serve_events(kChatEnd);
+  const auto served = serve_events(kChatEnd);
   GenerateRequest request = chat_request();
   request.tools = {{"look", "", "", std::nullopt}};
   request.stop.max_tokens = 4;
@@ -444,7 +445,7 @@ TEST_F(TgiServiceTest, ACallThatIsCutBeforeItIsTold) {
 }
 
 TEST_F(TgiServiceTest, AChatWithoutAFinishIsNoWholeOne) {
-  serve_events(chat_chunk(R"({"role":"assistant","content":"x"})") + kChatEnd);
+  const auto served = serve_events(chat_chunk(R"({"role":"assistant","content":"x"})") + kChatEnd);
   EXPECT_EQ(ask(chat_request())->error().code, ErrorCode::unavailable);
 }
 
@@ -464,7 +465,7 @@ class TgiFaults : public TgiServiceTest, public ::testing::WithParamInterface<Fa
 
 TEST_P(TgiFaults, EndInOneFailure) {
   const FaultCase& each = GetParam();
-  serve([&](RawConnection& connection) {
+  const auto served = serve([&](RawConnection& connection) {
     connection.read_request();
     connection.send(kStreamHead);
     if (!each.events.empty()) connection.send_chunk(each.events);
@@ -513,7 +514,8 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_F(TgiServiceTest, RefusalsWithAStatus) {
   std::string status;
   std::string body;
-  serve_each([&](RawConnection& connection, const RawRequest&) { connection.answer(body, status); });
+  const auto served =
+      serve_each([&](RawConnection& connection, const RawRequest&) { connection.answer(body, status); });
   const auto error = [&](std::string_view now, std::string_view text) {
     status = now;
     body = text;
@@ -539,7 +541,7 @@ TEST_F(TgiServiceTest, RefusalsWithAStatus) {
 
 TEST_F(TgiServiceTest, DestroyingTheHandleClosesTheConnection) {
   std::atomic<int> closed{-1};
-  serve([&](RawConnection& connection) {
+  const auto served = serve([&](RawConnection& connection) {
     connection.read_request();
     connection.send(kStreamHead);
     connection.send_chunk(token("x"));
@@ -556,7 +558,7 @@ TEST_F(TgiServiceTest, DestroyingTheHandleClosesTheConnection) {
 // ---- Tokens, health ----
 
 TEST_F(TgiServiceTest, Tokens) {
-  serve_each([](RawConnection& connection, const RawRequest& request) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest& request) {
     if (request.line == "POST /chat_tokenize HTTP/1.1")
       connection.answer(R"({"tokenize_response":[{"id":4,"text":"<s>","start":0,"stop":0}],"templated_text":"x"})");
     else if (json::parse(request.body).at("inputs") == "é")
@@ -589,7 +591,7 @@ TEST_F(TgiServiceTest, HealthAndContext) {
   std::atomic<bool> well{true};
   EndpointOptions options;
   options.health_interval = 10ms;
-  serve_each(
+  const auto served = serve_each(
       [&](RawConnection& connection, const RawRequest& request) {
         if (request.line.starts_with("GET /info "))
           connection.answer(R"({"model_id":"org/m","max_input_tokens":1000,"max_total_tokens":2048})");
@@ -614,7 +616,7 @@ TEST_F(TgiServiceTest, HealthAndContext) {
 
 TEST_F(TgiServiceTest, TheUrlMayEndWithV1) {
   RawRequest seen;
-  serve(
+  const auto served = serve(
       [&](RawConnection& connection) {
         seen = connection.read_request();
         connection.send(kStreamHead);

@@ -87,8 +87,8 @@ constexpr std::string_view kConfig = R"({"name":"ensemble","input":[{"name":"tex
 class TritonServiceTest : public RemoteServiceTest {
  protected:
   // Questions about the server's health are answered from `config`, all else is `each`'s.
-  void serve(std::function<void(RawConnection&, const RawRequest&)> each, EndpointOptions options = quiet(),
-             std::string_view path = "", std::shared_ptr<const ModelText> text = model_text()) {
+  Served serve(std::function<void(RawConnection&, const RawRequest&)> each, EndpointOptions options = quiet(),
+               std::string_view path = "", std::shared_ptr<const ModelText> text = model_text()) {
     server = std::make_unique<RawServer>([this, each](RawConnection& connection) {
       for (;;) {
         const RawRequest request = connection.read_request();
@@ -110,9 +110,10 @@ class TritonServiceTest : public RemoteServiceTest {
     if (options.model.empty()) options.model = "ensemble";
     options.url = *http::parse_url(server->url(path));
     service = make_triton_service(options, std::move(text), client);
+    return Served(*this);
   }
-  void serve_events(std::string events, EndpointOptions options = quiet()) {
-    serve(
+  Served serve_events(std::string events, EndpointOptions options = quiet()) {
+    return serve(
         [this, events](RawConnection& connection, const RawRequest& request) {
           if (request.line.find("/generate_stream ") == std::string::npos) return void(connection.answer("{}"));
           {
@@ -240,7 +241,7 @@ TEST(TritonRequest, TheTableOfTheDocumentIsCurrent) {
 // ---- Answers ----
 
 TEST_F(TritonServiceTest, AStreamBecomesEventsAndEndsWithItsBody) {
-  serve_events(event("Hel", R"(,"output_log_probs":[0.0])") + event("lo") + event(""));
+  const auto served = serve_events(event("Hel", R"(,"output_log_probs":[0.0])") + event("lo") + event(""));
   GenerateRequest request = text_request("Once upon");
   request.echo = true;
   request.stop.max_tokens = 4;
@@ -261,8 +262,8 @@ TEST_F(TritonServiceTest, AStreamBecomesEventsAndEndsWithItsBody) {
 }
 
 TEST_F(TritonServiceTest, TheServersCountsWin) {
-  serve_events(event("a b", R"(,"num_input_tokens":7,"num_output_tokens":2)") +
-               event(" c d", R"(,"num_input_tokens":7,"num_output_tokens":3)"));
+  const auto served = serve_events(event("a b", R"(,"num_input_tokens":7,"num_output_tokens":2)") +
+                                   event(" c d", R"(,"num_input_tokens":7,"num_output_tokens":3)"));
   GenerateRequest request = text_request();
   request.stop.max_tokens = 5;
   const auto sink = ask(request);
@@ -273,7 +274,7 @@ TEST_F(TritonServiceTest, TheServersCountsWin) {
 }
 
 TEST_F(TritonServiceTest, ALongPromptIsCountedAsWell) {
-  serve_events(event("x"));
+  const auto served = serve_events(event("x"));
   const auto sink = ask(text_request(std::string(20'000, 'a')));
   ASSERT_TRUE(sink->wait_over());
   EXPECT_EQ(sink->all<Finished>().at(0).usage.prompt_tokens, 20'001);
@@ -281,7 +282,7 @@ TEST_F(TritonServiceTest, ALongPromptIsCountedAsWell) {
 
 // The template writes the bos token, and so does the server.
 TEST_F(TritonServiceTest, AChatIsRenderedHere) {
-  serve_events(event("ok"));
+  const auto served = serve_events(event("ok"));
   const auto sink = ask(chat_request());
   ASSERT_TRUE(sink->wait_over());
   EXPECT_EQ(sink->text(), "ok");
@@ -291,7 +292,7 @@ TEST_F(TritonServiceTest, AChatIsRenderedHere) {
 }
 
 TEST_F(TritonServiceTest, WhatCannotBeRendered) {
-  serve_events(event("ok"));
+  const auto served = serve_events(event("ok"));
   GenerateRequest request = chat_request();
   std::get<std::vector<Message>>(request.prompt)[0].role = "odd";
   Error error = ask(request)->error();
@@ -312,7 +313,8 @@ TEST_F(TritonServiceTest, WhatCannotBeRendered) {
 }
 
 TEST_F(TritonServiceTest, WithoutATemplateThereAreNoChats) {
-  serve([](RawConnection&, const RawRequest&) { ADD_FAILURE() << "it was asked"; }, quiet(), "", model_text(false));
+  const auto served =
+      serve([](RawConnection&, const RawRequest&) { ADD_FAILURE() << "it was asked"; }, quiet(), "", model_text(false));
   EXPECT_FALSE(service->capabilities().chat);
   const Error error = ask(chat_request())->error();
   EXPECT_EQ(error.code, ErrorCode::unsupported);
@@ -321,7 +323,7 @@ TEST_F(TritonServiceTest, WithoutATemplateThereAreNoChats) {
 
 // The engine leaves a stop string in its text.
 TEST_F(TritonServiceTest, AStopStringIsNoPartOfTheText) {
-  serve_events(event("one E") + event("N") + event("D") + event("", R"(,"num_input_tokens":5)"));
+  const auto served = serve_events(event("one E") + event("N") + event("D") + event("", R"(,"num_input_tokens":5)"));
   GenerateRequest request = text_request();
   request.stop.stop = {"END"};
   const auto sink = ask(request);
@@ -335,7 +337,7 @@ TEST_F(TritonServiceTest, AStopStringIsNoPartOfTheText) {
 }
 
 TEST_F(TritonServiceTest, BeforeMinTokensAStopStringIsText) {
-  serve_events(event("END") + event(" and END") + event(" more"));
+  const auto served = serve_events(event("END") + event(" and END") + event(" more"));
   GenerateRequest request = text_request();
   request.stop.stop = {"END"};
   request.stop.min_tokens = 1;
@@ -345,7 +347,7 @@ TEST_F(TritonServiceTest, BeforeMinTokensAStopStringIsText) {
 }
 
 TEST_F(TritonServiceTest, WhatMightHaveBecomeAStopStringIsText) {
-  serve_events(event("one E") + event("N"));
+  const auto served = serve_events(event("one E") + event("N"));
   GenerateRequest request = text_request();
   request.stop.stop = {"END"};
   const auto sink = ask(request);
@@ -359,7 +361,7 @@ TEST_F(TritonServiceTest, AStopStringThatTheServerReadsPast) {
   std::atomic<int> closed{-1};
   std::promise<std::string> stopped;
   std::string id;
-  serve([&](RawConnection& connection, const RawRequest& request) {
+  const auto served = serve([&](RawConnection& connection, const RawRequest& request) {
     if (request.line == "POST /v2/models/tensorrt_llm/generate HTTP/1.1") {
       stopped.set_value(request.body);
       connection.answer("{}");
@@ -393,7 +395,7 @@ TEST_F(TritonServiceTest, GivingUpClosesTheConnectionAndStopsTheEngine) {
   std::atomic<int> closed{-1};
   std::atomic<bool> arrived{false};
   std::promise<std::string> stopped;
-  serve([&](RawConnection& connection, const RawRequest& request) {
+  const auto served = serve([&](RawConnection& connection, const RawRequest& request) {
     if (request.line == "POST /v2/models/tensorrt_llm/generate HTTP/1.1") {
       stopped.set_value(request.body);
       connection.answer(R"({"error":"unknown model"})", "400 Bad Request");  // changes nothing
@@ -417,7 +419,7 @@ TEST_F(TritonServiceTest, GivingUpClosesTheConnectionAndStopsTheEngine) {
 TEST_F(TritonServiceTest, IdsAreItsOwnAndSeedsDiffer) {
   std::vector<std::string> ids;
   std::vector<json::value> seeds;
-  serve_events(event("x"));
+  const auto served = serve_events(event("x"));
   for (int i = 0; i < 2; ++i) {
     ASSERT_TRUE(ask()->wait_over());  // with the same id of the client
     std::lock_guard lock(mutex);
@@ -431,8 +433,8 @@ TEST_F(TritonServiceTest, IdsAreItsOwnAndSeedsDiffer) {
 
 TEST_F(TritonServiceTest, TextThatAccumulates) {
   config = R"({"input":[],"parameters":{"accumulate_tokens":{"string_value":"true"}}})";
-  serve_events(event("Zw") + event("Zw\xEF\xBF\xBD") + event("Zw\xC3\xB6") + event("Zw\xC3\xB6lf") +
-               event("Zw\xC3\xB6lf\xEF\xBF\xBD"));
+  const auto served = serve_events(event("Zw") + event("Zw\xEF\xBF\xBD") + event("Zw\xC3\xB6") + event("Zw\xC3\xB6lf") +
+                                   event("Zw\xC3\xB6lf\xEF\xBF\xBD"));
   const auto sink = ask();
   ASSERT_TRUE(sink->wait_over());
   EXPECT_EQ(sink->text(), "Zw\xC3\xB6lf\xEF\xBF\xBD");
@@ -442,7 +444,7 @@ TEST_F(TritonServiceTest, TextThatAccumulates) {
 
 TEST_F(TritonServiceTest, TextThatAccumulatesUpToAStopString) {
   config = R"({"input":[],"parameters":{"accumulate_tokens":{"string_value":"true"}}})";
-  serve_events(event("one E") + event("one EN") + event("one END"));
+  const auto served = serve_events(event("one E") + event("one EN") + event("one END"));
   GenerateRequest request = text_request();
   request.stop.stop = {"END"};
   const auto sink = ask(request);
@@ -452,7 +454,7 @@ TEST_F(TritonServiceTest, TextThatAccumulatesUpToAStopString) {
 
 TEST_F(TritonServiceTest, TextThatWasSentDoesNotChange) {
   config = R"({"input":[],"parameters":{"accumulate_tokens":{"string_value":"true"}}})";
-  serve_events(event("one") + event("two three"));
+  const auto served = serve_events(event("one") + event("two three"));
   const Error error = ask()->error();
   EXPECT_EQ(error.code, ErrorCode::internal);
   EXPECT_THAT(error.message, HasSubstr("has changed"));
@@ -460,7 +462,7 @@ TEST_F(TritonServiceTest, TextThatWasSentDoesNotChange) {
 
 TEST_F(TritonServiceTest, WhatTheDeploymentLacksIsRefused) {
   config = kConfig;
-  serve_events(event("x"));
+  const auto served = serve_events(event("x"));
   wait_for_config();
   GenerateRequest request = text_request();
   request.sampling.presence_penalty = 1;
@@ -474,7 +476,7 @@ TEST_F(TritonServiceTest, WhatTheDeploymentLacksIsRefused) {
 TEST_F(TritonServiceTest, WhatTheModelIsLikeIsAskedBeforeTheFirstRequest) {
   config = R"({"input":[],"parameters":{"accumulate_tokens":{"string_value":"true"}}})";
   health_status = "503 Service Unavailable";
-  serve_events(event("one") + event("one two"));
+  const auto served = serve_events(event("one") + event("one two"));
   for (int i = 0; i < 2; ++i) {
     const auto sink = ask();
     ASSERT_TRUE(sink->wait_over());
@@ -488,7 +490,7 @@ TEST_F(TritonServiceTest, WhatTheModelIsLikeIsAskedBeforeTheFirstRequest) {
 
 TEST_F(TritonServiceTest, ADeploymentThatDoesNotTellIsTakenAsItComes) {
   health_status = "503 Service Unavailable";
-  serve_events(event("one") + event("one two"));
+  const auto served = serve_events(event("one") + event("one two"));
   const auto sink = ask();
   ASSERT_TRUE(sink->wait_over());
   EXPECT_EQ(sink->text(), "oneone two");
@@ -496,7 +498,7 @@ TEST_F(TritonServiceTest, ADeploymentThatDoesNotTellIsTakenAsItComes) {
 
 TEST_F(TritonServiceTest, AServerThatIsNotThere) {
   config = kConfig;
-  serve_events(event("x"));
+  const auto served = serve_events(event("x"));
   server.reset();
   const Error error = ask()->error();
   EXPECT_EQ(error.code, ErrorCode::unavailable);
@@ -511,7 +513,7 @@ TEST_F(TritonServiceTest, GivingUpWhileTheModelIsAskedOf) {
     ++asking;
     closed += connection.closed_within(10s) ? 1 : 0;
   };
-  serve_events(event("x"));
+  const auto served = serve_events(event("x"));
   const auto sink = ask();
   for (int i = 0; i < 5000 && asking.load() == 0; ++i) std::this_thread::sleep_for(1ms);
   handle.reset();
@@ -540,7 +542,7 @@ class TritonFaults : public TritonServiceTest, public ::testing::WithParamInterf
 
 TEST_P(TritonFaults, EndInOneFailure) {
   const FaultCase& each = GetParam();
-  serve([&](RawConnection& connection, const RawRequest&) {
+  const auto served = serve([&](RawConnection& connection, const RawRequest&) {
     connection.send(kStreamHead);
     if (!each.events.empty()) connection.send_chunk(each.events);
     if (each.last_chunk) connection.send(kLast);
@@ -578,7 +580,7 @@ TEST_F(TritonServiceTest, RefusalsWithAStatus) {
   std::string status;
   std::string body;
   std::string type = "application/json";
-  serve([&](RawConnection& connection, const RawRequest&) {
+  const auto served = serve([&](RawConnection& connection, const RawRequest&) {
     connection.answer(body, status, "Content-Type: " + type + "\r\n");
   });
   const auto error = [&](std::string_view now, std::string_view text) {
@@ -605,7 +607,7 @@ TEST_F(TritonServiceTest, RefusalsWithAStatus) {
 // ---- Tokens, health ----
 
 TEST_F(TritonServiceTest, TokensAreMadeHere) {
-  serve_events(event("x"));
+  const auto served = serve_events(event("x"));
   const auto tokenize = [&](inference::TokenizeRequest request) {
     std::promise<Result<inference::Tokenized>> done;
     service->tokenize_async(std::move(request), [&](auto result) { done.set_value(std::move(result)); });
@@ -634,7 +636,7 @@ TEST_F(TritonServiceTest, Health) {
   EndpointOptions options;
   options.health_interval = 10ms;
   config = kConfig;
-  serve([](RawConnection&, const RawRequest&) {}, options);
+  const auto served = serve([](RawConnection&, const RawRequest&) {}, options);
   const auto wait_for = [](auto ready) {
     for (int i = 0; i < 5000 && !ready(); ++i) std::this_thread::sleep_for(1ms);
     return ready();
@@ -663,7 +665,7 @@ TEST_F(TritonServiceTest, TheUrlMayEndWithV2AndNamesAreEscaped) {
   EndpointOptions options = quiet();
   options.model = "org/m m";
   std::promise<std::string> line;
-  serve(
+  const auto served = serve(
       [&](RawConnection& connection, const RawRequest& request) {
         line.set_value(request.line);
         connection.answer("{}");

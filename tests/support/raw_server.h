@@ -105,6 +105,7 @@ class RawConnection {
   }
 
   void close() {
+    std::lock_guard lock(mutex_);
     if (fd_ >= 0) ::close(std::exchange(fd_, -1));
   }
   // Closes with a reset instead of an orderly end.
@@ -113,7 +114,11 @@ class RawConnection {
     ::setsockopt(fd_, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
     close();
   }
-  void shut() { ::shutdown(fd_, SHUT_RDWR); }
+  // From any thread.
+  void shut() {
+    std::lock_guard lock(mutex_);
+    ::shutdown(fd_, SHUT_RDWR);
+  }
   int fd() const { return fd_; }
 
  protected:
@@ -125,6 +130,7 @@ class RawConnection {
   virtual ssize_t write_some(std::string_view bytes) { return ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL); }
 
  private:
+  std::mutex mutex_;  // of closing
   int fd_;
 };
 
