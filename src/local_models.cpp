@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <optional>
 
 #include "base/log.h"
 #include "base/model_source.h"
@@ -41,8 +42,11 @@ Result<engine::LocalServiceOptions> service_options(const config::Model& model, 
   return options;
 }
 
-Error at(const config::Model& model, Error error) {
-  error.message = model.where + ": model '" + model.name + "': " + error.message;
+// `key`: whose value is at fault unless the error says; empty where no single one is.
+Error at(const config::Model& model, Error error, std::string key = {}) {
+  if (!error.param.empty()) key = error.param;
+  const std::string name = key.empty() || error.message.starts_with(key) ? std::string() : key + ": ";
+  error.message = model.where + ": model '" + model.name + "': " + name + error.message;
   return error;
 }
 
@@ -150,7 +154,7 @@ Status LocalModelLoader::fetch(const std::function<void(double, std::string)>& p
     }
   };
   auto located = machine_.sources->fetch(model_.source, tell, stop);
-  if (!located) return at(model_, std::move(located).error());
+  if (!located) return at(model_, std::move(located).error(), "source");
   std::lock_guard lock(mutex_);
   fetched_ = std::move(located->path);
   return {};
@@ -172,9 +176,9 @@ std::string LocalModelLoader::version() const { return fetches() ? machine_.sour
 Result<engine::LocalModel*> LocalModelLoader::opened() {
   if (opened_ == nullptr) {
     auto options = service_options(model_, path(), machine_);
-    if (!options) return at(model_, std::move(options).error());
+    if (!options) return at(model_, std::move(options).error(), "source");
     auto model = in_background(machine_.pool->shared(), [&] { return engine::LocalModel::open(*std::move(options)); });
-    if (!model) return at(model_, std::move(model).error());
+    if (!model) return at(model_, std::move(model).error(), "source");
     opened_ = *std::move(model);
   }
   return opened_.get();
@@ -240,24 +244,45 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   std::uint64_t least = 0;
   std::uint64_t pinned = 0;
   std::string list;
+  std::optional<Error> faults;  // of all models, a line each
+  const auto fault = [&faults](const Error& error) {
+    if (faults)
+      faults->message += "\n" + error.message;
+    else
+      faults = error;
+  };
   for (const config::Model& model : config.models) {
-    if (model.is_remote()) continue;
+    if (model.is_remote()) {
+      if (const auto need = RemoteModelLoader(model, machine.remotes).need(); !need) fault(need.error());
+      continue;
+    }
     Entry entry{std::make_shared<LocalModelLoader>(model, machine, budget), true, at_start.size()};
     registry::ModelLoader::Need need;
     if (const auto path = entry.loader->path(); !path) {
-      if (path.error().code != ErrorCode::not_found) return at(model, path.error());
-      if (const Status may = machine.sources->may_pull(model.source); !may)
-        return at(model, make_error(ErrorCode::not_found, path.error().message + "; " + may.error().message));
+      Error why = path.error();
+      const bool absent = why.code == ErrorCode::not_found;
+      const Status may = absent ? machine.sources->may_pull(model.source) : Status();
+      if (!may) why.message += "; " + may.error().message;
+      if (!absent || !may) {
+        fault(at(model, std::move(why), "source"));
+        continue;
+      }
       entry.here = false;
       if (!model.settings.on_demand) unknown.push_back(at_start.size());
     } else {
       const auto known = entry.loader->need();
-      if (!known) return known.error();
+      if (!known) {
+        fault(known.error());
+        continue;
+      }
       need = *known;
       if (need.least > budget) {
         // The plan within the budget says which of its parts is too large.
         const auto refused = (*entry.loader->opened())->plan(budget, true);
-        if (!refused) return at(model, refused.error());
+        if (!refused) {
+          fault(at(model, refused.error()));
+          continue;
+        }
       }
     }
     if (!model.settings.on_demand) {
@@ -268,6 +293,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
     if (model.settings.pin) pinned += need.least;
     entries.push_back(std::move(entry));
   }
+  if (faults) return *faults;
   if (least > budget) {
     return make_error(ErrorCode::unavailable,
                       where + "memory.host: the models that are loaded at start need at least " + format_bytes(least) +
@@ -287,7 +313,6 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   for (const config::Model& model : config.models) {
     if (model.is_remote()) {
       auto remote = std::make_shared<RemoteModelLoader>(model, machine.remotes);
-      if (const auto need = remote->need(); !need) return need.error();
       planned.text += remote->plan_text();
       planned.definitions.push_back(definition_of(model, std::move(remote)));
       continue;

@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <future>
 #include <iterator>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -96,6 +97,9 @@ Result<config::Config> load_config(const Flags& flags) {
   const auto misused = [](const char* message) { return make_error(ErrorCode::invalid_argument, message); };
   if (flags.source && flags.config) return misused("give either SOURCE or --config, not both");
   if (!flags.source && flags.name) return misused("--name needs a SOURCE");
+  if (flags.source && flags.source->ends_with(".yaml") && std::filesystem::is_regular_file(*flags.source))
+    return make_error(ErrorCode::invalid_argument,
+                      *flags.source + " is a configuration, not a model: give it with --config " + *flags.source);
   // An unset variable of a script must not end up as the demo model.
   if (flags.source && flags.source->empty()) return misused("SOURCE is empty");
   if (flags.config && flags.config->empty()) return misused("--config: the path is empty");
@@ -280,10 +284,12 @@ std::uint64_t requests_in_flight(const registry::Registry& registry) {
   return sum;
 }
 
+constexpr std::chrono::milliseconds kLastWords{1'000};  // for the answers of requests that are cut off to be sent
+
 // Not ready at once; for drain_delay everything is still served, so that load balancers can notice; then new requests
-// get 503 while running ones finish within drain_timeout.
+// get 503 while running ones finish within drain_timeout. What runs on is ended with an error.
 void drain(int signal, const config::Server& settings, server::Lifecycle& lifecycle, http::Server& http,
-           const registry::Registry& registry) {
+           registry::Registry& registry) {
   lifecycle.set(server::Lifecycle::State::draining);
   http.close_connections_after_answers();
   log::info("server", "draining", {{"signal", strsignal(signal)}, {"requests", requests_in_flight(registry)}});
@@ -293,9 +299,12 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
   while (requests_in_flight(registry) > 0 && Clock::now() < deadline)
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
-  const bool clean = http.drain(std::max(left, std::chrono::milliseconds(100)));
-  log::info("server", clean ? "stopped; every request was finished" : "stopped; drain_timeout cut off running requests",
-            {{"requests", requests_in_flight(registry)}});
+  if (http.drain(std::max(left, std::chrono::milliseconds(100))))
+    return log::info("server", "stopped; every request was finished");
+  const std::uint64_t cut = requests_in_flight(registry);
+  registry.end_requests();
+  http.drain(kLastWords);
+  log::warn("server", "stopped; drain_timeout cut off running requests", {{"requests", cut}});
 }
 
 // Waits for the models that are to be there from the start; the first error among them.
@@ -325,15 +334,51 @@ std::string needs_restart(const config::Config& before, const config::Config& no
   return sections;
 }
 
-// Settings that a model has where nobody says otherwise; a reload changes them.
-struct Defaults {
+// Each model by name, with all that a reload may change of it.
+using Digests = std::map<std::string, std::string>;
+Digests digests_of(const std::vector<registry::ModelDefinition>& models) {
+  Digests digests;
+  for (const registry::ModelDefinition& each : models) {
+    std::string& digest = digests[each.name];
+    digest = each.fingerprint + (each.on_demand ? "\non demand" : "") + (each.pin ? "\npinned" : "") + "\n" +
+             std::to_string(each.idle_unload.count());
+    for (const std::string& alias : each.aliases) digest += "\nalias " + alias;
+    for (const std::string& fallback : each.fallbacks) digest += "\nfallback " + fallback;
+  }
+  return digests;
+}
+
+// What differs: "models added: a; changed: b, c; removed: d".
+std::string changes(const Digests& before, const Digests& now) {
+  std::string added;
+  std::string changed;
+  std::string removed;
+  const auto list = [](std::string& names, const std::string& name) { names += (names.empty() ? "" : ", ") + name; };
+  for (const auto& [name, digest] : now) {
+    const auto old = before.find(name);
+    if (old == before.end())
+      list(added, name);
+    else if (old->second != digest)
+      list(changed, name);
+  }
+  for (const auto& [name, digest] : before)
+    if (!now.contains(name)) list(removed, name);
+  std::string text;
+  for (const auto& [what, names] : {std::pair{"added: ", &added}, {"changed: ", &changed}, {"removed: ", &removed}})
+    if (!names->empty()) text += (text.empty() ? "models " : "; ") + (what + *names);
+  return text.empty() ? "the models are as before" : text;
+}
+
+// What is in force; a reload changes it.
+struct Current {
   std::mutex mutex;
-  config::ModelSettings settings;
+  config::ModelSettings defaults;  // of models that are loaded by path
+  Digests models;
 };
 
 // The model of a load request: as if it stood in the file, with the file's defaults.
 Result<registry::ModelDefinition> model_of(const server::LoadRequest& request, const Machine& machine,
-                                           std::uint64_t budget, Defaults& defaults) {
+                                           std::uint64_t budget, Current& current) {
   auto config = config::single_model_config(
       request.path, request.name.empty() ? std::optional<std::string>() : std::optional(request.name));
   if (!config) {
@@ -343,8 +388,8 @@ Result<registry::ModelDefinition> model_of(const server::LoadRequest& request, c
     return error;
   }
   {
-    std::lock_guard lock(defaults.mutex);
-    config->defaults = defaults.settings;
+    std::lock_guard lock(current.mutex);
+    config->defaults = current.defaults;
   }
   config->models.front().settings = config->defaults;
   config->models.front().settings.on_demand = false;
@@ -362,7 +407,7 @@ Result<registry::ModelDefinition> model_of(const server::LoadRequest& request, c
 
 // Reads the file again and applies what a running process can take up: the models and the log's level and form.
 Result<std::string> reload(const Flags& flags, const config::Config& started_with, const Machine& machine,
-                           registry::Registry& registry, Defaults& defaults) {
+                           registry::Registry& registry, Current& current) {
   // A file that was found at the start is not forgotten when it has gone.
   Flags same = flags;
   if (!same.source && !started_with.file.empty()) same.config = started_with.file;
@@ -372,18 +417,22 @@ Result<std::string> reload(const Flags& flags, const config::Config& started_wit
     error.code = ErrorCode::invalid_argument;  // whatever it was: the file is what is wrong
     return error;
   }
+  // An emptied or half-written file would end every model.
+  if (started_with.lists_models && !config->lists_models)
+    return make_error(ErrorCode::invalid_argument,
+                      config->file + ": models: missing; a reload does not replace the models by the demo");
   auto planned = plan_models(*config, machine, registry.budget().total());
   if (!planned) return std::move(planned).error();
+  Digests models = digests_of(planned->definitions);
   if (Status status = registry.apply(std::move(planned->definitions)); !status) return std::move(status).error();
-  {
-    std::lock_guard lock(defaults.mutex);
-    defaults.settings = config->defaults;
-  }
   log::set_level(config->log.level);
   log::set_format(config->log.format);
   const std::string sections = needs_restart(started_with, *config);
-  std::string text = "models and log are applied";
+  std::lock_guard lock(current.mutex);
+  std::string text = changes(current.models, models);
   if (!sections.empty()) text += "; changes of these sections need a restart: " + sections;
+  current.models = std::move(models);
+  current.defaults = config->defaults;
   return text;
 }
 
@@ -417,16 +466,17 @@ int serve(const Flags& flags) {
     const http::Server* server = http_server.load();
     return server == nullptr ? std::size_t{0} : server->open_connections();
   };
-  Defaults defaults;
-  defaults.settings = config->defaults;
+  Current current;
+  current.defaults = config->defaults;
+  current.models = digests_of(planned->definitions);
   app_options.gateway_operators = config->server.operators == "gateway";
   app_options.make_model = [&](const server::LoadRequest& request) {
-    return model_of(request, *machine, budget->total(), defaults);
+    return model_of(request, *machine, budget->total(), current);
   };
   std::optional<Reloader> reloader;
   if (!config->file.empty()) {
     app_options.reload = [&](Reloader::Done done) { reloader->request(std::move(done)); };
-    reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry, defaults); });
+    reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry, current); });
     signals.on_hangup([&] { reloader->request({}); });
   }
   server::App app(std::move(app_options), registry, lifecycle);

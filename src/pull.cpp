@@ -22,11 +22,11 @@ class ProgressLine {
     if (begin_ == Clock::time_point()) begin_ = last_ = time;
     const std::chrono::milliseconds period(terminal_ ? 100 : 5000);
     if (shown_ && time - last_ < period && now.done != now.total) return;
-    if (!terminal_ && time - last_ < period) return;
     if (now.total == 0) {
-      write("asking what there is to download");
+      if (!shown_) write("asking what there is to download");
       return;
     }
+    if (!terminal_ && time - last_ < period) return;
     if (first_bytes_ == 0) first_bytes_ = now.done;
     const double seconds = std::max(std::chrono::duration<double>(time - begin_).count(), 1e-3);
     const auto rate = static_cast<std::uint64_t>(static_cast<double>(now.done - first_bytes_) / seconds);

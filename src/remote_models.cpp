@@ -93,8 +93,16 @@ std::shared_ptr<inference::ModelService> replica_per_address(gateway::GatewayOpt
 }  // namespace
 
 Result<registry::ModelLoader::Need> RemoteModelLoader::need() {
-  for (const std::string& each : model_.remote.urls)
-    if (const auto url = base_url(model_, each); !url) return url.error();
+  std::optional<Error> faults;
+  for (const std::string& each : model_.remote.urls) {
+    const auto url = base_url(model_, each);
+    if (url) continue;
+    if (faults)
+      faults->message += "\n" + url.error().message;
+    else
+      faults = url.error();
+  }
+  if (faults) return *faults;
   return Need{};
 }
 

@@ -12,7 +12,10 @@ import json
 import pathlib
 import struct
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    raise SystemExit("make_model.py needs numpy: apt-get install python3-numpy, or pip install numpy")
 
 SHAPES = {
     # The sizes of Llama-3.2-1B, Qwen2.5-0.5B, and two for tests.

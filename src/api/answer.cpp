@@ -472,6 +472,18 @@ void merge_deltas(std::vector<Event>& events) {
 
 // ---- models, tokens ----
 
+namespace {
+
+// A model's context; 0: its engine does not tell.
+void append_length(std::string& out, int max_model_len) {
+  if (max_model_len > 0)
+    append_json_int(out, max_model_len);
+  else
+    out += "null";
+}
+
+}  // namespace
+
 std::string model_json(const ModelCard& model) {
   std::string out = "{\"id\":";
   append_json_string(out, model.name);
@@ -480,10 +492,7 @@ std::string model_json(const ModelCard& model) {
   out += ",\"owned_by\":\"xgen\",\"root\":";
   append_json_string(out, model.root);
   out += ",\"parent\":null,\"max_model_len\":";
-  if (model.max_model_len > 0)
-    append_json_int(out, model.max_model_len);
-  else
-    out += "null";
+  append_length(out, model.max_model_len);
   out += '}';
   return out;
 }
@@ -502,7 +511,7 @@ std::string tokenize_json(const inference::Tokenized& tokenized, int max_model_l
   std::string out = "{\"count\":";
   append_json_int(out, static_cast<std::int64_t>(tokenized.ids.size()));
   out += ",\"max_model_len\":";
-  append_json_int(out, max_model_len);
+  append_length(out, max_model_len);
   out += ",\"tokens\":[";
   for (std::size_t i = 0; i < tokenized.ids.size(); ++i) {
     if (i > 0) out += ',';

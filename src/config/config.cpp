@@ -39,6 +39,9 @@ struct Key {
   std::string_view help;
   std::function<Fault(S&, const YAML::Node&)> read;
   std::function<std::string(const S&)> show;  // the default in the reference
+  // Of a list or a mapping, which `read` has only looked at as a whole: reads one entry (a list's has no key), so that
+  // the fault of each is told.
+  std::function<Fault(S&, const YAML::Node& key, const YAML::Node& value)> read_entry = {};
 };
 
 Fault expected(std::string what, const YAML::Node& node) {
@@ -66,6 +69,11 @@ std::string bytes_text(std::uint64_t value) {
 bool printable(std::string_view text) {
   return is_valid_utf8(text) &&
          std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+}
+
+std::string lower_case(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+  return text;
 }
 
 constexpr std::string_view kNameShape = "a name of 1 to 200 characters without spaces";
@@ -230,7 +238,7 @@ const std::vector<Key<Server>>& server_keys() {
       duration("drain_delay", &Server::drain_delay, milliseconds(0),
                "After SIGTERM: still accept requests for so long, not ready, so that load balancers can notice."),
       duration("drain_timeout", &Server::drain_timeout, milliseconds(0),
-               "After drain_delay: time for running requests to finish."),
+               "After drain_delay: time for running requests to finish; those that run on end with an error."),
       choice("operators", {"local", "gateway"}, &Server::operators,
              "Who may load and unload models (`/admin`, `/api/management`, `/api/inference/load`): requests from this "
              "machine, or also those with the header `x-user-admin: true`. The latter only behind a gateway that sets "
@@ -291,8 +299,8 @@ const std::vector<Key<Compute>>& compute_keys() {
 const std::vector<Key<Sources>>& sources_keys() {
   static const std::vector<Key<Sources>> keys = {
       {"cache", "a folder",
-       "Where s3:// models are kept, relative to this file; hf:// models are in the cache that they share with Python "
-       "(HF_HOME, HF_HUB_CACHE).",
+       "Where s3:// models are kept (a relative path in models.yaml: from its folder); hf:// models are in the cache "
+       "that they share with Python (HF_HOME, HF_HUB_CACHE).",
        text("", &Sources::cache, "a folder", "").read,
        [](const Sources& s) { return s.cache.empty() ? std::string("~/.cache/xgen-model") : s.cache; }},
       integer("connections", &Sources::connections, 1, 64, "Parts of one file that are downloaded at the same time."),
@@ -351,28 +359,31 @@ const std::vector<Key<Model>>& model_keys() {
        [](const Model&) { return std::string("required"); }},
       {"aliases", "a list of names", "Further names for the same model.",
        [](Model& model, const YAML::Node& node) -> Fault {
+         model.aliases.clear();
          if (!node.IsSequence() || node.size() > 64) return expected("a list of at most 64 names", node);
-         for (const YAML::Node& each : node) {
-           Model alias;
-           if (Fault fault = model_keys().front().read(alias, each)) return fault;
-           model.aliases.push_back(alias.name);
-         }
          return {};
        },
-       [](const Model&) { return std::string("none"); }},
+       [](const Model&) { return std::string("none"); },
+       [](Model& model, const YAML::Node&, const YAML::Node& alias) -> Fault {
+         if (!alias.IsScalar() || !is_name(alias.Scalar())) return expected(std::string(kNameShape), alias);
+         model.aliases.push_back(alias.Scalar());
+         return {};
+       }},
       {"fallbacks", "a list of names",
        "Models of this list that a request goes to, one after the other, when this one fails it before the first token "
        "with 503, 429 or 500; see several-models.md.",
        [](Model& model, const YAML::Node& node) -> Fault {
+         model.fallbacks.clear();
          const std::string what = "a list of at most " + std::to_string(kMaxFallbacks) + " names of models";
          if (!node.IsSequence() || node.size() > kMaxFallbacks) return expected(what, node);
-         for (const YAML::Node& each : node) {
-           if (!each.IsScalar() || !is_name(each.Scalar())) return expected(std::string(kNameShape), each);
-           model.fallbacks.push_back(each.Scalar());
-         }
          return {};
        },
-       [](const Model&) { return std::string("none"); }},
+       [](const Model&) { return std::string("none"); },
+       [](Model& model, const YAML::Node&, const YAML::Node& name) -> Fault {
+         if (!name.IsScalar() || !is_name(name.Scalar())) return expected(std::string(kNameShape), name);
+         model.fallbacks.push_back(name.Scalar());
+         return {};
+       }},
       text("source", &Model::source, "a path or an address",
            "A folder with config.json, safetensors and tokenizer files, a .gguf file (the first part of a split one), "
            "`hf://ORG/REPO[@REVISION][/FILE]`, `s3://BUCKET/PREFIX` (see model-sources.md), or `builtin:xgen-demo`."),
@@ -387,20 +398,27 @@ Key<S> file(std::string_view name, std::string S::*field, std::string_view help)
   return key;
 }
 
-Fault read_headers(Remote& remote, const YAML::Node& node) {
-  constexpr std::string_view kWhat = "a mapping of at most 64 header names to values";
-  if (!node.IsMap() || node.size() > 64) return expected(std::string(kWhat), node);
-  for (const auto& entry : node) {
-    if (!entry.first.IsScalar() || !entry.second.IsScalar() || !printable(entry.second.Scalar()))
-      return "expected " + std::string(kWhat);
-    const std::string& name = entry.first.Scalar();
-    const bool token = !name.empty() && std::all_of(name.begin(), name.end(), [](unsigned char c) {
-      return std::isalnum(c) != 0 ||
-             std::string_view("!#$%&'*+-.^_`|~").find(static_cast<char>(c)) != std::string_view::npos;
-    });
-    if (!token) return "'" + name + "' is no header name";
-    remote.headers.emplace_back(name, entry.second.Scalar());
-  }
+// These the client makes: with others, or twice, the request would be another.
+constexpr std::string_view kHttpHeaders[] = {
+    "connection", "content-encoding", "content-length",    "content-type", "expect",  "host",
+    "keep-alive", "proxy-connection", "transfer-encoding", "te",           "trailer", "upgrade"};
+
+Fault read_header(Remote& remote, const YAML::Node& key, const YAML::Node& value) {
+  if (!key.IsScalar()) return expected("a header's name", key);
+  const std::string& name = key.Scalar();
+  const bool token = !name.empty() && std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return std::isalnum(c) != 0 ||
+           std::string_view("!#$%&'*+-.^_`|~").find(static_cast<char>(c)) != std::string_view::npos;
+  });
+  if (!token) return "'" + name + "' is no header name";
+  const std::string lower = lower_case(name);
+  if (std::find(std::begin(kHttpHeaders), std::end(kHttpHeaders), lower) != std::end(kHttpHeaders))
+    return "'" + name + "' is HTTP's own and cannot be set";
+  if (!value.IsScalar() || !printable(value.Scalar())) return "'" + name + "': " + *expected("a text", value);
+  if (std::any_of(remote.headers.begin(), remote.headers.end(),
+                  [&](const auto& each) { return lower_case(each.first) == lower; }))
+    return "'" + name + "' is given twice";
+  remote.headers.emplace_back(name, value.Scalar());
   return {};
 }
 
@@ -416,18 +434,20 @@ const std::vector<Key<Remote>>& remote_keys() {
          [](Remote& remote, const YAML::Node& node) -> Fault {
            const std::string what =
                "a list of 1 to " + std::to_string(kMaxUrls) + " URLs such as http://vllm-0:8000/v1";
+           remote.urls.clear();
            if (!node.IsSequence() || node.size() == 0 || node.size() > kMaxUrls) return expected(what, node);
-           for (const YAML::Node& each : node) {
-             const bool url = each.IsScalar() && printable(each.Scalar()) && each.Scalar().size() <= 4096 &&
-                              (each.Scalar().starts_with("http://") || each.Scalar().starts_with("https://"));
-             if (!url) return expected(what, each);
-             if (std::find(remote.urls.begin(), remote.urls.end(), each.Scalar()) != remote.urls.end())
-               return "the URL " + each.Scalar() + " is listed twice";
-             remote.urls.push_back(each.Scalar());
-           }
            return {};
          },
-         [](const Remote&) { return std::string("required"); }},
+         [](const Remote&) { return std::string("required"); },
+         [](Remote& remote, const YAML::Node&, const YAML::Node& each) -> Fault {
+           const bool url = each.IsScalar() && printable(each.Scalar()) && each.Scalar().size() <= 4096 &&
+                            (each.Scalar().starts_with("http://") || each.Scalar().starts_with("https://"));
+           if (!url) return expected("a URL such as http://vllm-0:8000/v1", each);
+           if (std::find(remote.urls.begin(), remote.urls.end(), each.Scalar()) != remote.urls.end())
+             return "the URL " + each.Scalar() + " is listed twice";
+           remote.urls.push_back(each.Scalar());
+           return {};
+         }},
         boolean("replica_per_address", &Remote::replica_per_address,
                 "Every address that a URL's host has is a replica of its own (a headless Service of Kubernetes); the "
                 "names are looked up again every `health_interval`. Otherwise a URL is one replica."),
@@ -450,8 +470,14 @@ const std::vector<Key<Remote>>& remote_keys() {
         file(
             "api_key_file", &Remote::api_key_file,
             "A file with the key that is sent to the engine (as `Authorization: Bearer`). Read again when it changes."),
-        {"headers", "a mapping", "Further headers of every request to the engine.", read_headers,
-         [](const Remote&) { return std::string("none"); }},
+        {"headers", "a mapping", "Further headers of every request to the engine.",
+         [](Remote& remote, const YAML::Node& node) -> Fault {
+           remote.headers.clear();
+           if (!node.IsMap() || node.size() > 64)
+             return expected("a mapping of at most 64 header names to values", node);
+           return {};
+         },
+         [](const Remote&) { return std::string("none"); }, read_header},
         file("ca_file", &Remote::ca_file,
              "Certificates (PEM) that are trusted instead of the system's, for https. Read again when it changes."),
         duration("connect_timeout", &Remote::connect_timeout, kShortest,
@@ -565,6 +591,7 @@ class Reader {
         {YAML::ErrorMsg::END_OF_SEQ, "indented unlike the list above"},
         {YAML::ErrorMsg::END_OF_MAP_FLOW, "a '{' or a quote before this is not closed"},
         {YAML::ErrorMsg::END_OF_SEQ_FLOW, "a '[' or a quote before this is not closed"},
+        {YAML::ErrorMsg::BAD_FILE, "nested too deeply"},  // of text, nothing else is a bad file
     };
     for (const auto& [theirs, ours] : words)
       if (error.msg == theirs) return fault(mark, "", std::string(ours));
@@ -638,10 +665,24 @@ class Reader {
                 const YAML::Node& node) {
     for (const Key<S>& key : keys) {
       if (key.name != name) continue;
-      if (Fault what = key.read(section, node)) fault(node.Mark(), join(path, name), *what);
+      if (Fault what = key.read(section, node))
+        fault(node.Mark(), join(path, name), *what);
+      else if (key.read_entry)
+        read_entries(key, section, join(path, name), node);
       return true;
     }
     return false;
+  }
+
+  template <class S>
+  void read_entries(const Key<S>& key, S& section, const std::string& path, const YAML::Node& node) {
+    std::size_t i = 0;
+    for (const auto& entry : node) {
+      const std::string place = node.IsMap() ? path : path + "[" + std::to_string(i++) + "]";
+      const YAML::Node& at = node.IsMap() ? entry.first : entry;
+      if (Fault what = key.read_entry(section, entry.first, node.IsMap() ? entry.second : entry))
+        fault(at.Mark(), place, *what);
+    }
   }
 
   template <class... S>
@@ -688,6 +729,7 @@ class Reader {
       config_.models = demo_config().models;
       config_.models.front().settings = config_.defaults;
       config_.models.front().where = file_;
+      config_.lists_models = false;
       return;
     }
     if (!models.IsSequence() || models.size() == 0) {
@@ -754,6 +796,10 @@ class Reader {
         if (!file->empty() && !fs::exists(*file, error))
           fault(node[name].Mark(), path + "." + name, "'" + *file + "': " + (error ? error.message() : "no such file"));
       }
+      for (const auto& [name, value] : model.remote.headers)
+        if (!model.remote.api_key_file.empty() && lower_case(name) == "authorization")
+          fault(node["headers"].Mark(), path + ".headers",
+                "'" + name + "' is what api_key_file is for; give one of them");
     } else if (!node["source"]) {
       fault(node.Mark(), path + ".source", "missing; expected a folder, a .gguf file, hf://… or s3://…");
     } else if (!model.source.empty()) {
@@ -831,6 +877,7 @@ class Reader {
     std::vector<std::vector<std::size_t>> ways(config_.models.size());
     for (std::size_t i = 0; i < config_.models.size(); ++i) {
       std::vector<std::string>& fallbacks = config_.models[i].fallbacks;
+      if (!fallbacks.empty() && fallbacks.size() != models[i]["fallbacks"].size()) continue;  // some could not be read
       for (std::size_t k = 0; k < fallbacks.size(); ++k) {
         const auto refuse = [&](const std::string& why) {
           fault(models[i]["fallbacks"][k].Mark(),

@@ -128,6 +128,7 @@ struct Config {
   Sources sources;
   ModelSettings defaults;
   std::vector<Model> models;
+  bool lists_models = true;  // false: nothing does, and the one there is is the demo
 };
 
 inline constexpr std::string_view kDemoName = "xgen-demo";

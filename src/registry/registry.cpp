@@ -198,6 +198,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void add(ModelDefinition definition, Done done);
   enum class Action : std::uint8_t { load, unload, sleep, remove };
   void act(Action action, std::string name, Done done);
+  void end_requests();
 
   Result<Service> find(std::string_view name) const;
   Result<ModelEntry> entry(std::string_view name) const;
@@ -578,6 +579,19 @@ void Registry::Impl::stop() {
   decide_.join();
   ends_.close();
   end_.join();
+}
+
+void Registry::Impl::end_requests() {
+  auto ended = std::make_shared<std::promise<void>>();
+  const auto done = ended->get_future();
+  decisions_.push([this, ended = std::move(ended)] {
+    for (const ModelPtr& model : models_)
+      if (const Service service = model->slot->refuse(stopped_error())) service->close();
+    for (const Leaving& each : leaving_)
+      if (const Service service = each.alive.lock()) service->close();
+    ended->set_value();
+  });
+  done.wait();
 }
 
 // --- The list of models.
@@ -1286,9 +1300,12 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
 void Registry::Impl::sleep_now(const ModelPtr& model, Done done) {
   const std::string& name = model->definition.name;
   if (model->state == ModelState::sleeping) return done({});
-  if (model->state != ModelState::ready || model->load)
-    return done(make_error(ErrorCode::unavailable,
-                           "The model '" + name + "' is " + std::string(state_name(model->state)) + ", not ready."));
+  if (model->state != ModelState::ready || model->load) {
+    const bool soon = model->load || model->state == ModelState::draining;
+    return done(make_error(soon ? ErrorCode::unavailable : ErrorCode::invalid_argument,
+                           "The model '" + name + "' is " + std::string(state_name(model->state)) +
+                               ": only one that is ready can sleep."));
+  }
   if (model->definition.loader->kept_asleep() == 0)
     return done(make_error(ErrorCode::unsupported, "The model '" + name + "' cannot sleep: its engine keeps nothing."));
   set_waits(*model, true);
@@ -1315,6 +1332,7 @@ void Registry::unload(std::string_view name, Done done) {
 void Registry::sleep(std::string_view name, Done done) {
   impl_->act(Impl::Action::sleep, std::string(name), std::move(done));
 }
+void Registry::end_requests() { impl_->end_requests(); }
 void Registry::remove(std::string_view name, Done done) {
   impl_->act(Impl::Action::remove, std::string(name), std::move(done));
 }

@@ -136,8 +136,12 @@ class Registry {
   void load(std::string_view name, Done done);  // also wakes
   // Running requests finish within drain_timeout; then it stays unloaded until it is loaded (or, on demand, wanted).
   void unload(std::string_view name, Done done);
-  // Keeps the weights. Errors: not_found; unsupported if its engine cannot.
+  // Keeps the weights. Errors: not_found; unsupported if its engine cannot; unavailable while it loads or drains;
+  // invalid_argument if it is not loaded.
   void sleep(std::string_view name, Done done);
+
+  // For a process that ends: every request fails now as unavailable, those that run and those that wait.
+  void end_requests();
 
   // By name or alias. What it returns outlives loading and unloading: requests wait in it for an absent model. Errors:
   // not_found naming the model and what there is; unavailable (with retry_after_s) while a model that should be there

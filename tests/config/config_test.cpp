@@ -172,7 +172,7 @@ TEST(Config, EveryBadValueIsRefused) {
       {"models: [{name: a, engine: openai}]", "urls: missing"},
       {"models: [{name: a, engine: openai, urls: http://host/v1}]", "a list of 1 to 256 URLs"},
       {"models: [{name: a, engine: openai, urls: []}]", "a list of 1 to 256 URLs"},
-      {"models: [{name: a, engine: openai, urls: [host/v1]}]", "a list of 1 to 256 URLs"},
+      {"models: [{name: a, engine: openai, urls: [host/v1]}]", "urls[0]: expected a URL"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1', 'http://a/v1']}]", "listed twice"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], balance: random}]", "prefix | least_loaded"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], max_attempts: 0}]", "models[0].max_attempts"},
@@ -186,7 +186,7 @@ TEST(Config, EveryBadValueIsRefused) {
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], dialect: klingon}]", "auto | openai"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], headers: [x]}]", "header names to values"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], headers: {'a b': c}}]", "is no header name"},
-      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], headers: {a: \"b\\nc\"}}]", "header names to values"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], headers: {a: \"b\\nc\"}}]", "'a': expected a text"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], connect_timeout: 1ms}]", "at least 100ms"},
       {"models: [{name: a, source: builtin:xgen-demo, pin: yes}]", "true or false"},
       {"models: [{name: a, source: builtin:xgen-demo, load: later}]", "startup | on_demand"},
@@ -305,7 +305,7 @@ models:
             "models.yaml:5:16: models[0].fallbacks: they lead back to the model: a -> d -> b -> c -> a\n"
             "models.yaml:9:16: models[1].fallbacks: they lead back to the model: b -> c -> d -> b");
   EXPECT_THAT(fault({"b", ""}), HasSubstr("models[0].fallbacks: expected a list of at most 16 names of models"));
-  EXPECT_THAT(fault({"[[b]]", ""}), HasSubstr("models[0].fallbacks: expected a name"));
+  EXPECT_THAT(fault({"[[b]]", ""}), HasSubstr("models[0].fallbacks[0]: expected a name"));
 }
 
 TEST(Config, TabsInIndentationAreNamed) {
@@ -334,8 +334,28 @@ TEST(Config, ReportsAllFaultsAtOnce) {
               AllOf(HasSubstr("server.port"), HasSubstr("log.level")));
 }
 
+// And each where it stands.
+TEST(Config, ReportsEveryBadEntryOfAList) {
+  const std::string all = error_of(R"(models:
+  - name: a
+    engine: openai
+    urls: [ftp://x, 'http://a/v1', 12]
+    aliases: ['b c', d, '']
+    headers: {Transfer-Encoding: chunked, HOST: x, 'a b': c, X-A: 1, x-a: 2, Authorization: z}
+    api_key_file: /dev/zero
+    fallbacks: ['x y', ghost]
+)");
+  for (const auto* each :
+       {"models.yaml:4:12: models[0].urls[0]: expected a URL", "models.yaml:4:36: models[0].urls[2]: expected a URL",
+        "models[0].aliases[0]: expected a name", "models.yaml:5:25: models[0].aliases[2]: expected a name",
+        "models.yaml:6:15: models[0].headers: 'Transfer-Encoding' is HTTP's own", "'HOST' is HTTP's own",
+        "'a b' is no header name", "'x-a' is given twice", "'Authorization' is what api_key_file is for",
+        "models[0].fallbacks[0]: expected a name"})
+    EXPECT_THAT(all, HasSubstr(each));
+}
+
 TEST(Config, DeepNestingAndAliasesAreHarmless) {
-  EXPECT_NE(error_of(std::string(100'000, '[')), "");
+  EXPECT_THAT(error_of(std::string(100'000, '[')), HasSubstr("nested too deeply"));
   EXPECT_NE(error_of("a: &a [x,x]\nb: &b [*a,*a,*a,*a]\nserver: {host: *b}"), "");
 }
 

@@ -152,6 +152,30 @@ def test_a_bad_file_changes_nothing_and_says_why(tmp_path):
         assert set(states(server)) == {"a"} and say(server, "a").status_code == 200
 
 
+def test_a_file_without_models_replaces_none(tmp_path):
+    path = write(tmp_path, [demo("a")])
+    with Process("--config", path) as server:
+        for text in ["", "server: {drain_delay: 1s}\n"]:
+            path.write_text(text)
+            answer = server.post("/admin/reload", {})
+            assert answer.status_code == 400 and "models: missing" in answer.json()["error"]["message"]
+            assert set(states(server)) == {"a"} and say(server, "a").status_code == 200
+
+
+def test_a_reload_tells_what_it_changed(tmp_path):
+    with Process("--config", write(tmp_path, [demo("a"), demo("b")])) as server:
+        assert "as before" in server.post("/admin/reload", {}).json()["status"]
+        write(tmp_path, [demo("b", aliases=["c"]), demo("d", load="on_demand")], server={"drain_delay": "1s"})
+        eventually(lambda: "models added: d; changed: b; removed: a; changes of these sections need a restart: server" in server.output())
+
+
+def test_only_a_ready_model_sleeps(tmp_path):
+    with Process("--config", write(tmp_path, [demo("a"), demo("b", load="on_demand")])) as server:
+        answer = server.post("/admin/sleep", {"model": "b"})
+        assert answer.status_code == 400 and "retry-after" not in answer.headers
+        assert "'b' is unloaded: only one that is ready can sleep" in answer.json()["error"]["message"]
+
+
 def test_ends_at_any_moment(tmp_path):
     """Traffic, loads, reloads and operators who wait, and then a signal in the midst of it."""
     for run in range(6):

@@ -209,6 +209,48 @@ def test_requests_after_the_drain_delay_get_503(tmp_path):
         assert server.wait() == 0
 
 
+def test_what_drain_timeout_cuts_off_ends_with_an_error(tmp_path):
+    path = write(tmp_path, "server: {drain_delay: 0s, drain_timeout: 300ms}\n")
+    with Process("--config", path) as server:
+        body = {"model": "xgen-demo", "prompt": "hello", "max_tokens": 2000, "ignore_eos": True, "n": 32}
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            whole = pool.submit(server.post, "/v1/completions", body)
+            with httpx.stream("POST", server.url + "/v1/completions", json=dict(body, stream=True), timeout=60 * PATIENCE) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                server.signal(signal.SIGTERM)
+                events = [line for line in lines if line]
+            # The same as for any other fault in the midst of a stream.
+            error = json.loads(events[-2].removeprefix("data: "))["error"]
+            assert events[-1] == "data: [DONE]" and error["code"] and "shutting down" in error["message"]
+            refused = whole.result()
+            assert refused.status_code == 503 and "shutting down" in refused.json()["error"]["message"]
+        assert server.wait() == 0
+        assert "drain_timeout cut off running requests" in server.output()
+        assert "status=499" not in server.output() and server.output().count("status=503") == 2
+
+
+def test_a_configuration_is_no_model(tmp_path):
+    path = write(tmp_path, "server: {port: 1}\n")
+    for command in ["serve", "check"]:
+        result = run(command, path)
+        assert result.returncode == 2 and f"give it with --config {path}" in result.stderr
+
+
+def test_faults_of_all_models_are_told_at_once(tmp_path):
+    (tmp_path / "bad").mkdir()
+    path = write(tmp_path, """models:
+  - {name: a, source: bad}
+  - {name: b, source: bad}
+  - {name: c, engine: openai, urls: ["http://x:99999/v1", "http://y/v1?q=1", "http://z/v1"]}
+""")
+    result = run("check", "--config", path)
+    assert result.returncode == 2
+    for each in ["models.yaml:2: model 'a': source: ", "models.yaml:3: model 'b': source: ",
+                 "models.yaml:4: model 'c': urls: 'http://x:99999/v1'", "models.yaml:4: model 'c': urls: 'http://y/v1?q=1'"]:
+        assert each in result.stderr
+
+
 def test_a_second_signal_ends_at_once(tmp_path):
     path = write(tmp_path, "server: {drain_delay: 60s}\n")
     server = Process("--config", path)
