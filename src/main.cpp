@@ -36,6 +36,7 @@
 #include "pull.h"
 #include "registry/registry.h"
 #include "reload.h"
+#include "server/api_keys.h"
 #include "server/app.h"
 #include "server/lifecycle.h"
 
@@ -66,6 +67,7 @@ struct KeyFlag {
 constexpr KeyFlag kKeyFlags[] = {
     {"--host", "server.host", true},
     {"--port", "server.port", true},
+    {"--api-keys-file", "server.api_keys_file", false},
     {"--max-model-len", "defaults.max_model_len", false},
     {"--max-num-seqs", "defaults.max_num_seqs", false},
     {"--threads", "compute.threads", false},
@@ -144,11 +146,36 @@ Result<Machine> make_machine(const config::Config& config) {
                  std::make_shared<RemoteClient>(std::move(client))};
 }
 
+// Puts the keys of the file in force. Errors name the file; the keys stay as they were then.
+Result<std::string> load_keys(const std::string& file, server::ApiKeys& keys) {
+  auto read = config::load_keys(file);
+  if (!read) {
+    Error error = std::move(read).error();
+    error.code = ErrorCode::invalid_argument;
+    error.message.insert(0, "server.api_keys_file: ");
+    return error;
+  }
+  std::vector<server::ApiKey> all;
+  for (config::ApiKey& each : *read) {
+    server::ApiKey key{std::move(each.name), each.sha256, {}, {each.requests_per_minute, each.tokens_per_minute}};
+    for (const server::Scope scope : {server::Scope::inference, server::Scope::metrics, server::Scope::admin})
+      if (std::find(each.scopes.begin(), each.scopes.end(), server::scope_name(scope)) != each.scopes.end())
+        key.scopes.push_back(scope);
+    all.push_back(std::move(key));
+  }
+  keys.set(std::move(all));
+  return std::to_string(read->size()) + " API keys";
+}
+
 int check(const Flags& flags) {
   auto config = load_config(flags);
   if (!config) return complain(kMisused, config.error().message);
   const auto machine = make_machine(*config);
   if (!machine) return complain(kMisused, machine.error().message);
+  server::ApiKeys keys;
+  if (!config->server.api_keys_file.empty())
+    if (const auto loaded = load_keys(config->server.api_keys_file, keys); !loaded)
+      return complain(kMisused, loaded.error().message);
   const auto planned = plan_models(*config, *machine, config->memory.host.of(available_host_memory()));
   if (!planned) return complain(kMisused, planned.error().message);
   if (Status status = check_text(*planned); !status) return complain(kMisused, status.error().message);
@@ -447,6 +474,10 @@ int serve(const Flags& flags) {
   log::set_format(config->log.format);
   const auto machine = make_machine(*config);
   if (!machine) return complain(kMisused, machine.error().message);
+  const std::string keys_file = config->server.api_keys_file;
+  const auto keys = keys_file.empty() ? nullptr : std::make_shared<server::ApiKeys>();
+  if (keys != nullptr)
+    if (const auto loaded = load_keys(keys_file, *keys); !loaded) return complain(kMisused, loaded.error().message);
   auto budget = std::make_shared<MemoryBudget>(config->memory.host.of(available_host_memory()));
   auto planned = plan_models(*config, *machine, budget->total());
   if (!planned) return complain(kMisused, planned.error().message);
@@ -473,11 +504,19 @@ int serve(const Flags& flags) {
   app_options.make_model = [&](const server::LoadRequest& request) {
     return model_of(request, *machine, budget->total(), current);
   };
+  app_options.keys = keys;
+  std::optional<Reloader> keys_reloader;
+  if (keys != nullptr) keys_reloader.emplace(keys_file, [&] { return load_keys(keys_file, *keys); });
   std::optional<Reloader> reloader;
   if (!config->file.empty()) {
     app_options.reload = [&](Reloader::Done done) { reloader->request(std::move(done)); };
     reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry, current); });
-    signals.on_hangup([&] { reloader->request({}); });
+  }
+  if (reloader || keys_reloader) {
+    signals.on_hangup([&] {
+      if (reloader) reloader->request({});
+      if (keys_reloader) keys_reloader->request({});
+    });
   }
   server::App app(std::move(app_options), registry, lifecycle);
   auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());

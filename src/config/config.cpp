@@ -25,6 +25,7 @@ namespace fs = std::filesystem;
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxModels = 256;
 constexpr std::size_t kMaxFallbacks = 16;  // of one model
+constexpr std::size_t kMaxApiKeys = 10'000;
 constexpr std::size_t kMaxFaults = 50;
 constexpr milliseconds kShortest{100};  // of time-outs that would refuse everybody if they were 0
 
@@ -243,6 +244,11 @@ const std::vector<Key<Server>>& server_keys() {
              "Who may load and unload models (`/admin`, `/api/management`, `/api/inference/load`): requests from this "
              "machine, or also those with the header `x-user-admin: true`. The latter only behind a gateway that sets "
              "this header itself and lets no client in around it."),
+      {"api_keys_file", "a path",
+       "Who may send requests: a file of API keys (see below and api-keys.md), relative to this one. Read again when "
+       "it "
+       "changes. Without it everybody may, and operators are those on this machine.",
+       text("", &Server::api_keys_file, "a path", "").read, [](const Server&) { return std::string("none"); }},
       choice("unknown_fields", {"reject", "warn"}, &Server::unknown_fields,
              "What to do with request fields that no API defines: refuse with 400, or log and ignore."),
   };
@@ -501,10 +507,53 @@ const std::vector<Key<Remote>>& remote_keys() {
   return keys;
 }
 
+const std::vector<Key<ApiKey>>& api_key_keys() {
+  constexpr std::int64_t kMost = 1'000'000'000;
+  static const std::vector<std::string_view> scopes = {"inference", "metrics", "admin"};
+  static const std::vector<Key<ApiKey>> keys = {
+      {"name", "a name", "Whose key it is: in the log, and in the answers to those who send too much.",
+       [](ApiKey& key, const YAML::Node& node) -> Fault {
+         if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);
+         key.name = node.Scalar();
+         return {};
+       },
+       [](const ApiKey&) { return std::string("required"); }},
+      {"sha256", "64 hexadecimal digits", "SHA-256 of the key, as sha256sum prints it (see api-keys.md).",
+       [](ApiKey& key, const YAML::Node& node) -> Fault {
+         // What stands here may be a key by mistake: it is not repeated.
+         const bool digest = node.IsScalar() && node.Scalar().size() == 2 * key.sha256.size() &&
+                             node.Scalar().find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
+         if (!digest) return "expected the 64 hexadecimal digits that sha256sum prints of the key";
+         for (std::size_t i = 0; i < key.sha256.size(); ++i)
+           std::from_chars(node.Scalar().data() + 2 * i, node.Scalar().data() + 2 * i + 2, key.sha256[i], 16);
+         return {};
+       },
+       [](const ApiKey&) { return std::string("required"); }},
+      {"scopes", "a list",
+       "What it is good for: inference (the models), metrics (`/metrics`), admin (operators' routes).",
+       [](ApiKey& key, const YAML::Node& node) -> Fault {
+         key.scopes.clear();
+         if (!node.IsSequence() || node.size() == 0) return expected("a list of inference, metrics, admin", node);
+         return {};
+       },
+       [](const ApiKey&) { return std::string("[inference]"); },
+       [](ApiKey& key, const YAML::Node&, const YAML::Node& scope) -> Fault {
+         if (!scope.IsScalar() || std::find(scopes.begin(), scopes.end(), scope.Scalar()) == scopes.end())
+           return expected("inference, metrics or admin", scope);
+         key.scopes.push_back(scope.Scalar());
+         return {};
+       }},
+      integer("requests_per_minute", &ApiKey::requests_per_minute, 0, kMost,
+              "Most requests a minute, else 429; 0 sets no limit."),
+      integer("tokens_per_minute", &ApiKey::tokens_per_minute, 0, kMost,
+              "Most tokens a minute, of prompts and answers, else 429; 0 sets no limit."),
+  };
+  return keys;
+}
+
 // Keys of the design that this version does not offer: refused by name with the reason, not as a spelling mistake.
 const std::map<std::string_view, std::string_view>& unsupported_keys() {
   static const std::map<std::string_view, std::string_view> keys = {
-      {"server.api_keys_file", "API keys are not supported yet: put the server behind a gateway that checks them"},
       {"memory.gpu", "this version has no GPU support"},
   };
   return keys;
@@ -551,6 +600,22 @@ class Reader {
 
   Result<Config> read(std::string_view yaml) {
     config_.file = file_;
+    if (Status status = parse(yaml, [this](const YAML::Node& root) { read_root(root); }); !status)
+      return std::move(status).error();
+    return std::move(config_);
+  }
+
+  Result<std::vector<ApiKey>> read_keys(std::string_view yaml) {
+    std::vector<ApiKey> keys;
+    if (Status status = parse(yaml, [&](const YAML::Node& root) { read_api_keys(root, keys); }); !status)
+      return std::move(status).error();
+    return keys;
+  }
+
+ private:
+  // Calls use(root) and reports the faults that it has found.
+  template <class Use>
+  Status parse(std::string_view yaml, Use use) {
     if (yaml.size() > kMaxFileBytes) {
       return make_error(ErrorCode::invalid_argument, file_ + ": larger than " + bytes_text(kMaxFileBytes));
     }
@@ -566,18 +631,17 @@ class Reader {
                                                            " documents; expected one (nothing after a line ---)");
       }
       if (!documents.empty()) root = documents.front();
-      read_root(root);
+      use(root);
     } catch (const YAML::Exception& error) {
       syntax_fault(yaml, error);
     }
-    if (faults_.empty()) return std::move(config_);
+    if (faults_.empty()) return {};
     std::string all;
     for (std::size_t i = 0; i < faults_.size() && i < kMaxFaults; ++i) all += (i == 0 ? "" : "\n") + faults_[i];
     if (faults_.size() > kMaxFaults) all += "\n… and " + std::to_string(faults_.size() - kMaxFaults) + " more";
     return make_error(ErrorCode::invalid_argument, all);
   }
 
- private:
   // The parser's own words, where they would not help, are put as what to do.
   void syntax_fault(std::string_view yaml, const YAML::Exception& error) {
     YAML::Mark mark = error.mark;
@@ -710,6 +774,43 @@ class Reader {
     });
   }
 
+  // What stands where a list or a mapping should may be a key: it is not repeated.
+  void read_api_keys(const YAML::Node& root, std::vector<ApiKey>& keys) {
+    if (!root.IsMap()) return fault(root.Mark(), "", "expected a mapping with keys, a list of {name: …, sha256: …}");
+    YAML::Node list;
+    each_entry(root, "", [&](const std::string& name, const YAML::Node& at, const YAML::Node& value) {
+      if (name == "keys")
+        list.reset(value);
+      else
+        fault(at.Mark(), name, "unknown key; expected: keys");
+    });
+    if (!list.IsSequence() || list.size() == 0 || list.size() > kMaxApiKeys)
+      return fault(list.Mark(), "keys",
+                   "expected a list of 1 to " + std::to_string(kMaxApiKeys) + " {name: …, sha256: …}");
+    std::map<std::string, std::string> names;
+    std::map<std::array<std::uint8_t, 32>, std::string> digests;
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      const YAML::Node& node = list[i];
+      const std::string path = "keys[" + std::to_string(i) + "]";
+      if (!node.IsMap()) {
+        fault(node.Mark(), path, "expected a mapping with name and sha256");
+        continue;
+      }
+      const std::size_t before = faults_.size();
+      ApiKey key;
+      read_section(api_key_keys(), key, path, node);
+      for (const char* required : {"name", "sha256"})
+        if (!node[required]) fault(node.Mark(), path + "." + required, "missing");
+      if (faults_.size() > before) continue;
+      const std::string place = file_ + ":" + std::to_string(node.Mark().line + 1);
+      if (const auto [old, fresh] = names.emplace(key.name, place); !fresh)
+        fault(node.Mark(), path + ".name", "'" + key.name + "' is already used at " + old->second);
+      if (const auto [old, fresh] = digests.emplace(key.sha256, place); !fresh)
+        fault(node.Mark(), path + ".sha256", "the same key as at " + old->second);
+      keys.push_back(std::move(key));
+    }
+  }
+
   void read_root(const YAML::Node& root) {
     YAML::Node models;
     bool has_models = false;
@@ -725,6 +826,7 @@ class Reader {
     // "~" and "$NAME" are the user's, and not resolved here.
     std::string& cache = config_.sources.cache;
     if (!cache.empty() && cache.find_first_of("/~$") != 0) cache = (fs::path(file_).parent_path() / cache).string();
+    make_absolute(config_.server.api_keys_file);
     if (!has_models) {
       config_.models = demo_config().models;
       config_.models.front().settings = config_.defaults;
@@ -1026,14 +1128,29 @@ Result<Config> single_model_config(const std::string& source, const std::optiona
 
 Result<Config> load_text(std::string_view text, const std::string& file) { return Reader(file).read(text); }
 
-Result<Config> load_file(const std::string& path) {
+namespace {
+
+template <class T>
+Result<T> read_file(const std::string& path, Result<T> (*read)(std::string_view text, const std::string& file)) {
   const auto damage = std::make_shared<FileDamage>();
   auto bytes = map_file(path, damage);
   if (!bytes) return std::move(bytes).error();
-  auto config = load_text(bytes->text(), path);
+  auto read_one = read(bytes->text(), path);
   // An editor that rewrites it in place may have cut it short meanwhile.
   if (Status whole = damage->status(); !whole) return std::move(whole).error();
-  return config;
+  return read_one;
+}
+
+}  // namespace
+
+Result<Config> load_file(const std::string& path) { return read_file<Config>(path, load_text); }
+
+Result<std::vector<ApiKey>> load_keys_text(std::string_view text, const std::string& file) {
+  return Reader(file).read_keys(text);
+}
+
+Result<std::vector<ApiKey>> load_keys(const std::string& path) {
+  return read_file<std::vector<ApiKey>>(path, load_keys_text);
 }
 
 Status set(Config& config, std::string_view key, const std::string& value) {
@@ -1124,6 +1241,7 @@ models:
   out +=
       "\nOf the settings above such a model takes `engine` alone, and it has no `source`. "
       "[remote-engines.md](remote-engines.md) explains it.\n";
+  append_reference(out, "The file of API keys (`keys`, a list)", "keys[].", api_key_keys());
   out += "\n## Known, but not in this version\n\n";
   for (const auto& [name, why] : unsupported_keys())
     out.append("- `").append(name).append("`: ").append(why).append(".\n");

@@ -2,6 +2,7 @@
 // docs/configuration.md.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -35,6 +36,7 @@ struct Server {
   milliseconds drain_timeout{30'000};
   std::string unknown_fields = "reject";  // reject | warn
   std::string operators = "local";        // local | gateway
+  std::string api_keys_file;              // with load_keys(); empty: nobody is asked for a key
   bool operator==(const Server&) const = default;
 };
 
@@ -131,6 +133,15 @@ struct Config {
   bool lists_models = true;  // false: nothing does, and the one there is is the demo
 };
 
+// One of those who may send requests.
+struct ApiKey {
+  std::string name;
+  std::array<std::uint8_t, 32> sha256{};
+  std::vector<std::string> scopes{"inference"};  // inference | metrics | admin
+  std::int64_t requests_per_minute = 0;          // 0: no limit
+  std::int64_t tokens_per_minute = 0;
+};
+
 inline constexpr std::string_view kDemoName = "xgen-demo";
 inline constexpr std::string_view kDemoSource = "builtin:xgen-demo";
 
@@ -145,6 +156,10 @@ Result<Config> single_model_config(const std::string& source, const std::optiona
 Result<Config> load_file(const std::string& path);
 // The same for text; `file` is used for messages and relative sources.
 Result<Config> load_text(std::string_view text, const std::string& file);
+
+// Reads and checks a file of API keys. Errors as above.
+Result<std::vector<ApiKey>> load_keys(const std::string& path);
+Result<std::vector<ApiKey>> load_keys_text(std::string_view text, const std::string& file);
 
 // Sets one key ("server.port") of a section or of `defaults` as a file would; the latter for every model, over its own.
 // Errors: invalid_argument, what was expected, as the fault of a file would say it.

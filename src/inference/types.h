@@ -92,6 +92,9 @@ struct StopRules {
   std::vector<TokenId> stop_token_ids;
 };
 
+// Counts GenerateRequest::hops from one server to the next.
+inline constexpr const char* kHopsHeader = "X-Xgen-Hops";
+
 struct GenerateRequest {
   std::string request_id;
   Prompt prompt;
@@ -108,6 +111,7 @@ struct GenerateRequest {
   ResponseFormat response_format;
   std::vector<Extension> extensions;
   std::optional<std::chrono::steady_clock::time_point> deadline;
+  int hops = 0;  // servers like this one that it has come through
 };
 
 struct TopLogprob {

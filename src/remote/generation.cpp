@@ -240,6 +240,7 @@ std::unique_ptr<inference::RequestHandle> generate(const std::shared_ptr<Endpoin
   post->body = std::move(call->body);
   post->deadline = request.deadline;
   if (!request.request_id.empty()) post->headers.emplace_back("X-Request-Id", request.request_id);
+  post->headers.emplace_back(inference::kHopsHeader, std::to_string(request.hops + 1));
   auto id = endpoint->enter();
   if (!id) return refuse(std::move(id).error());
   auto running = std::make_shared<Generation>(endpoint, request, *std::move(call), endpoint->upstream(std::move(key)),

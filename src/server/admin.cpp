@@ -66,8 +66,7 @@ void append_replicas(std::string& out, const std::vector<inference::ReplicaState
 
 }  // namespace
 
-Status check_operator(const http::Request& request, bool gateway) {
-  if (gateway && request.header("x-user-admin") == "true") return {};
+Status check_operator(const http::Request& request) {
   const auto refuse = [](const std::string& why) {
     return make_error(ErrorCode::permission_denied, "The operator's routes answer on this machine only: " + why);
   };

@@ -11,10 +11,8 @@
 namespace xgen::server {
 
 // Operators are on this machine: permission_denied for requests from elsewhere, for those that a web page of another
-// origin sends through a browser here (Origin), and for names that were made to point here (Host). With `gateway`,
-// those that carry x-user-admin: true are let through as well: a gateway that sets and removes this header is in front
-// then.
-Status check_operator(const http::Request& request, bool gateway);
+// origin sends through a browser here (Origin), and for names that were made to point here (Host).
+Status check_operator(const http::Request& request);
 
 // The name in {"model": NAME}. Errors: invalid_argument.
 Result<std::string> parse_model_name(std::string_view body);

@@ -1,6 +1,8 @@
 #include "server/app.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cstdio>
 #include <span>
 #include <utility>
 #include <vector>
@@ -23,7 +25,8 @@ using State = Lifecycle::State;
 struct Context {
   std::shared_ptr<http::Exchange> exchange;
   RequestInfo info;
-  std::string rest;  // what {id} of the pattern stands for, percent-decoded
+  std::string rest;                  // what {id} of the pattern stands for, percent-decoded
+  std::shared_ptr<RateLimit> limit;  // of the caller's API key; null: none
 
   void respond(http::Response response) {
     const int status = response.status;
@@ -41,6 +44,13 @@ struct Context {
   }
 };
 
+namespace {
+
+// Who is answered: everybody, or whoever has a key with this scope; operators also without (see check_operator).
+enum class For : unsigned char { all, inference, metrics, operators };
+
+}  // namespace
+
 struct App::Impl {
   Impl(AppOptions given, registry::Registry& models, Lifecycle& cycle)
       : options(std::move(given)),
@@ -54,6 +64,9 @@ struct App::Impl {
   void chat_completions(Context context) { generate_route(std::move(context), api::Endpoint::chat); }
   void completions(Context context) { generate_route(std::move(context), api::Endpoint::completions); }
   void generate_route(Context context, api::Endpoint endpoint);
+  Status admit(Context& context, For who) const;
+  Status take_rate(const Context& context, const std::vector<inference::GenerateRequest>& requests,
+                   RateShare& share) const;
   void tokenize(Context context);
   void detokenize(Context context);
   void models(Context context);
@@ -99,6 +112,7 @@ struct Route {
   std::string_view pattern;  // may end in "{id}", which also matches slashes
   void (App::Impl::*handler)(Context);
   bool inference;  // refused with 503 once the process is ending
+  For who;
   Log log;
   std::string_view doc;
 };
@@ -106,46 +120,51 @@ struct Route {
 namespace {
 
 constexpr Route kRoutes[] = {
-    {"POST", "/v1/chat/completions", &App::Impl::chat_completions, true, Log::normal, "Answer a chat."},
-    {"POST", "/v1/completions", &App::Impl::completions, true, Log::normal, "Continue one or several prompts."},
-    {"GET", "/v1/models", &App::Impl::models, false, Log::normal, "The models that are served, with their aliases."},
-    {"GET", "/v1/models/{id}", &App::Impl::model, false, Log::normal,
+    {"POST", "/v1/chat/completions", &App::Impl::chat_completions, true, For::inference, Log::normal, "Answer a chat."},
+    {"POST", "/v1/completions", &App::Impl::completions, true, For::inference, Log::normal,
+     "Continue one or several prompts."},
+    {"GET", "/v1/models", &App::Impl::models, false, For::inference, Log::normal,
+     "The models that are served, with their aliases."},
+    {"GET", "/v1/models/{id}", &App::Impl::model, false, For::inference, Log::normal,
      "One of them. A slash in the name may be sent as it is or as %2F."},
-    {"POST", "/tokenize", &App::Impl::tokenize, true, Log::normal,
+    {"POST", "/tokenize", &App::Impl::tokenize, true, For::inference, Log::normal,
      "Token ids of a prompt or a chat: {count, max_model_len (null if the engine does not tell), tokens, token_strs}."},
-    {"POST", "/detokenize", &App::Impl::detokenize, true, Log::normal, "Text of token ids: {prompt}."},
-    {"GET", "/health", &App::Impl::health, false, Log::quiet,
+    {"POST", "/detokenize", &App::Impl::detokenize, true, For::inference, Log::normal, "Text of token ids: {prompt}."},
+    {"GET", "/health", &App::Impl::health, false, For::all, Log::quiet,
      "200 while the models are well, 503 while starting or if one is not."},
-    {"GET", "/health/live", &App::Impl::live, false, Log::quiet, "503 if an engine's step hangs."},
-    {"GET", "/health/ready", &App::Impl::ready, false, Log::quiet, "200 while new requests are welcome, else 503."},
-    {"GET", "/health/startup", &App::Impl::startup, false, Log::quiet,
+    {"GET", "/health/live", &App::Impl::live, false, For::all, Log::quiet, "503 if an engine's step hangs."},
+    {"GET", "/health/ready", &App::Impl::ready, false, For::all, Log::quiet,
+     "200 while new requests are welcome, else 503."},
+    {"GET", "/health/startup", &App::Impl::startup, false, For::all, Log::quiet,
      "200 once started; until then 503 with the progress of loading."},
-    {"GET", "/version", &App::Impl::version, false, Log::normal, "{version}"},
-    {"GET", "/metrics", &App::Impl::metrics_page, false, Log::quiet, "Metrics in Prometheus' text format."},
-    {"GET", "/admin/models", &App::Impl::admin_models, false, Log::normal,
+    {"GET", "/version", &App::Impl::version, false, For::all, Log::normal, "{version}"},
+    {"GET", "/metrics", &App::Impl::metrics_page, false, For::metrics, Log::quiet,
+     "Metrics in Prometheus' text format."},
+    {"GET", "/admin/models", &App::Impl::admin_models, false, For::operators, Log::normal,
      "Operators: every model with its state and memory, and the memory budget."},
-    {"POST", "/admin/load", &App::Impl::admin_load, false, Log::normal,
+    {"POST", "/admin/load", &App::Impl::admin_load, false, For::operators, Log::normal,
      "Operators: load {model}; answers when it is ready."},
-    {"POST", "/admin/unload", &App::Impl::admin_unload, false, Log::normal,
+    {"POST", "/admin/unload", &App::Impl::admin_unload, false, For::operators, Log::normal,
      "Operators: unload {model}; running requests finish first."},
-    {"POST", "/admin/sleep", &App::Impl::admin_sleep, false, Log::normal,
+    {"POST", "/admin/sleep", &App::Impl::admin_sleep, false, For::operators, Log::normal,
      "Operators: free the KV cache and workspace of {model} and keep its weights; the next request wakes it."},
-    {"POST", "/admin/wake", &App::Impl::admin_load, false, Log::normal, "Operators: the same as load."},
-    {"POST", "/admin/reload", &App::Impl::admin_reload, false, Log::normal,
+    {"POST", "/admin/wake", &App::Impl::admin_load, false, For::operators, Log::normal, "Operators: the same as load."},
+    {"POST", "/admin/reload", &App::Impl::admin_reload, false, For::operators, Log::normal,
      "Operators: read the configuration again and apply it; a bad one changes nothing."},
-    {"POST", "/load", &App::Impl::management_load, false, Log::normal,
+    {"POST", "/load", &App::Impl::management_load, false, For::operators, Log::normal,
      "XGEN's gateway: load the model of {model_name, model_path, …}; answers LOADING at once."},
-    {"GET", "/loading-status", &App::Impl::management_status, false, Log::quiet,
+    {"GET", "/loading-status", &App::Impl::management_status, false, For::operators, Log::quiet,
      "XGEN's gateway: what is loading, and how far it is."},
-    {"POST", "/api/management/load", &App::Impl::management_load, false, Log::normal, "The same as `/load`."},
-    {"POST", "/api/management/unload", &App::Impl::management_unload, false, Log::normal,
+    {"POST", "/api/management/load", &App::Impl::management_load, false, For::operators, Log::normal,
+     "The same as `/load`."},
+    {"POST", "/api/management/unload", &App::Impl::management_unload, false, For::operators, Log::normal,
      "XGEN's gateway: unload {model_name}; one that was loaded by path is forgotten."},
-    {"GET", "/api/management/status", &App::Impl::management_status, false, Log::quiet,
+    {"GET", "/api/management/status", &App::Impl::management_status, false, For::operators, Log::quiet,
      "The same as `/loading-status`."},
-    {"GET", "/api/management/gpus", &App::Impl::management_gpus, false, Log::quiet,
+    {"GET", "/api/management/gpus", &App::Impl::management_gpus, false, For::inference, Log::quiet,
      "XGEN's gateway: the GPUs; there are none in this version."},
-    {"GET", "/api/management/health", &App::Impl::health, false, Log::quiet, "The same as `/health`."},
-    {"GET", "/", &App::Impl::index, false, Log::normal, "This list, as text."},
+    {"GET", "/api/management/health", &App::Impl::health, false, For::all, Log::quiet, "The same as `/health`."},
+    {"GET", "/", &App::Impl::index, false, For::all, Log::normal, "This list, as text."},
 };
 
 // Under these the same routes answer to XGEN's gateway.
@@ -214,7 +233,7 @@ http::Response status_json(int status, std::string_view word) {
 
 void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
   http::Request& request = exchange->request();
-  Context context{std::move(exchange), describe(request, responses), {}};
+  Context context{std::move(exchange), describe(request, responses), {}, {}};
   const std::string_view path = without_prefix(request.path);
   context.info.route = route_of(path);
   std::string allowed;
@@ -227,6 +246,11 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
     }
     context.info.route = static_cast<std::size_t>(&route - kRoutes);
     context.info.quiet = route.log == Log::quiet;
+    if (Status allows = admit(context, route.who); !allows) {
+      const bool unknown = allows.error().code == ErrorCode::unauthenticated;
+      return context.fail(allows.error(), api::error_kind(allows.error().code),
+                          unknown ? http::Headers{{"WWW-Authenticate", "Bearer"}} : http::Headers());
+    }
     if (!rest.empty()) {
       auto decoded = percent_decode(rest);
       if (!decoded)
@@ -254,20 +278,118 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
   context.fail(error, api::error_kind("not_found"));
 }
 
+// Whether the caller may have this route; notes who it is.
+Status App::Impl::admit(Context& context, For who) const {
+  if (who == For::all) return {};
+  const http::Request& request = context.exchange->request();
+  if (who == For::operators) {
+    if (options.gateway_operators && request.header("x-user-admin") == "true") return {};
+    if (options.keys == nullptr) return check_operator(request);
+  }
+  if (options.keys == nullptr) return {};
+  const Scope scope = who == For::inference ? Scope::inference : who == For::metrics ? Scope::metrics : Scope::admin;
+  auto caller = options.keys->check(request.header("Authorization"), scope);
+  if (!caller) return std::move(caller).error();
+  context.info.key = std::move(caller->name);
+  context.limit = std::move(caller->limit);
+  return {};
+}
+
+namespace {
+
+// As OpenAI's clients read them.
+http::Headers rate_headers(const RateLimits& limits, const RateLimit::Left& left) {
+  http::Headers headers;
+  const auto add = [&headers](std::string_view what, std::int64_t limit, std::int64_t remaining, double reset_s) {
+    if (limit == 0) return;
+    char seconds[32];
+    std::snprintf(seconds, sizeof(seconds), "%.3fs", reset_s);
+    headers.emplace_back("x-ratelimit-limit-" + std::string(what), std::to_string(limit));
+    headers.emplace_back("x-ratelimit-remaining-" + std::string(what), std::to_string(remaining));
+    headers.emplace_back("x-ratelimit-reset-" + std::string(what), seconds);
+  };
+  add("requests", limits.requests_per_minute, left.requests, left.requests_reset_s);
+  add("tokens", limits.tokens_per_minute, left.tokens, left.tokens_reset_s);
+  return headers;
+}
+
+// About: before the model's tokenizer has seen it, four bytes are taken for a token.
+std::int64_t estimated_tokens(const inference::Prompt& prompt) {
+  constexpr std::size_t kBytes = 4;
+  std::size_t bytes = 0;
+  if (const auto* ids = std::get_if<std::vector<inference::TokenId>>(&prompt))
+    return static_cast<std::int64_t>(ids->size());
+  if (const auto* text = std::get_if<std::string>(&prompt)) bytes = text->size();
+  if (const auto* messages = std::get_if<std::vector<inference::Message>>(&prompt)) {
+    for (const inference::Message& each : *messages) {
+      bytes += each.content.size();
+      for (const inference::ContentPart& part : each.parts)
+        if (part.kind == inference::ContentPart::Kind::text) bytes += part.value.size();
+    }
+  }
+  return static_cast<std::int64_t>((bytes + kBytes - 1) / kBytes);
+}
+
+}  // namespace
+
+// Takes what the call may come to from the rates of the caller's key. Errors: overloaded; `share` has the headers then.
+Status App::Impl::take_rate(const Context& context, const std::vector<inference::GenerateRequest>& requests,
+                            RateShare& share) const {
+  if (context.limit == nullptr) return {};
+  std::int64_t answers = 0;
+  for (const inference::GenerateRequest& each : requests) {
+    share.prompt_tokens += estimated_tokens(each.prompt);
+    answers += std::int64_t{each.n} * each.stop.max_tokens.value_or(0);
+  }
+  RateLimit::Left left;
+  auto permit = context.limit->admit(share.prompt_tokens + answers, std::chrono::steady_clock::now(), left);
+  share.headers = rate_headers(context.limit->limits(), left);
+  if (!permit) {
+    Error error = std::move(permit).error();
+    error.message = "The rate of the API key '" + context.info.key + "' is used up: " + error.message + ".";
+    return error;
+  }
+  share.permit = *std::move(permit);
+  return {};
+}
+
 void App::Impl::log_unknown(const Context& context, const std::vector<std::string>& fields) const {
   for (const std::string& field : fields)
     log::warn("http", "unknown parameter let through", {{"parameter", field}, {"request_id", context.info.id}});
 }
 
+namespace {
+
+constexpr int kMaxHops = 8;  // servers, one behind the other
+
+int hops_of(const http::Request& request) {
+  const std::string_view text = request.header(inference::kHopsHeader);
+  int hops = 0;
+  std::from_chars(text.data(), text.data() + text.size(), hops);
+  return std::max(hops, 0);
+}
+
+}  // namespace
+
 void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
+  const int hops = hops_of(context.exchange->request());
+  if (hops >= kMaxHops)
+    return context.fail(make_error(ErrorCode::internal, "The request has come through " + std::to_string(hops) +
+                                                            " servers: the URLs of a remote model lead in a circle."));
   auto call = api::parse_generate(endpoint, context.exchange->request().body, {options.reject_unknown_fields});
   // Thousands of requests may wait for tokens: nothing of theirs is kept that is not needed any more.
   context.exchange->request() = {};
   if (!call) return context.fail(call.error());
   log_unknown(context, call->unknown);
+  RateShare share;
+  if (Status taken = take_rate(context, call->requests, share); !taken)
+    return context.fail(taken.error(), api::error_kind(taken.error().code), share.headers);
   std::optional<std::chrono::steady_clock::time_point> deadline;
   if (options.request_timeout.count() > 0) deadline = context.info.start + options.request_timeout;
-  for (auto& request : call->requests) request.deadline = deadline;
+  for (auto& request : call->requests) {
+    request.deadline = deadline;
+    request.hops = hops;
+  }
   FallbackRoute route(registry, fallbacks, call->model, context.info.id, deadline);
   const auto service = route.next(nullptr);
   if (!service) return context.fail(service.error());
@@ -277,7 +399,7 @@ void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
                                    "The model '" + call->model + "' has no chat template; use /v1/completions.",
                                    "messages"));
   generate(std::move(context.exchange), std::move(context.info), std::move(*call), std::move(route), **service,
-           fingerprint);
+           fingerprint, std::move(share));
 }
 
 // A name may be left out where there is nothing to choose from.
@@ -293,6 +415,9 @@ void App::Impl::tokenize(Context context) {
   context.exchange->request() = {};
   if (!call) return context.fail(call.error());
   log_unknown(context, call->unknown);
+  RateShare share;
+  if (Status taken = take_rate(context, {}, share); !taken)
+    return context.fail(taken.error(), api::error_kind(taken.error().code), share.headers);
   const auto service = find_model(call->model);
   if (!service) return context.fail(service.error());
   (*service)->tokenize_async(std::move(call->request),
@@ -310,6 +435,9 @@ void App::Impl::detokenize(Context context) {
   context.exchange->request() = {};
   if (!call) return context.fail(call.error());
   log_unknown(context, call->unknown);
+  RateShare share;
+  if (Status taken = take_rate(context, {}, share); !taken)
+    return context.fail(taken.error(), api::error_kind(taken.error().code), share.headers);
   const auto service = find_model(call->model);
   if (!service) return context.fail(service.error());
   (*service)->detokenize_async(std::move(call->tokens),
@@ -453,16 +581,10 @@ void App::Impl::index(Context context) {
   context.respond({.body = std::move(text), .content_type = "text/plain; charset=utf-8"});
 }
 
-void App::Impl::admin_models(Context context) {
-  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
-    return context.fail(status.error());
-  context.respond({.body = admin_models_json(registry)});
-}
+void App::Impl::admin_models(Context context) { context.respond({.body = admin_models_json(registry)}); }
 
 void App::Impl::change_model(Context context,
                              void (registry::Registry::*change)(std::string_view, registry::Registry::Done)) {
-  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
-    return context.fail(status.error());
   const auto name = parse_model_name(context.exchange->request().body);
   if (!name) return context.fail(name.error());
   auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
@@ -476,8 +598,6 @@ void App::Impl::change_model(Context context,
 }
 
 void App::Impl::admin_reload(Context context) {
-  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
-    return context.fail(status.error());
   if (!options.reload)
     return context.fail(
         make_error(ErrorCode::invalid_argument, "This server was started without a configuration file."));
@@ -491,8 +611,6 @@ void App::Impl::admin_reload(Context context) {
 }
 
 void App::Impl::management_load(Context context) {
-  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
-    return context.fail(status.error());
   const auto request = parse_load_request(context.exchange->request().body);
   if (!request) return context.fail(request.error());
   auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
@@ -519,8 +637,6 @@ void App::Impl::management_load(Context context) {
 }
 
 void App::Impl::management_unload(Context context) {
-  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
-    return context.fail(status.error());
   const auto name = parse_unload_request(context.exchange->request().body);
   if (!name) return context.fail(name.error());
   if (const auto entry = registry.entry(*name); !entry) return context.fail(entry.error());
@@ -530,11 +646,7 @@ void App::Impl::management_unload(Context context) {
   context.respond({.status = 202, .body = body + ",\"status\":\"UNLOADING\"}"});
 }
 
-void App::Impl::management_status(Context context) {
-  if (Status status = check_operator(context.exchange->request(), options.gateway_operators); !status)
-    return context.fail(status.error());
-  context.respond({.body = loading_status_json(registry)});
-}
+void App::Impl::management_status(Context context) { context.respond({.body = loading_status_json(registry)}); }
 
 void App::Impl::management_gpus(Context context) { context.respond({.body = R"({"count":0,"gpus":[]})"}); }
 
@@ -581,7 +693,10 @@ std::string reference_markdown() {
       "outside ASCII for example, is replaced by one made here, as is a missing one: 32 hexadecimal digits.\n\nThe "
       "operators' routes under `/admin` and the gateway's that load and unload answer on this machine only (but see "
       "`server.operators`): 403 for requests from another address, with a "
-      "`Host` that is not this machine, or from a web page of another origin.\n\n## Parameters\n\nA field that is null "
+      "`Host` that is not this machine, or from a web page of another origin. Where the server asks for API keys "
+      "([api-keys.md](api-keys.md)), they answer to keys of scope `admin` instead, wherever those come from; `/metrics` "
+      "to keys of scope `metrics`, and the rest, but for `/health`, `/version` and `/`, to those of scope "
+      "`inference`.\n\n## Parameters\n\nA field that is null "
       "counts as left out. A field that no specification knows is refused with 400, unless `server.unknown_fields` is "
       "`warn`.\n\n" +
       api::parameters_markdown() + "\n### Limits\n\n" + api::limits_markdown() +

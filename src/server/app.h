@@ -11,6 +11,7 @@
 
 #include "http/server.h"
 #include "registry/registry.h"
+#include "server/api_keys.h"
 #include "server/lifecycle.h"
 #include "server/management.h"
 
@@ -24,6 +25,9 @@ struct AppOptions {
   std::function<std::size_t()> open_connections;       // for /metrics; may be empty
   // Takes operators' requests from elsewhere, too, if a gateway in front has marked them (x-user-admin).
   bool gateway_operators = false;
+  // Asked for by all but health, the version and the list of routes; null: nobody is asked, and operators are who comes
+  // from this machine.
+  std::shared_ptr<ApiKeys> keys;
   // The model of a load request that names a path. Errors name the field. Empty: there are no such requests.
   std::function<Result<registry::ModelDefinition>(const LoadRequest&)> make_model;
   // Reads the configuration again and applies it; calls back once, from any thread, with a word on what changed or

@@ -49,11 +49,12 @@ std::size_t memory_of(const Event& event) {
 class Call final : public http::ExchangeListener, public std::enable_shared_from_this<Call> {
  public:
   Call(std::shared_ptr<http::Exchange> exchange, RequestInfo info, const api::GenerateCall& call, FallbackRoute route,
-       api::AnswerHead head)
+       api::AnswerHead head, RateShare share)
       : exchange_(std::move(exchange)),
         info_(std::move(info)),
         route_(std::move(route)),
         head_(std::move(head)),
+        share_(std::move(share)),
         stream_(call.stream),
         include_usage_(call.include_usage),
         prompts_(call.requests.size()),
@@ -126,6 +127,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   RequestInfo info_;
   FallbackRoute route_;
   api::AnswerHead head_;
+  RateShare share_;
   const bool stream_;
   const bool include_usage_;
   std::size_t prompts_;
@@ -141,6 +143,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::size_t held_bytes_ = 0;
   std::size_t answer_bytes_ = 0;  // about
   int tokens_ = 0;                // of the output, so far
+  std::int64_t used_ = 0;         // tokens of the prompts that are finished, their outputs' too
   std::string out_;               // SSE events of one wake-up
   bool streaming_ = false;
 
@@ -308,7 +311,10 @@ bool Call::add(std::size_t prompt, const Event& event) {
 }
 
 void Call::take(std::size_t prompt, const Event& event) {
-  if (std::holds_alternative<inference::Finished>(event)) --unfinished_;
+  if (const auto* finished = std::get_if<inference::Finished>(&event)) {
+    --unfinished_;
+    used_ += finished->usage.prompt_tokens + finished->usage.completion_tokens;
+  }
   if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
   if (builder_) {
     builder_->add(prompt, event);
@@ -331,7 +337,9 @@ void Call::fail(const Error& error) {
     exchange_->write(out_);
     exchange_->end_stream();
   } else {
-    exchange_->respond(error_response(error, info_.id));
+    http::Response response = error_response(error, info_.id);
+    response.headers.insert(response.headers.end(), share_.headers.begin(), share_.headers.end());
+    exchange_->respond(std::move(response));
   }
   end(status, error.message);
 }
@@ -339,6 +347,7 @@ void Call::fail(const Error& error) {
 http::Headers Call::headers() const {
   http::Headers headers{{"x-request-id", info_.id}};
   if (route_.fell_back()) headers.emplace_back("x-xgen-model", route_.model());
+  headers.insert(headers.end(), share_.headers.begin(), share_.headers.end());
   return headers;
 }
 
@@ -357,6 +366,9 @@ void Call::end(int status, std::string_view reason) {
   requests_.clear();
   for (const auto& [prompt, event] : dropped)
     if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
+  // A call that ends too early costs what has been computed; one that has not begun costs nothing.
+  if (share_.permit != nullptr)
+    share_.permit->settle(unfinished_ == 0 ? used_ : answering_ ? share_.prompt_tokens + tokens_ : 0);
   finish_request(info_, {.status = status, .model = head_.model, .tokens = tokens_, .reason = reason});
 }
 
@@ -379,7 +391,7 @@ http::Response error_response(const Error& error, const std::string& request_id)
 }
 
 void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call, FallbackRoute route,
-              inference::ModelService& service, std::string fingerprint) {
+              inference::ModelService& service, std::string fingerprint, RateShare share) {
   const auto& first = call.requests.front();
   api::AnswerHead head{
       .endpoint = call.endpoint,
@@ -394,8 +406,8 @@ void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::G
   };
   for (std::size_t i = 0; i < call.requests.size(); ++i)
     call.requests[i].request_id = i == 0 ? info.id : info.id + "-" + std::to_string(i);
-  const auto running =
-      std::make_shared<Call>(std::move(exchange), std::move(info), call, std::move(route), std::move(head));
+  const auto running = std::make_shared<Call>(std::move(exchange), std::move(info), call, std::move(route),
+                                              std::move(head), std::move(share));
   running->start(std::move(call.requests), service);
 }
 

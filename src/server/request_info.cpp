@@ -64,7 +64,7 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
                                                  : log::Level::info;
   if (!log::enabled(level)) return;
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - info.start;
-  std::array<log::Field, 9> fields;
+  std::array<log::Field, 10> fields;
   std::size_t count = 0;
   const auto add = [&](log::Field field) { fields[count++] = std::move(field); };
   // Of a request that the HTTP server refuses, little may have been read.
@@ -74,6 +74,7 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
   if (outcome.remote.empty()) add({"duration_ms", log::Decimal{took.count(), 2}});
   add({"request_id", info.id});
   if (!outcome.remote.empty()) add({"remote", outcome.remote});
+  if (!info.key.empty()) add({"api_key", info.key});
   if (!outcome.model.empty()) add({"model", outcome.model.substr(0, log::kMaxQuoted)});
   if (outcome.tokens >= 0) add({"tokens", outcome.tokens});
   if (!outcome.reason.empty()) add({"reason", outcome.reason.substr(0, log::kMaxQuoted)});

@@ -18,6 +18,7 @@ struct RequestInfo {
   std::string path;
   std::string id;        // x-request-id, the caller's or made here
   std::string trace_id;  // of a traceparent header; empty if none
+  std::string key;       // the name of the API key; empty if none was asked for
   bool quiet = false;    // logged at level debug
   std::size_t route = 0;
   std::shared_ptr<ResponseCounts> counts;

@@ -354,6 +354,53 @@ TEST(Config, ReportsEveryBadEntryOfAList) {
     EXPECT_THAT(all, HasSubstr(each));
 }
 
+TEST(Config, AFileOfApiKeys) {
+  auto keys = load_keys_text(R"(keys:
+  - name: team-a
+    sha256: 00FF0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e
+  - {name: ops, sha256: '1111111111111111111111111111111111111111111111111111111111111111',
+     scopes: [admin, metrics], requests_per_minute: 60, tokens_per_minute: 100000}
+)",
+                             "keys.yaml");
+  ASSERT_TRUE(keys.ok()) << keys.error().message;
+  ASSERT_EQ(keys->size(), 2U);
+  EXPECT_EQ(keys->at(0).name, "team-a");
+  EXPECT_EQ(keys->at(0).sha256[1], 0xff);
+  EXPECT_EQ(keys->at(0).sha256[31], 0x1e);
+  EXPECT_EQ(keys->at(0).scopes, std::vector<std::string>{"inference"});
+  EXPECT_EQ(keys->at(0).requests_per_minute, 0);
+  EXPECT_EQ(keys->at(1).scopes, (std::vector<std::string>{"admin", "metrics"}));
+  EXPECT_EQ(keys->at(1).requests_per_minute, 60);
+  EXPECT_EQ(keys->at(1).tokens_per_minute, 100000);
+
+  const std::string sha = "sha256: '1111111111111111111111111111111111111111111111111111111111111111'";
+  const std::pair<std::string, const char*> bad[] = {
+      {"", "expected a mapping with keys"},
+      {"sk-secret", "expected a mapping with keys"},
+      {"[sk-secret]", "expected a mapping with keys"},
+      {"keys: sk-secret", "keys: expected a list of 1 to"},
+      {"keys: []", "keys: expected a list of 1 to"},
+      {"key: [1]", "key: unknown key; expected: keys"},
+      {"keys: [sk-secret]", "keys[0]: expected a mapping with name and sha256"},
+      {"keys: [{name: a}]", "keys[0].sha256: missing"},
+      {"keys: [{" + sha + "}]", "keys[0].name: missing"},
+      {"keys: [{name: a, sha256: sk-secret}]", "keys.yaml:1:26: keys[0].sha256: expected the 64 hexadecimal digits"},
+      {"keys: [{name: a, key: sk-secret, " + sha + "}]", "keys[0].key: unknown key; expected one of: name, sha256"},
+      {"keys: [{name: a, scopes: [root], " + sha + "}]", "keys[0].scopes[0]: expected inference, metrics or admin"},
+      {"keys: [{name: a, scopes: [], " + sha + "}]", "keys[0].scopes: expected a list of"},
+      {"keys: [{name: a, requests_per_minute: -1, " + sha + "}]", "requests_per_minute: expected an integer from 0"},
+      {"keys:\n- {name: a, " + sha + "}\n- {name: b, " + sha + "}", "keys[1].sha256: the same key as at keys.yaml:2"},
+      {"keys:\n- {name: a, " + sha + "}\n- {name: a, sha256: " + std::string(64, '2') + "}",
+       "keys[1].name: 'a' is already used at keys.yaml:2"},
+  };
+  for (const auto& [text, want] : bad) {
+    const auto read = load_keys_text(text, "keys.yaml");
+    ASSERT_FALSE(read.ok()) << text;
+    EXPECT_THAT(read.error().message, HasSubstr(want)) << text;
+    EXPECT_THAT(read.error().message, testing::Not(HasSubstr("sk-secret"))) << "a key by mistake is not repeated";
+  }
+}
+
 TEST(Config, DeepNestingAndAliasesAreHarmless) {
   EXPECT_THAT(error_of(std::string(100'000, '[')), HasSubstr("nested too deeply"));
   EXPECT_NE(error_of("a: &a [x,x]\nb: &b [*a,*a,*a,*a]\nserver: {host: *b}"), "");

@@ -394,10 +394,11 @@ TEST_F(ControllerTest, TheReferenceCoversEveryRoute) {
   }
   for (const char* name : {"temperature", "tools", "user", "429"}) EXPECT_THAT(page, HasSubstr(name));
   // What can be answered, and nothing else.
-  for (const char* row : {"| 404 | invalid_request_error | not_found |", "| 405 |", "| 415 |", "| 431 |", "| 505 |",
-                          "| 403 | permission_error | permission_denied |"})
+  for (const char* row :
+       {"| 404 | invalid_request_error | not_found |", "| 405 |", "| 415 |", "| 431 |", "| 505 |",
+        "| 401 | authentication_error | invalid_api_key |", "| 403 | permission_error | permission_denied |"})
     EXPECT_THAT(page, HasSubstr(row));
-  for (const char* row : {"| 401 |", "| 499 |"}) EXPECT_THAT(page, Not(HasSubstr(row)));
+  EXPECT_THAT(page, Not(HasSubstr("| 499 |")));
 }
 
 }  // namespace

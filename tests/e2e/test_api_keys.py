@@ -1,0 +1,115 @@
+"""API keys: who may send requests, how much, and the file's changes."""
+import hashlib
+import json
+import signal
+import time
+
+import httpx
+import openai
+import pytest
+
+from process import Process, run
+from test_models import eventually
+
+
+def sha256(key):
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def write_keys(path, *keys):
+    path.write_text(json.dumps({"keys": [dict(key, sha256=sha256(key.pop("secret"))) for key in map(dict, keys)]}))
+    return path
+
+
+TEAM = {"name": "team", "secret": "sk-team"}
+OPS = {"name": "ops", "secret": "sk-ops", "scopes": ["admin", "metrics"]}
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+def complete(server, key, **body):
+    return httpx.post(server.url + "/v1/completions", headers=bearer(key) if key else {},
+                      json=dict({"model": "xgen-demo", "prompt": "hello", "max_tokens": 4, "temperature": 0}, **body))
+
+
+def test_the_sdk_sends_its_key(tmp_path):
+    keys = write_keys(tmp_path / "keys.yaml", TEAM, OPS)
+    config = tmp_path / "models.yaml"
+    config.write_text("server: {api_keys_file: keys.yaml}\n")  # relative to the file
+    with Process("--config", config) as server:
+        messages = [{"role": "user", "content": "What is xgen-model?"}]
+        client = openai.OpenAI(base_url=server.url + "/v1", api_key="sk-team", max_retries=0)
+        answer = client.chat.completions.create(model="xgen-demo", messages=messages)
+        assert answer.choices[0].message.content
+        parts = client.chat.completions.create(model="xgen-demo", messages=messages, stream=True)
+        assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == answer.choices[0].message.content
+        assert [model.id for model in client.models.list()] == ["xgen-demo"]
+        with pytest.raises(openai.AuthenticationError) as refused:
+            client.with_options(api_key="sk-guess").chat.completions.create(model="xgen-demo", messages=messages)
+        assert refused.value.code == "invalid_api_key"
+        with pytest.raises(openai.PermissionDeniedError):
+            client.with_options(api_key="sk-ops").chat.completions.create(model="xgen-demo", messages=messages)
+        assert httpx.get(server.url + "/health/ready").status_code == 200
+        assert httpx.get(server.url + "/metrics").status_code == 401
+        assert "vllm:" in httpx.get(server.url + "/metrics", headers=bearer("sk-ops")).text
+        assert httpx.get(server.url + "/admin/models").status_code == 401  # on this machine as well
+        assert httpx.get(server.url + "/admin/models", headers=bearer("sk-ops")).status_code == 200
+        log = server.output()
+        assert "api_key=team" in log and "sk-" not in log
+    assert keys.exists()
+
+
+def test_requests_and_tokens_a_minute(tmp_path):
+    write_keys(tmp_path / "keys.yaml", dict(TEAM, requests_per_minute=3), {"name": "tokens", "secret": "sk-tokens", "tokens_per_minute": 200})
+    with Process("--api-keys-file", tmp_path / "keys.yaml") as server:
+        for left in [2, 1, 0]:
+            answer = complete(server, "sk-team")
+            assert answer.status_code == 200 and answer.headers["x-ratelimit-remaining-requests"] == str(left)
+        refused = complete(server, "sk-team", stream=True)
+        assert refused.status_code == 429 and 1 <= int(refused.headers["retry-after"]) <= 20
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        # What a stream has cost is known at its end.
+        used = 0
+        while True:
+            answer = complete(server, "sk-tokens", stream=True, stream_options={"include_usage": True}, max_tokens=20, ignore_eos=True)
+            if answer.status_code != 200:
+                break
+            used += int(answer.text.rsplit('"total_tokens":', 1)[1].split("}")[0].split(",")[0])
+        assert answer.status_code == 429 and "200 tokens a minute" in answer.json()["error"]["message"]
+        assert 150 <= used <= 230, used  # some came back meanwhile
+        # A client that goes away pays for what was computed, and gets the rest back: without that no request would fit.
+        time.sleep(7)
+        with httpx.stream("POST", server.url + "/v1/completions", headers=bearer("sk-tokens"),
+                          json={"model": "xgen-demo", "prompt": "hi", "stream": True, "max_tokens": 16, "ignore_eos": True}) as stream:
+            assert stream.status_code == 200, stream.read()
+            next(stream.iter_lines())
+
+
+@pytest.mark.parametrize("how", ["file", "signal"])
+def test_the_file_may_change_while_it_serves(tmp_path, how):
+    path = write_keys(tmp_path / "keys.yaml", TEAM)
+    with Process("--api-keys-file", path) as server:
+        assert complete(server, "sk-team").status_code == 200
+        assert complete(server, "sk-new").status_code == 401
+        write_keys(path, {"name": "new", "secret": "sk-new"})
+        if how == "signal":
+            server.signal(signal.SIGHUP)
+        eventually(lambda: complete(server, "sk-new").status_code == 200)
+        assert complete(server, "sk-team").status_code == 401
+        # One that cannot be read changes nothing.
+        path.write_text("keys: [{name: x, sha256: nonsense}]")
+        eventually(lambda: "not reloaded" in server.output() and "keys[0].sha256" in server.output())
+        assert complete(server, "sk-new").status_code == 200
+
+
+def test_a_file_that_is_wrong_or_not_there_stops_the_start(tmp_path):
+    missing = run("serve", "--api-keys-file", tmp_path / "nothing.yaml")
+    assert missing.returncode == 2 and "server.api_keys_file" in missing.stderr and "nothing.yaml" in missing.stderr
+    path = tmp_path / "keys.yaml"
+    path.write_text("keys: [{name: x, key: sk-oops}]")
+    for command in ["serve", "check"]:
+        wrong = run(command, "--api-keys-file", path)
+        assert wrong.returncode == 2 and "keys.yaml:1:18: keys[0].key: unknown key" in wrong.stderr
+        assert "sk-oops" not in wrong.stderr
