@@ -258,7 +258,7 @@ std::string shell_quoted(std::string_view text) {
   return out + "'";
 }
 
-void print_hints(const registry::Registry& registry, const std::string& listens_on, int port) {
+void print_hints(const registry::Registry& registry, const std::string& listens_on, int port, bool asks_for_keys) {
   const std::string host = listens_on == "0.0.0.0" || listens_on == "::" ? "localhost" : listens_on;
   const std::string url =
       "http://" + (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(port);
@@ -276,8 +276,9 @@ void print_hints(const registry::Registry& registry, const std::string& listens_
                : "\",\"prompt\":\"Once upon a time\",\"max_tokens\":64}";
   std::printf("xgen-model " XGEN_VERSION " serves %s%s at %s/v1\n", names.c_str(),
               names == config::kDemoName ? ", its built-in demo model," : "", url.c_str());
-  std::printf("  Try it:         curl %s/v1/%s -H 'Content-Type: application/json' -d %s\n", url.c_str(),
-              chat ? "chat/completions" : "completions", shell_quoted(body).c_str());
+  std::printf("  Try it:         curl %s/v1/%s%s -H 'Content-Type: application/json' -d %s\n", url.c_str(),
+              chat ? "chat/completions" : "completions", asks_for_keys ? " -H \"Authorization: Bearer $KEY\"" : "",
+              shell_quoted(body).c_str());
   if (names == config::kDemoName) {
     std::printf("  Your own model: xgen-model serve /path/to/model   (a folder with safetensors, or a .gguf file)\n");
     std::printf("  Several:        list them in models.yaml, then xgen-model serve --config models.yaml\n");
@@ -505,14 +506,21 @@ int serve(const Flags& flags) {
     return model_of(request, *machine, budget->total(), current);
   };
   app_options.keys = keys;
-  std::optional<Reloader> keys_reloader;
-  if (keys != nullptr) keys_reloader.emplace(keys_file, [&] { return load_keys(keys_file, *keys); });
   std::optional<Reloader> reloader;
-  if (!config->file.empty()) {
-    app_options.reload = [&](Reloader::Done done) { reloader->request(std::move(done)); };
+  if (!config->file.empty())
     reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry, current); });
-  }
+  std::optional<Reloader> keys_reloader;  // ends first: it hands on to the other
+  if (keys != nullptr) keys_reloader.emplace(keys_file, [&] { return load_keys(keys_file, *keys); });
   if (reloader || keys_reloader) {
+    app_options.reload = [&](Reloader::Done done) {
+      if (!keys_reloader) return reloader->request(std::move(done));
+      keys_reloader->request([&, done = std::move(done)](Result<std::string> read) {
+        if (!read || !reloader) return done(std::move(read));
+        reloader->request([done, read = *std::move(read)](Result<std::string> applied) {
+          done(applied ? Result<std::string>(*applied + "; " + read) : std::move(applied));
+        });
+      });
+    };
     signals.on_hangup([&] {
       if (reloader) reloader->request({});
       if (keys_reloader) keys_reloader->request({});
@@ -531,7 +539,7 @@ int serve(const Flags& flags) {
   if (Status status = load_at_start(registry, *config); !status) return complain(kFailed, status.error().message);
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();
-  print_hints(registry, config->server.host, (*http)->port());
+  print_hints(registry, config->server.host, (*http)->port(), keys != nullptr);
   log::info("server", "ready",
             {{"ms", log::Decimal{ms_since(start), 1}},
              {"plan_ms", log::Decimal{plan_ms, 1}},

@@ -97,7 +97,11 @@ void Reloader::run() {
       } while (poll(fds, 2, kSettleMs) > 0 && (fds[0].revents & POLLIN) == 0 && std::chrono::steady_clock::now() < end);
       watch();
       const std::string now = content();
-      if (now == seen_ || now.empty()) continue;  // empty: about to be written
+      if (now == seen_) continue;
+      if (now.empty()) {  // perhaps about to be written
+        log::warn("config", "the file is empty or not there any more; everything stays as it was", {{"file", file_}});
+        continue;
+      }
     }
     reload_now(waiting);
   }

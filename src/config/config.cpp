@@ -700,7 +700,7 @@ class Reader {
       }
       const std::string& key = entry.first.Scalar();
       if (std::find(seen.begin(), seen.end(), key) != seen.end()) {
-        fault(entry.first.Mark(), join(path, key), "given twice");
+        fault(entry.first.Mark(), holds_secrets_ ? path : join(path, key), "given twice");
         continue;
       }
       seen.push_back(key);
@@ -764,7 +764,7 @@ class Reader {
       for (const auto& key : table) known.append(known.empty() ? "" : ", ").append(key.name);
     };
     (list(tables), ...);
-    fault(at.Mark(), full, "unknown key; expected one of: " + known);
+    fault(at.Mark(), holds_secrets_ ? path : full, "unknown key; expected one of: " + known);
   }
 
   template <class S>
@@ -774,19 +774,20 @@ class Reader {
     });
   }
 
-  // What stands where a list or a mapping should may be a key: it is not repeated.
+  // What stands where something else should may be a key: it is not repeated. An empty list lets nobody in.
   void read_api_keys(const YAML::Node& root, std::vector<ApiKey>& keys) {
     if (!root.IsMap()) return fault(root.Mark(), "", "expected a mapping with keys, a list of {name: …, sha256: …}");
+    holds_secrets_ = true;
     YAML::Node list;
     each_entry(root, "", [&](const std::string& name, const YAML::Node& at, const YAML::Node& value) {
       if (name == "keys")
         list.reset(value);
       else
-        fault(at.Mark(), name, "unknown key; expected: keys");
+        fault(at.Mark(), "", "unknown key; expected: keys");
     });
-    if (!list.IsSequence() || list.size() == 0 || list.size() > kMaxApiKeys)
+    if (!list.IsSequence() || list.size() > kMaxApiKeys)
       return fault(list.Mark(), "keys",
-                   "expected a list of 1 to " + std::to_string(kMaxApiKeys) + " {name: …, sha256: …}");
+                   "expected a list of at most " + std::to_string(kMaxApiKeys) + " {name: …, sha256: …}");
     std::map<std::string, std::string> names;
     std::map<std::array<std::uint8_t, 32>, std::string> digests;
     for (std::size_t i = 0; i < list.size(); ++i) {
@@ -1023,6 +1024,7 @@ class Reader {
   }
 
   std::string file_;
+  bool holds_secrets_ = false;  // names are not repeated in messages
   Config config_;
   std::vector<std::string> faults_;
 };

@@ -106,8 +106,9 @@ Error make(int status, Details details, const http::ResponseHead* head, const Up
     return error;
   };
   switch (status) {
-    case 404:  // the client has named neither: the configuration has
-      return own(ErrorCode::internal, "knows no such model or path; are 'model' and the /v1 of 'urls' right? It said 404");
+    case 404:  // mostly the configuration's fault; or the client's, of a model that does not do what it asks for
+      return own(ErrorCode::invalid_argument,
+                 "knows no such model or path; are 'model' and the /v1 of 'urls' right? It said 404");
     case 400:
     case 413:
     case 422: {

@@ -4,6 +4,7 @@
 #include <openssl/evp.h>
 
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
 #include "http/headers.h"
@@ -46,33 +47,36 @@ std::string_view scope_name(Scope scope) {
 }
 
 void ApiKeys::set(std::vector<ApiKey> keys) {
-  std::lock_guard lock(mutex_);
+  const std::shared_ptr<const Table> before = current();
+  std::unordered_map<std::string_view, const Entry*> by_name;
+  for (const Entry& entry : *before) by_name.emplace(entry.key.name, &entry);
   auto table = std::make_shared<Table>();
   for (ApiKey& key : keys) {
     Entry entry{std::move(key), nullptr};
     if (entry.key.limits.any()) {
-      const auto before = std::find_if(table_->begin(), table_->end(), [&](const Entry& old) {
-        return old.key.name == entry.key.name && old.key.limits == entry.key.limits;
-      });
-      entry.limit = before != table_->end() ? before->limit : std::make_shared<RateLimit>(entry.key.limits);
+      const auto old = by_name.find(entry.key.name);
+      const bool same = old != by_name.end() && old->second->key.limits == entry.key.limits;
+      entry.limit = same ? old->second->limit : std::make_shared<RateLimit>(entry.key.limits);
     }
     table->push_back(std::move(entry));
   }
   std::sort(table->begin(), table->end(), [](const Entry& a, const Entry& b) { return a.key.digest < b.key.digest; });
+  std::lock_guard lock(mutex_);
   table_ = std::move(table);
 }
 
-Result<ApiKeys::Caller> ApiKeys::check(std::string_view authorization, Scope scope) const {
+std::shared_ptr<const ApiKeys::Table> ApiKeys::current() const {
+  std::lock_guard lock(mutex_);
+  return table_;
+}
+
+Result<ApiKeys::Caller> ApiKeys::check(std::string_view authorization, std::optional<Scope> scope) const {
   const std::string_view given = bearer(authorization);
   if (given.empty())
     return make_error(ErrorCode::unauthenticated,
                       "This server asks for an API key: send it as 'Authorization: Bearer KEY'.");
   const Digest digest = sha256(given);
-  std::shared_ptr<const Table> table;
-  {
-    std::lock_guard lock(mutex_);
-    table = table_;
-  }
+  const std::shared_ptr<const Table> table = current();
   // The search may tell how the digest begins; nobody can choose a key by its digest.
   const auto found =
       std::lower_bound(table->begin(), table->end(), digest,
@@ -80,10 +84,10 @@ Result<ApiKeys::Caller> ApiKeys::check(std::string_view authorization, Scope sco
   if (found == table->end() || CRYPTO_memcmp(found->key.digest.data(), digest.data(), digest.size()) != 0)
     return make_error(ErrorCode::unauthenticated, "The API key is not valid.");
   const ApiKey& key = found->key;
-  if (std::find(key.scopes.begin(), key.scopes.end(), scope) == key.scopes.end())
+  if (scope && std::find(key.scopes.begin(), key.scopes.end(), *scope) == key.scopes.end())
     return make_error(ErrorCode::permission_denied, "The API key '" + key.name +
                                                         "' does not allow this: it lacks the scope '" +
-                                                        std::string(scope_name(scope)) + "'.");
+                                                        std::string(scope_name(*scope)) + "'.");
   return Caller{key.name, found->limit};
 }
 

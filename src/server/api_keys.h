@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -39,9 +40,9 @@ class ApiKeys {
     std::shared_ptr<RateLimit> limit;  // null: none
   };
   // `authorization`: the value of the request's header, "Bearer KEY" (RFC 6750). The time that it takes does not tell
-  // how much of a wrong key is right. Errors: unauthenticated; permission_denied if the key lacks the scope. Messages
-  // never hold the key.
-  Result<Caller> check(std::string_view authorization, Scope scope) const;
+  // how much of a wrong key is right. Without `scope` any key will do. Errors: unauthenticated; permission_denied if
+  // the key lacks the scope. Messages never hold the key.
+  Result<Caller> check(std::string_view authorization, std::optional<Scope> scope) const;
 
  private:
   struct Entry {
@@ -49,6 +50,7 @@ class ApiKeys {
     std::shared_ptr<RateLimit> limit;
   };
   using Table = std::vector<Entry>;  // by digest
+  std::shared_ptr<const Table> current() const;
 
   mutable std::mutex mutex_;
   std::shared_ptr<const Table> table_ = std::make_shared<Table>();

@@ -27,18 +27,22 @@ struct Context {
   RequestInfo info;
   std::string rest;                  // what {id} of the pattern stands for, percent-decoded
   std::shared_ptr<RateLimit> limit;  // of the caller's API key; null: none
+  bool known = true;                 // false: where keys are asked for, the caller has none
+  http::Headers headers;             // of the answer
 
   void respond(http::Response response) {
     const int status = response.status;
     response.headers.emplace_back("x-request-id", info.id);
+    response.headers.insert(response.headers.end(), headers.begin(), headers.end());
     add_retry_after(response, 0);
     exchange->respond(std::move(response));
     finish_request(info, {.status = status});
   }
   void fail(const Error& error) { fail(error, api::error_kind(error.code)); }
-  void fail(const Error& error, const api::ErrorKind& kind, const http::Headers& headers = {}) {
+  void fail(const Error& error, const api::ErrorKind& kind, const http::Headers& more = {}) {
     http::Response response = error_response(error, info.id, kind);
-    response.headers.insert(response.headers.end(), headers.begin(), headers.end());
+    for (const auto* each : std::initializer_list<const http::Headers*>{&headers, &more})
+      response.headers.insert(response.headers.end(), each->begin(), each->end());
     exchange->respond(std::move(response));
     finish_request(info, {.status = kind.status, .reason = error.message});
   }
@@ -65,8 +69,7 @@ struct App::Impl {
   void completions(Context context) { generate_route(std::move(context), api::Endpoint::completions); }
   void generate_route(Context context, api::Endpoint endpoint);
   Status admit(Context& context, For who) const;
-  Status take_rate(const Context& context, const std::vector<inference::GenerateRequest>& requests,
-                   RateShare& share) const;
+  Status take_rate(Context& context, const std::vector<inference::GenerateRequest>& requests, RateShare& share) const;
   void tokenize(Context context);
   void detokenize(Context context);
   void models(Context context);
@@ -91,7 +94,8 @@ struct App::Impl {
 
   Result<std::shared_ptr<inference::ModelService>> find_model(std::string_view name) const;
   void log_unknown(const Context& context, const std::vector<std::string>& fields) const;
-  std::string models_state_json(std::string_view status) const;
+  // `detailed`: with the models, their names and what is wrong with them.
+  std::string models_state_json(std::string_view status, bool detailed) const;
 
   AppOptions options;
   registry::Registry& registry;
@@ -233,7 +237,7 @@ http::Response status_json(int status, std::string_view word) {
 
 void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
   http::Request& request = exchange->request();
-  Context context{std::move(exchange), describe(request, responses), {}, {}};
+  Context context{std::move(exchange), describe(request, responses)};
   const std::string_view path = without_prefix(request.path);
   context.info.route = route_of(path);
   std::string allowed;
@@ -280,8 +284,11 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
 
 // Whether the caller may have this route; notes who it is.
 Status App::Impl::admit(Context& context, For who) const {
-  if (who == For::all) return {};
   const http::Request& request = context.exchange->request();
+  if (who == For::all) {
+    context.known = options.keys == nullptr || options.keys->check(request.header("Authorization"), {});
+    return {};
+  }
   if (who == For::operators) {
     if (options.gateway_operators && request.header("x-user-admin") == "true") return {};
     if (options.keys == nullptr) return check_operator(request);
@@ -313,6 +320,9 @@ http::Headers rate_headers(const RateLimits& limits, const RateLimit::Left& left
   return headers;
 }
 
+// Tokens that are reserved for an answer without a limit of its own. More is paid when it ends.
+constexpr int kOpenAnswer = 512;
+
 // About: before the model's tokenizer has seen it, four bytes are taken for a token.
 std::int64_t estimated_tokens(const inference::Prompt& prompt) {
   constexpr std::size_t kBytes = 4;
@@ -332,18 +342,18 @@ std::int64_t estimated_tokens(const inference::Prompt& prompt) {
 
 }  // namespace
 
-// Takes what the call may come to from the rates of the caller's key. Errors: overloaded; `share` has the headers then.
-Status App::Impl::take_rate(const Context& context, const std::vector<inference::GenerateRequest>& requests,
+// Takes what the call may come to from the rates of the caller's key. Errors: overloaded.
+Status App::Impl::take_rate(Context& context, const std::vector<inference::GenerateRequest>& requests,
                             RateShare& share) const {
   if (context.limit == nullptr) return {};
   std::int64_t answers = 0;
   for (const inference::GenerateRequest& each : requests) {
     share.prompt_tokens += estimated_tokens(each.prompt);
-    answers += std::int64_t{each.n} * each.stop.max_tokens.value_or(0);
+    answers += std::int64_t{each.n} * each.stop.max_tokens.value_or(kOpenAnswer);
   }
   RateLimit::Left left;
   auto permit = context.limit->admit(share.prompt_tokens + answers, std::chrono::steady_clock::now(), left);
-  share.headers = rate_headers(context.limit->limits(), left);
+  share.headers = context.headers = rate_headers(context.limit->limits(), left);
   if (!permit) {
     Error error = std::move(permit).error();
     error.message = "The rate of the API key '" + context.info.key + "' is used up: " + error.message + ".";
@@ -374,16 +384,16 @@ int hops_of(const http::Request& request) {
 void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
   const int hops = hops_of(context.exchange->request());
   if (hops >= kMaxHops)
-    return context.fail(make_error(ErrorCode::internal, "The request has come through " + std::to_string(hops) +
-                                                            " servers: the URLs of a remote model lead in a circle."));
+    return context.fail(
+        make_error(ErrorCode::invalid_argument, "The request has come through " + std::to_string(hops) +
+                                                    " servers: the URLs of a remote model lead in a circle."));
   auto call = api::parse_generate(endpoint, context.exchange->request().body, {options.reject_unknown_fields});
   // Thousands of requests may wait for tokens: nothing of theirs is kept that is not needed any more.
   context.exchange->request() = {};
   if (!call) return context.fail(call.error());
   log_unknown(context, call->unknown);
   RateShare share;
-  if (Status taken = take_rate(context, call->requests, share); !taken)
-    return context.fail(taken.error(), api::error_kind(taken.error().code), share.headers);
+  if (Status taken = take_rate(context, call->requests, share); !taken) return context.fail(taken.error());
   std::optional<std::chrono::steady_clock::time_point> deadline;
   if (options.request_timeout.count() > 0) deadline = context.info.start + options.request_timeout;
   for (auto& request : call->requests) {
@@ -416,8 +426,7 @@ void App::Impl::tokenize(Context context) {
   if (!call) return context.fail(call.error());
   log_unknown(context, call->unknown);
   RateShare share;
-  if (Status taken = take_rate(context, {}, share); !taken)
-    return context.fail(taken.error(), api::error_kind(taken.error().code), share.headers);
+  if (Status taken = take_rate(context, {}, share); !taken) return context.fail(taken.error());
   const auto service = find_model(call->model);
   if (!service) return context.fail(service.error());
   (*service)->tokenize_async(std::move(call->request),
@@ -436,8 +445,7 @@ void App::Impl::detokenize(Context context) {
   if (!call) return context.fail(call.error());
   log_unknown(context, call->unknown);
   RateShare share;
-  if (Status taken = take_rate(context, {}, share); !taken)
-    return context.fail(taken.error(), api::error_kind(taken.error().code), share.headers);
+  if (Status taken = take_rate(context, {}, share); !taken) return context.fail(taken.error());
   const auto service = find_model(call->model);
   if (!service) return context.fail(service.error());
   (*service)->detokenize_async(std::move(call->tokens),
@@ -468,7 +476,7 @@ void App::Impl::model(Context context) {
   context.respond({.body = api::model_json({context.rest, entry->name, entry->created, length})});
 }
 
-std::string App::Impl::models_state_json(std::string_view status) const {
+std::string App::Impl::models_state_json(std::string_view status, bool detailed) const {
   const std::vector<registry::ModelEntry> entries = registry.list();
   double progress = 0;
   int at_start = 0;
@@ -479,6 +487,7 @@ std::string App::Impl::models_state_json(std::string_view status) const {
   }
   std::string out = "{\"status\":\"" + std::string(status) + "\",\"progress\":";
   api::append_json_float(out, at_start == 0 ? 1 : static_cast<float>(progress / at_start));
+  if (!detailed) return out + '}';
   out += ",\"models\":[";
   bool first = true;
   for (const auto& entry : entries) {
@@ -499,12 +508,13 @@ std::string App::Impl::models_state_json(std::string_view status) const {
 
 void App::Impl::health(Context context) {
   const State state = lifecycle.state();
-  if (state == State::starting) return context.respond({.status = 503, .body = models_state_json("starting")});
+  if (state == State::starting)
+    return context.respond({.status = 503, .body = models_state_json("starting", context.known)});
   for (const auto& entry : registry.list()) {
     // What an operator tried to add does not make the rest unwell.
     const bool failed = entry.state == registry::ModelState::failed && !entry.added;
     const bool well = !failed && (!entry.service || entry.service->health().state == inference::Health::State::ready);
-    if (!well) return context.respond({.status = 503, .body = models_state_json("degraded")});
+    if (!well) return context.respond({.status = 503, .body = models_state_json("degraded", context.known)});
   }
   if (state == State::refusing) return context.respond(status_json(503, "ending"));
   context.respond(status_json(200, state == State::draining ? "draining" : "ok"));
@@ -516,7 +526,7 @@ void App::Impl::live(Context context) {
     if (!entry.service) continue;
     const inference::Health health = entry.service->health();
     if (health.state == inference::Health::State::dead || health.seconds_since_step > limit)
-      return context.respond({.status = 503, .body = models_state_json("hanging")});
+      return context.respond({.status = 503, .body = models_state_json("hanging", context.known)});
   }
   context.respond(status_json(200, "ok"));
 }
@@ -526,7 +536,7 @@ void App::Impl::ready(Context context) {
     case State::ready:
       return context.respond(status_json(200, "ready"));
     case State::starting:
-      return context.respond({.status = 503, .body = models_state_json("starting")});
+      return context.respond({.status = 503, .body = models_state_json("starting", context.known)});
     case State::draining:
     case State::refusing:
       return context.respond(status_json(503, "ending"));
@@ -535,7 +545,8 @@ void App::Impl::ready(Context context) {
 
 void App::Impl::startup(Context context) {
   const bool started = lifecycle.state() != State::starting;
-  context.respond({.status = started ? 200 : 503, .body = models_state_json(started ? "started" : "starting")});
+  context.respond(
+      {.status = started ? 200 : 503, .body = models_state_json(started ? "started" : "starting", context.known)});
 }
 
 void App::Impl::version(Context context) {
@@ -694,7 +705,8 @@ std::string reference_markdown() {
       "operators' routes under `/admin` and the gateway's that load and unload answer on this machine only (but see "
       "`server.operators`): 403 for requests from another address, with a "
       "`Host` that is not this machine, or from a web page of another origin. Where the server asks for API keys "
-      "([api-keys.md](api-keys.md)), they answer to keys of scope `admin` instead, wherever those come from; `/metrics` "
+      "([api-keys.md](api-keys.md)), they answer to keys of scope `admin` instead, wherever those come from; "
+      "`/metrics` "
       "to keys of scope `metrics`, and the rest, but for `/health`, `/version` and `/`, to those of scope "
       "`inference`.\n\n## Parameters\n\nA field that is null "
       "counts as left out. A field that no specification knows is refused with 400, unless `server.unknown_fields` is "

@@ -143,9 +143,10 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::size_t held_bytes_ = 0;
   std::size_t answer_bytes_ = 0;  // about
   int tokens_ = 0;                // of the output, so far
-  std::int64_t used_ = 0;         // tokens of the prompts that are finished, their outputs' too
+  std::int64_t read_ = 0;         // tokens of the finished prompts, as far as the model has told
   std::string out_;               // SSE events of one wake-up
   bool streaming_ = false;
+  bool left_ = false;  // by its client
 
   std::mutex mutex_;
   int attempt_ = 0;              // the number of models tried: events of earlier ones are dropped
@@ -313,7 +314,7 @@ bool Call::add(std::size_t prompt, const Event& event) {
 void Call::take(std::size_t prompt, const Event& event) {
   if (const auto* finished = std::get_if<inference::Finished>(&event)) {
     --unfinished_;
-    used_ += finished->usage.prompt_tokens + finished->usage.completion_tokens;
+    read_ += finished->usage.prompt_tokens;
   }
   if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
   if (builder_) {
@@ -351,7 +352,10 @@ http::Headers Call::headers() const {
   return headers;
 }
 
-void Call::on_close() { end(499, "the client went away"); }
+void Call::on_close() {
+  left_ = true;
+  end(499, "the client went away");
+}
 
 // Logs, and lets go of everything that could keep this call or its requests alive.
 void Call::end(int status, std::string_view reason) {
@@ -364,11 +368,19 @@ void Call::end(int status, std::string_view reason) {
   }
   handles_.clear();
   requests_.clear();
-  for (const auto& [prompt, event] : dropped)
+  const auto count = [this](const Event& event) {
     if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
-  // A call that ends too early costs what has been computed; one that has not begun costs nothing.
-  if (share_.permit != nullptr)
-    share_.permit->settle(unfinished_ == 0 ? used_ : answering_ ? share_.prompt_tokens + tokens_ : 0);
+  };
+  for (const auto& [prompt, event] : dropped) count(event);
+  for (const auto& events : std::exchange(held_, {}))
+    for (const Event& event : events) count(event);
+  // One that fails before it has begun costs nothing. One that its client leaves does: the prompt may have been
+  // computed before there was a token to show for it.
+  if (share_.permit != nullptr && (answering_ || left_)) {
+    const bool told = unfinished_ == 0 && read_ > 0;
+    share_.permit->settle((told ? read_ : share_.prompt_tokens) + tokens_);
+  }
+  share_.permit.reset();
   finish_request(info_, {.status = status, .model = head_.model, .tokens = tokens_, .reason = reason});
 }
 

@@ -60,8 +60,8 @@ RequestInfo describe(const http::Request& request, std::shared_ptr<ResponseCount
 void finish_request(const RequestInfo& info, const Outcome& outcome) {
   if (info.counts) info.counts->add(info.route, outcome.status);
   const log::Level level = outcome.status == 500 ? log::Level::error  // our own fault
-                           : info.quiet          ? log::Level::debug
-                                                 : log::Level::info;
+                           : info.quiet && outcome.status != 401 && outcome.status != 403 ? log::Level::debug
+                                                                                          : log::Level::info;
   if (!log::enabled(level)) return;
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - info.start;
   std::array<log::Field, 10> fields;

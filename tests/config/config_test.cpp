@@ -373,19 +373,21 @@ TEST(Config, AFileOfApiKeys) {
   EXPECT_EQ(keys->at(1).requests_per_minute, 60);
   EXPECT_EQ(keys->at(1).tokens_per_minute, 100000);
 
+  EXPECT_TRUE(load_keys_text("keys: []", "keys.yaml")->empty()) << "nobody";
+
   const std::string sha = "sha256: '1111111111111111111111111111111111111111111111111111111111111111'";
   const std::pair<std::string, const char*> bad[] = {
       {"", "expected a mapping with keys"},
       {"sk-secret", "expected a mapping with keys"},
       {"[sk-secret]", "expected a mapping with keys"},
-      {"keys: sk-secret", "keys: expected a list of 1 to"},
-      {"keys: []", "keys: expected a list of 1 to"},
-      {"key: [1]", "key: unknown key; expected: keys"},
+      {"keys: sk-secret", "keys: expected a list of at most"},
+      {"sk-secret: [1]", "keys.yaml:1:1: unknown key; expected: keys"},
       {"keys: [sk-secret]", "keys[0]: expected a mapping with name and sha256"},
       {"keys: [{name: a}]", "keys[0].sha256: missing"},
       {"keys: [{" + sha + "}]", "keys[0].name: missing"},
       {"keys: [{name: a, sha256: sk-secret}]", "keys.yaml:1:26: keys[0].sha256: expected the 64 hexadecimal digits"},
-      {"keys: [{name: a, key: sk-secret, " + sha + "}]", "keys[0].key: unknown key; expected one of: name, sha256"},
+      {"keys: [{sk-secret: a}]", "keys.yaml:1:9: keys[0]: unknown key; expected one of: name, sha256"},
+      {"keys: [{sk-secret: a, sk-secret: b}]", "keys[0]: given twice"},
       {"keys: [{name: a, scopes: [root], " + sha + "}]", "keys[0].scopes[0]: expected inference, metrics or admin"},
       {"keys: [{name: a, scopes: [], " + sha + "}]", "keys[0].scopes: expected a list of"},
       {"keys: [{name: a, requests_per_minute: -1, " + sha + "}]", "requests_per_minute: expected an integer from 0"},

@@ -65,6 +65,19 @@ def test_max_tokens(server, client):
     assert answer.usage.completion_tokens == 3 and answer.choices[0].finish_reason == "length"
 
 
+def test_stop(server, client):
+    prompt = "say one two three four" if server.scripted else "Once upon a time"
+    ask = lambda **more: client.completions.create(model=server.model, prompt=prompt, max_tokens=12, temperature=0,
+                                                   extra_body={"ignore_eos": True}, **more)
+    whole = ask().choices[0].text
+    word = whole.split()[2]
+    for stop in [word, [word, "never"]]:
+        choice = ask(stop=stop).choices[0]
+        assert choice.text == whole[:whole.index(word)] and choice.finish_reason == "stop"
+    parts = ask(stop=word, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == whole[:whole.index(word)]
+
+
 def test_n(server, client):
     answer = client.chat.completions.create(model=server.model, messages=chat("Hello"), n=3, max_tokens=4, seed=1)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]

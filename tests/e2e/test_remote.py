@@ -183,19 +183,19 @@ def test_urls_that_lead_in_a_circle_are_noticed(tmp_path):
     path = write(tmp_path, [remote("me", f"http://127.0.0.1:{port}"), {"name": "other", "source": "builtin:xgen-demo"}])
     with Process("--config", path, port=port) as server:
         answer = server.post("/v1/completions", {"model": "me", "prompt": "x", "max_tokens": 1})
-        assert answer.status_code == 500 and "lead in a circle" in answer.json()["error"]["message"]
+        assert answer.status_code == 400 and "lead in a circle" in answer.json()["error"]["message"]
         assert server.output().count("path=/v1/completions") == 9
         assert server.post("/v1/completions", {"model": "other", "prompt": "x", "max_tokens": 1}).status_code == 200
 
 
-def test_a_wrong_model_or_path_is_no_fault_of_the_client(tmp_path):
+def test_a_wrong_model_or_path_is_said(tmp_path):
     with Process() as engine:
         path = write(tmp_path, [remote("a", engine.url, model="nobody"), dict(remote("b", engine.url, model="xgen-demo"), urls=[engine.url])])
         with Process("--config", path) as server:
             for name, why in [("a", "nobody"), ("b", "/chat/completions")]:
                 answer = server.post("/v1/chat/completions", {"model": name, "messages": [{"role": "user", "content": "x"}]})
                 error = answer.json()["error"]
-                assert answer.status_code == 500 and "are 'model' and the /v1 of 'urls' right?" in error["message"] and why in error["message"]
+                assert answer.status_code == 400 and "are 'model' and the /v1 of 'urls' right?" in error["message"] and why in error["message"]
 
 
 def test_a_reload_moves_a_model_to_another_engine(tmp_path):

@@ -2,7 +2,7 @@
 // of one token per running choice.
 //
 //   say TEXT     answers TEXT, in pieces of up to 4 bytes
-//   hold         starts, and then says nothing until it is cancelled
+//   hold …       starts, and then says nothing until it is cancelled
 //   flood        a kilobyte per token, up to max_tokens
 //   clock        each token is the time at which it was made: "@", nanoseconds of the steady clock, ";"
 //   error CODE   fails at once with that ErrorCode (as a number), before it starts
@@ -178,6 +178,7 @@ class ScriptedService final : public ModelService {
   }
 
   // One step of one job; false once it is over.
+  static bool holds(const Job& job) { return job.text == "hold" || job.text.starts_with("hold "); }
   bool step(Job& job) {
     const int n = job.request.n;
     Usage usage{prompt_tokens(job), 0, job.made * n};
@@ -200,7 +201,7 @@ class ScriptedService final : public ModelService {
       job.sink->on_event(std::move(started));
       if (job.limit == 0) return finish(FinishReason::length);
     }
-    if (job.text == "hold") return true;
+    if (holds(job)) return true;
     if (job.text == "drop") {
       job.sink.reset();
       return false;
@@ -272,7 +273,7 @@ class ScriptedService final : public ModelService {
           running.fetch_sub(1);
           it = jobs.erase(it);
         } else {
-          idle = idle && job.text == "hold";
+          idle = idle && holds(job);
           ++it;
         }
       }
