@@ -1,5 +1,6 @@
 #include "config/config.h"
 
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <sstream>
 #include <system_error>
 #include <type_traits>
 #include <utility>
@@ -625,12 +627,14 @@ class Reader {
       if (yaml.find('\0') != std::string_view::npos) {
         return make_error(ErrorCode::invalid_argument, file_ + ": holds a NUL byte; it is no text file");
       }
-      const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(yaml));
-      if (documents.size() > 1) {
-        return make_error(ErrorCode::invalid_argument, file_ + ": holds " + std::to_string(documents.size()) +
-                                                           " documents; expected one (nothing after a line ---)");
+      const std::string text(yaml);
+      if (has_more_than_a_document(text)) {
+        return make_error(ErrorCode::invalid_argument,
+                          file_ +
+                              ": holds more than one document, or something that belongs to none; expected one "
+                              "(nothing after a line ---)");
       }
-      if (!documents.empty()) root = documents.front();
+      root = YAML::Load(text);
       use(root);
     } catch (const YAML::Exception& error) {
       syntax_fault(yaml, error);
@@ -640,6 +644,26 @@ class Reader {
     for (std::size_t i = 0; i < faults_.size() && i < kMaxFaults; ++i) all += (i == 0 ? "" : "\n") + faults_[i];
     if (faults_.size() > kMaxFaults) all += "\n… and " + std::to_string(faults_.size() - kMaxFaults) + " more";
     return make_error(ErrorCode::invalid_argument, all);
+  }
+
+  // yaml-cpp stops before what cannot begin a document, such as a comma: LoadAll() would read on for ever there, and
+  // Load() pass it over.
+  static bool has_more_than_a_document(const std::string& text) {
+    struct Ignore final : YAML::EventHandler {
+      void OnDocumentStart(const YAML::Mark&) override {}
+      void OnDocumentEnd() override {}
+      void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+      void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+      void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t, const std::string&) override {}
+      void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+      void OnSequenceEnd() override {}
+      void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+      void OnMapEnd() override {}
+    } ignore;
+    std::istringstream in(text);
+    YAML::Parser parser(in);
+    parser.HandleNextDocument(ignore);
+    return static_cast<bool>(parser);
   }
 
   // The parser's own words, where they would not help, are put as what to do.

@@ -199,7 +199,10 @@ TEST(Config, EveryBadValueIsRefused) {
       {"{a: *nothing}", "models.yaml:1"},
       {"server: \xff", "UTF-8"},
       {"- 1", "expected a mapping"},
-      {"server: {port: 1}\n---\nserver: {port: 2}", "2 documents"},
+      {"server: {port: 1}\n---\nserver: {port: 2}", "more than one document"},
+      {",", "more than one document"},
+      {"{server: {port: 1}} }", "illegal flow end"},
+      {"server: {port: 1}\n...\nserver: {port: 2}", "more than one document"},
       {"? [a, b]\n: 1", "expected a key"},
   };
   for (const auto& [text, want] : cases) EXPECT_THAT(error_of(text), HasSubstr(want)) << text;
