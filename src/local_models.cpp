@@ -244,13 +244,8 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   std::uint64_t least = 0;
   std::uint64_t pinned = 0;
   std::string list;
-  std::optional<Error> faults;  // of all models, a line each
-  const auto fault = [&faults](const Error& error) {
-    if (faults)
-      faults->message += "\n" + error.message;
-    else
-      faults = error;
-  };
+  std::optional<Error> faults;  // of all models
+  const auto fault = [&faults](const Error& error) { add_fault(faults, error); };
   for (const config::Model& model : config.models) {
     if (model.is_remote()) {
       if (const auto need = RemoteModelLoader(model, machine.remotes).need(); !need) fault(need.error());

@@ -92,15 +92,17 @@ std::shared_ptr<inference::ModelService> replica_per_address(gateway::GatewayOpt
 
 }  // namespace
 
+void add_fault(std::optional<Error>& faults, const Error& error) {
+  if (faults)
+    faults->message += "\n" + error.message;
+  else
+    faults = error;
+}
+
 Result<registry::ModelLoader::Need> RemoteModelLoader::need() {
   std::optional<Error> faults;
   for (const std::string& each : model_.remote.urls) {
-    const auto url = base_url(model_, each);
-    if (url) continue;
-    if (faults)
-      faults->message += "\n" + url.error().message;
-    else
-      faults = url.error();
+    if (const auto url = base_url(model_, each); !url) add_fault(faults, url.error());
   }
   if (faults) return *faults;
   return Need{};

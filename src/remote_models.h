@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "base/result.h"
@@ -34,6 +35,9 @@ class RemoteClient {
   std::once_flag once_;
   std::unique_ptr<http::Client> client_;
 };
+
+// One more of several faults: each has a line of the message, and the first gives the code.
+void add_fault(std::optional<Error>& faults, const Error& error);
 
 class RemoteModelLoader final : public registry::ModelLoader {
  public:

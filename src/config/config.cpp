@@ -84,6 +84,19 @@ bool is_name(std::string_view text) {
   return !text.empty() && text.size() <= 200 && printable(text) && text.find(' ') == std::string_view::npos;
 }
 
+Fault read_name(std::string& name, const YAML::Node& node) {
+  if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);
+  name = node.Scalar();
+  return {};
+}
+// A bad one leaves the list as it is.
+Fault append_name(std::vector<std::string>& names, const YAML::Node& node) {
+  std::string name;
+  if (Fault fault = read_name(name, node)) return fault;
+  names.push_back(std::move(name));
+  return {};
+}
+
 template <class S, class T>
 Key<S> integer(std::string_view name, T S::*field, std::int64_t low, std::int64_t high, std::string_view help) {
   const std::string range = "an integer from " + std::to_string(low) + " to " + std::to_string(high);
@@ -197,6 +210,13 @@ Key<S> text(std::string_view name, std::string S::*field, std::string_view type,
           [=](const S& section) { return (section.*field).empty() ? std::string("required") : section.*field; }};
 }
 
+template <class S>
+Key<S> file(std::string_view name, std::string S::*field, std::string_view help) {
+  Key<S> key = text(name, field, "a path", help);
+  key.show = [](const S&) { return std::string("none"); };
+  return key;
+}
+
 Fault read_memory_limit(MemoryLimit& limit, const YAML::Node& node) {
   constexpr std::string_view kWhat = "a share such as 80% or a size such as 8GiB";
   if (!node.IsScalar()) return expected(std::string(kWhat), node);
@@ -246,11 +266,9 @@ const std::vector<Key<Server>>& server_keys() {
              "Who may load and unload models (`/admin`, `/api/management`, `/api/inference/load`): requests from this "
              "machine, or also those with the header `x-user-admin: true`. The latter only behind a gateway that sets "
              "this header itself and lets no client in around it."),
-      {"api_keys_file", "a path",
-       "Who may send requests: a file of API keys (see below and api-keys.md), relative to this one. Read again when "
-       "it "
-       "changes. Without it everybody may, and operators are those on this machine.",
-       text("", &Server::api_keys_file, "a path", "").read, [](const Server&) { return std::string("none"); }},
+      file("api_keys_file", &Server::api_keys_file,
+           "Who may send requests: a file of API keys (see below and api-keys.md), relative to this one. Read again "
+           "when it changes. Without it everybody may, and operators are those on this machine."),
       choice("unknown_fields", {"reject", "warn"}, &Server::unknown_fields,
              "What to do with request fields that no API defines: refuse with 400, or log and ignore."),
   };
@@ -359,51 +377,30 @@ const std::vector<Key<ModelSettings>>& settings_keys() {
 const std::vector<Key<Model>>& model_keys() {
   static const std::vector<Key<Model>> keys = {
       {"name", "a name", "What clients put into `model`.",
-       [](Model& model, const YAML::Node& node) -> Fault {
-         if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);
-         model.name = node.Scalar();
-         return {};
-       },
+       [](Model& model, const YAML::Node& node) { return read_name(model.name, node); },
        [](const Model&) { return std::string("required"); }},
       {"aliases", "a list of names", "Further names for the same model.",
-       [](Model& model, const YAML::Node& node) -> Fault {
-         model.aliases.clear();
+       [](Model&, const YAML::Node& node) -> Fault {
          if (!node.IsSequence() || node.size() > 64) return expected("a list of at most 64 names", node);
          return {};
        },
        [](const Model&) { return std::string("none"); },
-       [](Model& model, const YAML::Node&, const YAML::Node& alias) -> Fault {
-         if (!alias.IsScalar() || !is_name(alias.Scalar())) return expected(std::string(kNameShape), alias);
-         model.aliases.push_back(alias.Scalar());
-         return {};
-       }},
+       [](Model& model, const YAML::Node&, const YAML::Node& name) { return append_name(model.aliases, name); }},
       {"fallbacks", "a list of names",
        "Models of this list that a request goes to, one after the other, when this one fails it before the first token "
        "with 503, 429 or 500; see several-models.md.",
-       [](Model& model, const YAML::Node& node) -> Fault {
-         model.fallbacks.clear();
+       [](Model&, const YAML::Node& node) -> Fault {
          const std::string what = "a list of at most " + std::to_string(kMaxFallbacks) + " names of models";
          if (!node.IsSequence() || node.size() > kMaxFallbacks) return expected(what, node);
          return {};
        },
        [](const Model&) { return std::string("none"); },
-       [](Model& model, const YAML::Node&, const YAML::Node& name) -> Fault {
-         if (!name.IsScalar() || !is_name(name.Scalar())) return expected(std::string(kNameShape), name);
-         model.fallbacks.push_back(name.Scalar());
-         return {};
-       }},
+       [](Model& model, const YAML::Node&, const YAML::Node& name) { return append_name(model.fallbacks, name); }},
       text("source", &Model::source, "a path or an address",
            "A folder with config.json, safetensors and tokenizer files, a .gguf file (the first part of a split one), "
            "`hf://ORG/REPO[@REVISION][/FILE]`, `s3://BUCKET/PREFIX` (see model-sources.md), or `builtin:xgen-demo`."),
   };
   return keys;
-}
-
-template <class S>
-Key<S> file(std::string_view name, std::string S::*field, std::string_view help) {
-  Key<S> key = text(name, field, "a path", help);
-  key.show = [](const S&) { return std::string("none"); };
-  return key;
 }
 
 // These the client makes: with others, or twice, the request would be another.
@@ -439,10 +436,9 @@ const std::vector<Key<Remote>>& remote_keys() {
         {"urls", "a list of URLs",
          "Where the engine answers: `http://vllm-0:8000/v1`, with its /v1 if the engine is openai; `http://tgi:8080`. "
          "Several are equal replicas of the model, among which requests are spread.",
-         [](Remote& remote, const YAML::Node& node) -> Fault {
+         [](Remote&, const YAML::Node& node) -> Fault {
            const std::string what =
                "a list of 1 to " + std::to_string(kMaxUrls) + " URLs such as http://vllm-0:8000/v1";
-           remote.urls.clear();
            if (!node.IsSequence() || node.size() == 0 || node.size() > kMaxUrls) return expected(what, node);
            return {};
          },
@@ -462,11 +458,7 @@ const std::vector<Key<Remote>>& remote_keys() {
         {"model", "a name",
          "What the engine calls the model, where that is another name (tgi: its LoRA adapter, if any; "
          "triton: often ensemble or tensorrt_llm_bls).",
-         [](Remote& remote, const YAML::Node& node) -> Fault {
-           if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);
-           remote.model = node.Scalar();
-           return {};
-         },
+         [](Remote& remote, const YAML::Node& node) { return read_name(remote.model, node); },
          [](const Remote&) { return std::string("the model's name"); }},
         choice("dialect", {"auto", "openai", "vllm", "sglang", "trtllm", "llamacpp", "xgen"}, &Remote::dialect,
                "Which engine speaks OpenAI's /v1, so that what it does not know is refused by name; auto asks its "
@@ -479,8 +471,7 @@ const std::vector<Key<Remote>>& remote_keys() {
             "api_key_file", &Remote::api_key_file,
             "A file with the key that is sent to the engine (as `Authorization: Bearer`). Read again when it changes."),
         {"headers", "a mapping", "Further headers of every request to the engine.",
-         [](Remote& remote, const YAML::Node& node) -> Fault {
-           remote.headers.clear();
+         [](Remote&, const YAML::Node& node) -> Fault {
            if (!node.IsMap() || node.size() > 64)
              return expected("a mapping of at most 64 header names to values", node);
            return {};
@@ -514,11 +505,7 @@ const std::vector<Key<ApiKey>>& api_key_keys() {
   static const std::vector<std::string_view> scopes = {"inference", "metrics", "admin"};
   static const std::vector<Key<ApiKey>> keys = {
       {"name", "a name", "Whose key it is: in the log, and in the answers to those who send too much.",
-       [](ApiKey& key, const YAML::Node& node) -> Fault {
-         if (!node.IsScalar() || !is_name(node.Scalar())) return expected(std::string(kNameShape), node);
-         key.name = node.Scalar();
-         return {};
-       },
+       [](ApiKey& key, const YAML::Node& node) { return read_name(key.name, node); },
        [](const ApiKey&) { return std::string("required"); }},
       {"sha256", "64 hexadecimal digits", "SHA-256 of the key, as sha256sum prints it (see api-keys.md).",
        [](ApiKey& key, const YAML::Node& node) -> Fault {

@@ -177,8 +177,9 @@ class ScriptedService final : public ModelService {
     return {std::move(entry)};
   }
 
-  // One step of one job; false once it is over.
   static bool holds(const Job& job) { return job.text == "hold" || job.text.starts_with("hold "); }
+
+  // One step of one job; false once it is over.
   bool step(Job& job) {
     const int n = job.request.n;
     Usage usage{prompt_tokens(job), 0, job.made * n};
