@@ -60,7 +60,6 @@ void ClientLoop::shut_down() {
   kept_.clear();
   for (boost::asio::steady_timer* timer : timers_) timer->cancel();
   sweep_timer_.cancel();
-  resolver_.cancel();
   std::lock_guard lock(mutex_);
   stopped_ = true;
   guard_.reset();
@@ -76,6 +75,13 @@ void ClientLoop::stop() {
     thread_.join();
   else if (posted)
     done.get_future().wait();
+}
+
+void ClientLoop::look_up(const std::string& host, std::function<void(Client::Addresses)> done) {
+  shared_->names->start(host, [weak = weak_from_this(), done = std::move(done)](Client::Addresses found) {
+    if (const auto self = weak.lock())
+      self->post([done, found = std::move(found)]() mutable { done(std::move(found)); });
+  });
 }
 
 // ---- Kept connections ----
@@ -246,24 +252,7 @@ std::unique_ptr<Client::Timer> Client::after(std::chrono::milliseconds delay, st
 }
 
 void Client::resolve(const std::string& host, std::function<void(Addresses)> done) {
-  const auto& loop = impl_->loops.front();
-  loop->post([loop = loop.get(), host, done = std::move(done)]() mutable {
-    loop->resolver().async_resolve(
-        host, "", [loop = loop->shared_from_this(), host, done = std::move(done)](SysError error, const auto& found) {
-          const LoopTurn turn(*loop);
-          std::vector<std::string> addresses;
-          for (const auto& each : found) {
-            std::string address = each.endpoint().address().to_string();
-            if (std::find(addresses.begin(), addresses.end(), address) == addresses.end())
-              addresses.push_back(std::move(address));
-          }
-          if (!error && !addresses.empty()) return done(std::move(addresses));
-          const bool none =
-              !error || error == boost::asio::error::host_not_found || error == boost::asio::error::no_data;
-          done(make_error(none ? ErrorCode::not_found : ErrorCode::unavailable,
-                          host + ": " + (error ? error.message() : "the name has no address")));
-        });
-  });
+  impl_->loops.front()->look_up(host, std::move(done));
 }
 
 Client::Counts Client::counts() const {

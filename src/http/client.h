@@ -86,6 +86,7 @@ struct ClientOptions {
   std::size_t max_idle_per_origin = 1024;                 // connections kept per thread and origin
   std::chrono::milliseconds keep_idle{30'000};            // an unused connection is closed after it
   std::chrono::milliseconds max_connection_age{300'000};  // none is reused after it: names are looked up again
+  std::function<Result<std::vector<std::string>>(const std::string& host)> look_up;  // for tests; may block
 };
 
 // Thread-safe. Connections are kept per scheme, host, port, address and ca_file. One that the server has closed before
@@ -97,7 +98,7 @@ class Client {
   // waking another thread. When the server goes, every call ends. Where the client goes first, the server must have
   // been started.
   Client(ClientOptions options, const Server& server);
-  // Ends every call (cancelled). Not from inside a callback. A running look-up of a name is waited for.
+  // Ends every call (cancelled). Not from inside a callback. A running look-up of a name is not waited for.
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;

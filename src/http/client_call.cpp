@@ -119,24 +119,23 @@ void ClientCall::connect() {
   set_deadline(connect_deadline_);
   addresses_.clear();
   next_address_ = 0;
-  SysError no_literal;
   const std::string& place = request_.url.address.empty() ? request_.url.host : request_.url.address;
-  const auto literal = asio::ip::make_address(place, no_literal);
+  SysError no_literal;
+  asio::ip::make_address(place, no_literal);
   if (!no_literal) {
-    addresses_ = {tcp::endpoint(literal, request_.url.port)};
+    addresses_ = {place};
     return try_next_address({});
   }
-  loop_->resolver().async_resolve(
-      place, std::to_string(request_.url.port), tcp::resolver::numeric_service,
-      [self = shared_from_this(), attempt = ++attempt_](SysError error, const tcp::resolver::results_type& found) {
-        if (self->over_.load() || attempt != self->attempt_) return;
-        self->contain([&] {
-          if (error)
-            return self->finish(self->fault(ErrorCode::unavailable, "the name is not found: " + error.message()));
-          for (const auto& each : found) self->addresses_.push_back(each.endpoint());
-          self->try_next_address("the name has no address");
-        });
-      });
+  loop_->look_up(place, [weak = weak_from_this(), attempt = ++attempt_](Client::Addresses found) {
+    const auto self = weak.lock();
+    if (self == nullptr || self->over_.load() || attempt != self->attempt_) return;
+    self->contain([&] {
+      if (!found)
+        return self->finish(self->fault(ErrorCode::unavailable, "the name is not found: " + found.error().message));
+      self->addresses_ = *std::move(found);
+      self->try_next_address({});
+    });
+  });
 }
 
 // Each address has an equal share of the time that is left, so that one that does not answer leaves some for the
@@ -147,11 +146,11 @@ void ClientCall::try_next_address(const std::string& failure) {
   const std::size_t left = addresses_.size() - next_address_;
   if (left == 0 || now >= connect_deadline_)
     return finish(fault(now >= connect_deadline_ ? ErrorCode::timeout : ErrorCode::unavailable, failure));
-  const tcp::endpoint& address = addresses_[next_address_++];
+  SysError error;
+  const tcp::endpoint address(asio::ip::make_address(addresses_[next_address_++], error), request_.url.port);
   link_ = std::make_shared<ClientLink>(*loop_, origin_);
   link_->call = this;
-  SysError error;
-  link_->socket().open(address.protocol(), error);
+  if (!error) link_->socket().open(address.protocol(), error);
   if (!error) link_->socket().set_option(tcp::no_delay(true), error);
   if (!error) link_->socket().non_blocking(true, error);
   // One that was looked up is the host's; one that was given may be any of them.

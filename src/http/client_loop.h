@@ -14,6 +14,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -26,6 +27,7 @@
 
 #include "http/client.h"
 #include "http/io_thread.h"
+#include "http/name_lookup.h"
 #include "http/response_parser.h"
 #include "http/tls.h"
 
@@ -38,6 +40,7 @@ class ClientLoop;
 struct ClientState {
   explicit ClientState(ClientOptions given) : options(std::move(given)) {}
   const ClientOptions options;
+  const std::shared_ptr<NameLookup> names = std::make_shared<NameLookup>(options.look_up);
   std::atomic<std::size_t> running{0};
   std::atomic<std::size_t> idle{0};
   std::atomic<std::uint64_t> opened{0};
@@ -133,7 +136,7 @@ class ClientCall : public std::enable_shared_from_this<ClientCall> {
   bool writing_ = false;
   bool retried_ = false;
   int attempt_ = 0;  // of connecting; results of earlier ones are ignored
-  std::vector<boost::asio::ip::tcp::endpoint> addresses_;
+  std::vector<std::string> addresses_;
   std::size_t next_address_ = 0;
   Clock::time_point connect_deadline_;
   std::string head_;
@@ -180,6 +183,8 @@ class ClientLoop : public std::enable_shared_from_this<ClientLoop> {
     return true;
   }
   IoThread* host() const { return host_.get(); }
+  // Thread-safe. `done` is called on the loop's thread, or never if it stops before.
+  void look_up(const std::string& host, std::function<void(Client::Addresses)> done);
 
   // The rest on the loop's thread.
   void add(const std::shared_ptr<ClientCall>& call) { calls_.insert(call); }
@@ -189,7 +194,6 @@ class ClientLoop : public std::enable_shared_from_this<ClientLoop> {
   void on_idle_readable(const std::shared_ptr<ClientLink>& link);
 
   boost::asio::io_context& context() { return context_; }
-  boost::asio::ip::tcp::resolver& resolver() { return resolver_; }
   ClientState& shared() { return *shared_; }
   TlsContexts& tls() { return tls_; }
   std::array<char, kClientReadSize>& buffer() { return buffer_; }
@@ -207,7 +211,6 @@ class ClientLoop : public std::enable_shared_from_this<ClientLoop> {
   const std::unique_ptr<boost::asio::io_context> own_context_;  // without a host
   boost::asio::io_context& context_;
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> guard_{context_.get_executor()};
-  boost::asio::ip::tcp::resolver resolver_{context_};
   boost::asio::steady_timer sweep_timer_{context_};
   bool sweeping_ = false;
   std::unordered_set<boost::asio::steady_timer*> timers_;
