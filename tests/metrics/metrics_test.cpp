@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+#include <regex>
 #include <sstream>
 
 namespace xgen::metrics {
@@ -52,6 +55,25 @@ TEST(Metrics, FallbacksHaveModelAndTarget) {
                         "xgen_model_fallbacks_total{model_name=\"a\",target=\"b\"} 3\n"
                         "xgen_model_fallbacks_total{model_name=\"a\",target=\"c\\\"\"} 0\n"));
   EXPECT_THAT(reference_markdown(), HasSubstr("`xgen_model_fallbacks_total`"));
+}
+
+// Dashboards and autoscalers are set up from these pages.
+TEST(Metrics, ThePagesNameOnlyWhatThereIs) {
+  ModelSample model;
+  model.name = "a";
+  RegisteredModel registered;
+  registered.name = "a";
+  const std::string page = render({&model, 1}, {}) + render_registry({&registered, 1}, {}) + reference_markdown();
+  const std::regex name("(vllm|xgen):[a-z][a-z0-9_]+");
+  int found = 0;
+  for (const auto& each : std::filesystem::directory_iterator(XGEN_SOURCE_DIR "/docs")) {
+    if (each.path().extension() != ".md") continue;
+    std::ifstream file(each.path());
+    const std::string text((std::istreambuf_iterator<char>(file)), {});
+    for (std::sregex_iterator it(text.begin(), text.end(), name), end; it != end; ++it, ++found)
+      EXPECT_THAT(page, HasSubstr(it->str())) << each.path();
+  }
+  EXPECT_GT(found, 20);
 }
 
 TEST(Metrics, EveryLineIsACommentOrASample) {
