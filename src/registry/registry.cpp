@@ -8,6 +8,7 @@
 #include <deque>
 #include <exception>
 #include <future>
+#include <list>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -180,9 +181,9 @@ std::vector<std::uint64_t> share(std::uint64_t budget, const std::vector<ModelLo
 
 // The thread `decide_` runs every change of state, one after the other, and never waits; `load_` runs one load at a
 // time, for which what has to be fetched waits on a thread of its own; `end_` destroys services, which wait for the
-// step they are in. `mutex_` guards what other threads read; slots have their own locks, taken after it. A service that
-// leaves its slot comes back to `decide_` when its last request's handle has gone, and what it had reserved is free
-// then.
+// step they are in, and lets go of what their loaders hold. `mutex_` guards what other threads read; slots have their
+// own locks, taken after it. A service that leaves its slot comes back to `decide_` when its last request's handle has
+// gone, and what it had reserved is free then.
 class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
  public:
   Impl(std::shared_ptr<MemoryBudget> budget, RegistryOptions options) : budget_(std::move(budget)), options_(options) {}
@@ -277,13 +278,13 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
 
   // A service on its way out. Until it is gone its loader does not work for another.
   struct Leaving {
-    const inference::ModelService* service;
+    const inference::ModelService* service;  // null once it has gone
     std::weak_ptr<inference::ModelService> alive;
     ModelPtr model;
     std::shared_ptr<ModelLoader> loader;
     std::uint64_t reserved;  // what it gives back
     After after;
-    bool evicted;
+    bool awaited;  // loads wait for its memory
     std::optional<Clock::time_point> deadline;
   };
 
@@ -328,6 +329,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
              Reason reason);
   void service_gone(const ModelPtr& model, const inference::ModelService* service,
                     const std::shared_ptr<ModelLoader>& loader, Account account);
+  void end_leaving(const ModelPtr& model, std::list<Leaving>::iterator it);
   void drop_asleep(Model& model);
 
   void set_state(Model& model, ModelState state, std::string detail = {});
@@ -361,8 +363,8 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   bool release_measured_ = false;          // afterwards
   std::vector<FetchPtr> fetches_;
   std::function<void()> when_fetched_;  // at the end, with the last of them
-  std::vector<Leaving> leaving_;
-  int evicting_ = 0;
+  std::list<Leaving> leaving_;
+  int awaited_ = 0;
 };
 
 // --- What other threads ask.
@@ -936,7 +938,7 @@ void Registry::Impl::advance() {
     if (room >= least) return begin_load(load, std::min(room, wanted));
     // Its own old service gives back what it has.
     claimed += least - std::min(least, given_back_by(*model));
-    if (evicting_ > 0) continue;  // service_gone comes back here
+    if (awaited_ > 0) continue;  // end_leaving comes back here
     if (evict_one(model)) return advance();
     if (serves(*model)) {
       // No room for both: the old one goes first, and requests wait for the new one.
@@ -1223,7 +1225,7 @@ void Registry::Impl::leave(const ModelPtr& model, std::shared_ptr<ModelLoader> l
                            After after, Reason reason) {
   const auto patience = reason == Reason::replaced ? options_.replace_timeout : options_.drain_timeout;
   ++model->leaving;
-  if (reason == Reason::evicted) ++evicting_;
+  if (reason == Reason::evicted) ++awaited_;
   std::optional<Clock::time_point> deadline;
   if (patience.count() > 0 || reason != Reason::replaced) deadline = Clock::now() + patience;
   leaving_.push_back({service.get(), service, model, std::move(loader), Guard::reserved_by(service), after,
@@ -1236,23 +1238,34 @@ void Registry::Impl::service_gone(const ModelPtr& model, const inference::ModelS
   const auto it =
       std::find_if(leaving_.begin(), leaving_.end(), [&](const Leaving& each) { return each.service == service; });
   if (it == leaving_.end()) return;  // everything ends
-  const bool sleeps = it->after == After::sleeping && !model->removed && !model->next && !serves(*model) &&
-                      loader == model->definition.loader;
-  if (it->evicted) --evicting_;
-  --model->leaving;
-  leaving_.erase(it);
-  if (sleeps) {
+  if (it->after == After::sleeping && !model->removed && !model->next && !serves(*model) &&
+      loader == model->definition.loader) {
     account->give_back(account->borrowed());
     account->shrink(std::min(account->reserved(), loader->kept_asleep()));
     model->asleep = std::move(account);
     if (!model->load) set_state(*model, ModelState::sleeping);
-  } else {
-    account.reset();
+    return end_leaving(model, it);
+  }
+  it->service = nullptr;  // the address may become another's
+  // It takes no request any more, so loads wait for its memory.
+  if (!std::exchange(it->awaited, true)) ++awaited_;
+  // Unmapping takes time by the size of the model.
+  ends_.push([this, model, it, loader, account = std::move(account)]() mutable {
     loader->release();
     ::malloc_trim(0);  // what the threads' heaps keep would add up over many loads
-    if (model->state == ModelState::draining && model->leaving == 0)
-      set_state(*model, model->load ? ModelState::loading : ModelState::unloaded);
-  }
+    decisions_.push([this, model, it, account = std::move(account)]() mutable {
+      account.reset();
+      end_leaving(model, it);
+    });
+  });
+}
+
+void Registry::Impl::end_leaving(const ModelPtr& model, std::list<Leaving>::iterator it) {
+  if (it->awaited) --awaited_;
+  --model->leaving;
+  leaving_.erase(it);
+  if (model->state == ModelState::draining && model->leaving == 0)
+    set_state(*model, model->load ? ModelState::loading : ModelState::unloaded);
   count(*model, &Counts::unloads);
   if (model->leaving == 0 && !(model->load && model->load->called_off)) answer(model->unload_waiters, {});
   if (!model->removed) {

@@ -135,6 +135,8 @@ class FakeLoader final : public ModelLoader {
   std::uint64_t kept_asleep() const override { return asleep_; }
   void release() override {
     const Alone alone(*this, false);
+    std::unique_lock lock(mutex_);
+    may_load_.wait(lock, [this] { return !release_held_; });
     ++releases_;
   }
 
@@ -171,8 +173,11 @@ class FakeLoader final : public ModelLoader {
   void hold_need() {
     set([this] { need_held_ = true; });
   }
+  void hold_release() {
+    set([this] { release_held_ = true; });
+  }
   void let_go() {
-    set([this] { held_ = need_held_ = false; });
+    set([this] { held_ = need_held_ = release_held_ = false; });
   }
   void fail_with(std::string fault) {
     set([&] { fault_ = std::move(fault); });
@@ -244,6 +249,7 @@ class FakeLoader final : public ModelLoader {
     }
   }
   bool need_held_ = false;
+  bool release_held_ = false;
   std::atomic<int> borrowed_{0};
   std::atomic<bool> inside_{false};
   std::atomic<bool> abused_{false};
@@ -968,6 +974,36 @@ TEST_F(RegistryTest, ALoaderIsLeftAloneUntilItsServiceIsGone) {
   EXPECT_TRUE(unloaded.get_future().get().ok());
   ASSERT_TRUE(becomes("a", ModelState::ready));
   EXPECT_EQ(loader(a).loads(), 2);
+  EXPECT_FALSE(loader(a).abused());
+}
+
+TEST_F(RegistryTest, LettingGoOfALargeModelHoldsUpNobodyElse) {
+  auto a = model("a", 60, true);
+  auto b = model("b", 10, true);
+  auto c = model("c", 60, true);
+  make({a, b, c});
+  loader(a).hold_release();
+  Request first = ask("a");
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  loader(a).service()->finish_all();
+  first.handle.reset();
+  std::promise<Status> unloaded;
+  registry_->unload("a", [&](Status status) { unloaded.set_value(std::move(status)); });
+  ASSERT_TRUE(becomes("a", ModelState::draining));
+  ASSERT_TRUE(eventually([&] { return loader(a).service() == nullptr; }));
+  Request other = ask("b");
+  EXPECT_TRUE(becomes("b", ModelState::ready));
+  // Its memory is not free before, and it does not load again meanwhile.
+  Request large = ask("c");
+  Request again = ask("a");
+  std::this_thread::sleep_for(20ms);
+  EXPECT_EQ(loader(c).loads(), 0);
+  EXPECT_EQ(loader(a).loads(), 1);
+  EXPECT_EQ(reserved(), 70 * kMiB);
+  loader(a).let_go();
+  EXPECT_TRUE(unloaded.get_future().get().ok());
+  EXPECT_TRUE(becomes("c", ModelState::ready));
+  EXPECT_EQ(loader(a).releases(), 1);
   EXPECT_FALSE(loader(a).abused());
 }
 
