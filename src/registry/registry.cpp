@@ -1301,7 +1301,7 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
   for (Leaving& each : leaving_)
     if (each.model == model) each.after = After::unloaded;
   if (service != nullptr) return leave(model, model->definition.loader, service, After::unloaded, Reason::unloaded);
-  // service_gone and end_load go on.
+  // end_leaving and end_load go on.
   if (model->leaving > 0) return set_state(*model, ModelState::draining);
   if (model->load) return;
   drop_asleep(*model);
