@@ -127,7 +127,7 @@ Result<DetokenizeCall> parse_detokenize(std::string_view body, const ParseOption
     return std::move(status).error();
   if (!draft.tokens) return invalid("'tokens' is required", "tokens");
   call.model = std::move(draft.model);
-  call.tokens = std::move(*draft.tokens);
+  call.request.ids = std::move(*draft.tokens);
   return call;
 }
 

@@ -36,7 +36,7 @@ struct TokenizeCall {
 
 struct DetokenizeCall {
   std::string model;  // may be empty
-  std::vector<inference::TokenId> tokens;
+  inference::DetokenizeRequest request;
   std::vector<std::string> unknown;
 };
 

@@ -171,7 +171,8 @@ class LocalService final : public inference::ModelService {
     }
   }
 
-  void detokenize_async(std::vector<TokenId> ids, std::function<void(Result<std::string>)> done) override {
+  void detokenize_async(inference::DetokenizeRequest request, std::function<void(Result<std::string>)> done) override {
+    std::vector<TokenId>& ids = request.ids;
     if (ids.size() > static_cast<std::size_t>(max_model_len_)) {
       done(invalid("tokens has " + std::to_string(ids.size()) + " ids; at most " + std::to_string(max_model_len_) +
                        " are decoded, the model's context.",

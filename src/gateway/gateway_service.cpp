@@ -275,12 +275,13 @@ void GatewayService::tokenize_async(inference::TokenizeRequest request,
                                 std::move(done), {});
 }
 
-void GatewayService::detokenize_async(std::vector<inference::TokenId> ids,
+void GatewayService::detokenize_async(inference::DetokenizeRequest request,
                                       std::function<void(Result<std::string>)> done) {
-  ask_one<std::string>(
-      state_,
-      [ids = std::move(ids)](ModelService& service, auto answer) { service.detokenize_async(ids, std::move(answer)); },
-      std::move(done), {});
+  ask_one<std::string>(state_,
+                       [request = std::move(request)](ModelService& service, auto answer) {
+                         service.detokenize_async(request, std::move(answer));
+                       },
+                       std::move(done), {});
 }
 
 inference::Capabilities GatewayService::capabilities() const {

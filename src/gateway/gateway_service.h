@@ -37,7 +37,7 @@ class GatewayService final : public inference::ModelService {
                                                            std::shared_ptr<inference::EventSink> sink) override;
   void tokenize_async(inference::TokenizeRequest request,
                       std::function<void(Result<inference::Tokenized>)> done) override;
-  void detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) override;
+  void detokenize_async(inference::DetokenizeRequest request, std::function<void(Result<std::string>)> done) override;
   // Of the first replica: they are taken to be equal. Without any, a chat is possible, for all that is known.
   inference::Capabilities capabilities() const override;
   // Ready while any replica is in (`detail` names those that are out), else degraded.

@@ -1,6 +1,7 @@
 // ModelService: one served model, whatever engine stands behind it. The seam between server and engines.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -43,6 +44,13 @@ struct TokenizeRequest {
   Prompt prompt;                   // text or messages
   bool add_special_tokens = true;  // text only; a chat's template writes its own
   bool add_generation_prompt = true;
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+  int hops = 0;  // as GenerateRequest's
+};
+struct DetokenizeRequest {
+  std::vector<TokenId> ids;
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+  int hops = 0;  // as GenerateRequest's
 };
 struct Tokenized {
   std::vector<TokenId> ids;
@@ -86,7 +94,7 @@ class ModelService {
 
   // `done` is called exactly once, possibly before the call returns, from any thread.
   virtual void tokenize_async(TokenizeRequest request, std::function<void(Result<Tokenized>)> done) = 0;
-  virtual void detokenize_async(std::vector<TokenId> ids, std::function<void(Result<std::string>)> done) = 0;
+  virtual void detokenize_async(DetokenizeRequest request, std::function<void(Result<std::string>)> done) = 0;
 
   virtual Capabilities capabilities() const = 0;
   virtual Health health() const = 0;

@@ -92,7 +92,7 @@ struct StopRules {
   std::vector<TokenId> stop_token_ids;
 };
 
-// Counts GenerateRequest::hops from one server to the next.
+// Counts the requests' hops from one server to the next.
 inline constexpr const char* kHopsHeader = "X-Xgen-Hops";
 
 struct GenerateRequest {

@@ -8,6 +8,7 @@
 #include <deque>
 #include <exception>
 #include <future>
+#include <iterator>
 #include <list>
 #include <map>
 #include <mutex>
@@ -153,6 +154,8 @@ std::string_view state_name(ModelState state) {
       return "sleeping";
     case ModelState::draining:
       return "draining";
+    case ModelState::unloading:
+      return "unloading";
     case ModelState::failed:
       return "failed";
   }
@@ -252,7 +255,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     Account asleep;                         // what it keeps while it sleeps
     std::shared_ptr<Load> load;             // its place in the queue
     bool removed = false;
-    int leaving = 0;  // services that have left the slot and are not gone
+    int leaving = 0;  // how many Leavings are its own
     Clock::time_point failed_at;
     std::vector<Done> load_waiters;
     std::vector<Done> unload_waiters;
@@ -276,9 +279,9 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   };
   using LoadPtr = std::shared_ptr<Load>;
 
-  // A service on its way out. Until it is gone its loader does not work for another.
+  // A service on its way out, or what a sleeping model keeps. Until it is gone its loader does not work for another.
   struct Leaving {
-    const inference::ModelService* service;  // null once it has gone
+    const inference::ModelService* service;  // null once only memory is left of it
     std::weak_ptr<inference::ModelService> alive;
     ModelPtr model;
     std::shared_ptr<ModelLoader> loader;
@@ -329,8 +332,10 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
              Reason reason);
   void service_gone(const ModelPtr& model, const inference::ModelService* service,
                     const std::shared_ptr<ModelLoader>& loader, Account account);
+  void give_back(const ModelPtr& model, std::list<Leaving>::iterator it, Account account, Inbox& on);
   void end_leaving(const ModelPtr& model, std::list<Leaving>::iterator it);
-  void drop_asleep(Model& model);
+  bool drains(const Model& model) const;
+  void drop_asleep(const ModelPtr& model);
 
   void set_state(Model& model, ModelState state, std::string detail = {});
   void set_waits(Model& model, bool waits);
@@ -360,7 +365,6 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   std::deque<LoadPtr> load_queue_;         // in order of arrival; those that can go on do
   bool busy_ = false;                      // the loading thread is
   std::shared_ptr<ModelLoader> measured_;  // by the loading thread, now
-  bool release_measured_ = false;          // afterwards
   std::vector<FetchPtr> fetches_;
   std::function<void()> when_fetched_;  // at the end, with the last of them
   std::list<Leaving> leaving_;
@@ -772,8 +776,9 @@ void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) 
 // Where nothing is there of the old definition, the next one takes its place.
 void Registry::Impl::settle(const ModelPtr& model) {
   const bool loading = model->load && model->load->stage == Load::Stage::loading;
-  if (!model->next || serves(*model) || model->leaving > 0 || loading) return;
-  drop_asleep(*model);
+  if (!model->next || serves(*model) || loading) return;
+  drop_asleep(model);
+  if (model->leaving > 0) return;  // end_leaving comes back here
   std::unique_lock lock(mutex_);
   model->definition = *std::move(model->next);
   model->next.reset();
@@ -786,7 +791,7 @@ void Registry::Impl::remove(const ModelPtr& model) {
                                  "The model '" + model->definition.name + "' is not served here any more.", "model");
   call_off(model, error);
   answer(model->load_waiters, error);
-  drop_asleep(*model);
+  drop_asleep(model);
   {
     std::unique_lock lock(mutex_);
     std::erase(models_, model);
@@ -797,13 +802,15 @@ void Registry::Impl::remove(const ModelPtr& model) {
 }
 
 // What a sleeping model keeps is let go.
-void Registry::Impl::drop_asleep(Model& model) {
-  if (!model.asleep) return;
-  model.asleep.reset();
-  if (model.definition.loader == measured_)
-    release_measured_ = true;  // the loading thread is still at it
-  else
-    model.definition.loader->release();
+void Registry::Impl::drop_asleep(const ModelPtr& model) {
+  if (!model->asleep) return;
+  const std::shared_ptr<ModelLoader>& loader = model->definition.loader;
+  ++model->leaving;
+  leaving_.push_back({nullptr, {}, model, loader, model->asleep->reserved(), After::unloaded, false, std::nullopt});
+  if (model->state == ModelState::sleeping) set_state(*model, ModelState::unloading);
+  // After what the loading thread does with it now.
+  give_back(model, std::prev(leaving_.end()), std::exchange(model->asleep, nullptr),
+            loader == measured_ ? loads_ : ends_);
 }
 
 // --- Loading.
@@ -975,8 +982,7 @@ bool Registry::Impl::evict_one(const ModelPtr& beneficiary) {
             [](const ModelPtr& a, const ModelPtr& b) { return a->slot->last_used() < b->slot->last_used(); });
   for (const ModelPtr& model : candidates) {
     if (model->asleep) {
-      drop_asleep(*model);
-      if (!model->load) set_state(*model, ModelState::unloaded);
+      drop_asleep(model);
     } else {
       const Service service = model->slot->hold_if_unused(Clock::now());
       if (service == nullptr) continue;
@@ -1000,7 +1006,6 @@ void Registry::Impl::measure(const LoadPtr& load) {
     loader.reset();
     decisions_.push([this, load, need] {
       busy_ = false;
-      if (std::exchange(release_measured_, false)) measured_->release();
       measured_.reset();
       load->stage = Load::Stage::waiting;
       const bool counts = !load->called_off && !std::exchange(load->stale, false);
@@ -1038,6 +1043,7 @@ void Registry::Impl::begin_load(const LoadPtr& load, std::uint64_t bytes) {
       error.retry_after_s = kRetryForRoomSeconds;
       outcome = std::move(error);
     }
+    if (!outcome) definition.loader->release();  // before its memory counts as free
     // Everything goes along: a reference that stayed here would keep the memory reserved.
     definition = {};
     decisions_.push(
@@ -1053,7 +1059,6 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
   const std::shared_ptr<ModelLoader> loader = load->definition.loader;
   if (!outcome) {
     account.reset();
-    loader->release();
     return fail_load(load, outcome.error());
   }
   Service service = guard(model, loader, *std::move(outcome), account);
@@ -1238,6 +1243,7 @@ void Registry::Impl::service_gone(const ModelPtr& model, const inference::ModelS
   const auto it =
       std::find_if(leaving_.begin(), leaving_.end(), [&](const Leaving& each) { return each.service == service; });
   if (it == leaving_.end()) return;  // everything ends
+  count(*model, &Counts::unloads);
   if (it->after == After::sleeping && !model->removed && !model->next && !serves(*model) &&
       loader == model->definition.loader) {
     account->give_back(account->borrowed());
@@ -1247,10 +1253,20 @@ void Registry::Impl::service_gone(const ModelPtr& model, const inference::ModelS
     return end_leaving(model, it);
   }
   it->service = nullptr;  // the address may become another's
-  // It takes no request any more, so loads wait for its memory.
+  if (model->state == ModelState::draining && !drains(*model)) set_state(*model, ModelState::unloading);
+  give_back(model, it, std::move(account), ends_);
+}
+
+// Whether requests of its run that keep a service which has left the slot.
+bool Registry::Impl::drains(const Model& model) const {
+  return std::any_of(leaving_.begin(), leaving_.end(),
+                     [&](const Leaving& each) { return each.model.get() == &model && each.service != nullptr; });
+}
+
+// What is left is memory. Loads wait for it; unmapping takes time by the size of the model, on the thread of `on`.
+void Registry::Impl::give_back(const ModelPtr& model, std::list<Leaving>::iterator it, Account account, Inbox& on) {
   if (!std::exchange(it->awaited, true)) ++awaited_;
-  // Unmapping takes time by the size of the model.
-  ends_.push([this, model, it, loader, account = std::move(account)]() mutable {
+  on.push([this, model, it, loader = it->loader, account = std::move(account)]() mutable {
     loader->release();
     ::malloc_trim(0);  // what the threads' heaps keep would add up over many loads
     decisions_.push([this, model, it, account = std::move(account)]() mutable {
@@ -1264,9 +1280,8 @@ void Registry::Impl::end_leaving(const ModelPtr& model, std::list<Leaving>::iter
   if (it->awaited) --awaited_;
   --model->leaving;
   leaving_.erase(it);
-  if (model->state == ModelState::draining && model->leaving == 0)
-    set_state(*model, model->load ? ModelState::loading : ModelState::unloaded);
-  count(*model, &Counts::unloads);
+  const bool was_going = model->state == ModelState::draining || model->state == ModelState::unloading;
+  if (was_going && model->leaving == 0) set_state(*model, model->load ? ModelState::loading : ModelState::unloaded);
   if (model->leaving == 0 && !(model->load && model->load->called_off)) answer(model->unload_waiters, {});
   if (!model->removed) {
     settle(model);
@@ -1301,10 +1316,10 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
   for (Leaving& each : leaving_)
     if (each.model == model) each.after = After::unloaded;
   if (service != nullptr) return leave(model, model->definition.loader, service, After::unloaded, Reason::unloaded);
+  drop_asleep(model);
   // end_leaving and end_load go on.
-  if (model->leaving > 0) return set_state(*model, ModelState::draining);
+  if (model->leaving > 0) return set_state(*model, drains(*model) ? ModelState::draining : ModelState::unloading);
   if (model->load) return;
-  drop_asleep(*model);
   set_state(*model, ModelState::unloaded);
   settle(model);
   answer(model->unload_waiters, {});
@@ -1314,7 +1329,7 @@ void Registry::Impl::sleep_now(const ModelPtr& model, Done done) {
   const std::string& name = model->definition.name;
   if (model->state == ModelState::sleeping) return done({});
   if (model->state != ModelState::ready || model->load) {
-    const bool soon = model->load || model->state == ModelState::draining;
+    const bool soon = model->load || model->leaving > 0;
     return done(make_error(soon ? ErrorCode::unavailable : ErrorCode::invalid_argument,
                            "The model '" + name + "' is " + std::string(state_name(model->state)) +
                                ": only one that is ready can sleep."));

@@ -67,9 +67,10 @@ enum class ModelState : std::uint8_t {
   unloaded,  // not in memory; a request loads it, unless an operator unloaded it
   loading,
   ready,
-  sleeping,  // weights are kept, nothing else; a request wakes it
-  draining,  // running requests finish, new ones are refused or wait
-  failed,    // `detail` says why
+  sleeping,   // weights are kept, nothing else; a request wakes it
+  draining,   // running requests finish, new ones are refused or wait
+  unloading,  // no request runs any more; its memory is given back
+  failed,     // `detail` says why
 };
 std::string_view state_name(ModelState state);
 

@@ -222,7 +222,8 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
 }
 
 void Slot::tokenize_async(inference::TokenizeRequest request, std::function<void(Result<inference::Tokenized>)> done) {
-  with_service({}, [request = std::move(request), done = std::move(done)](Result<Use> outcome) mutable {
+  const auto deadline = request.deadline;
+  with_service(deadline, [request = std::move(request), done = std::move(done)](Result<Use> outcome) mutable {
     if (!outcome) return done(std::move(outcome).error());
     inference::ModelService& service = *outcome->service;
     service.tokenize_async(std::move(request), [kept = *std::move(outcome), done = std::move(done)](
@@ -230,12 +231,13 @@ void Slot::tokenize_async(inference::TokenizeRequest request, std::function<void
   });
 }
 
-void Slot::detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) {
-  with_service({}, [ids = std::move(ids), done = std::move(done)](Result<Use> outcome) mutable {
+void Slot::detokenize_async(inference::DetokenizeRequest request, std::function<void(Result<std::string>)> done) {
+  const auto deadline = request.deadline;
+  with_service(deadline, [request = std::move(request), done = std::move(done)](Result<Use> outcome) mutable {
     if (!outcome) return done(std::move(outcome).error());
     inference::ModelService& service = *outcome->service;
-    service.detokenize_async(std::move(ids), [kept = *std::move(outcome), done = std::move(done)](
-                                                 Result<std::string> result) { done(std::move(result)); });
+    service.detokenize_async(std::move(request), [kept = *std::move(outcome), done = std::move(done)](
+                                                     Result<std::string> result) { done(std::move(result)); });
   });
 }
 

@@ -48,7 +48,7 @@ class Slot final : public inference::ModelService {
                                                            std::shared_ptr<inference::EventSink> sink) override;
   void tokenize_async(inference::TokenizeRequest request,
                       std::function<void(Result<inference::Tokenized>)> done) override;
-  void detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) override;
+  void detokenize_async(inference::DetokenizeRequest request, std::function<void(Result<std::string>)> done) override;
   // Of the service, or, while none is there, of the one before (everything may be possible if there was none).
   inference::Capabilities capabilities() const override;
   inference::Health health() const override;

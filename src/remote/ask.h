@@ -1,6 +1,7 @@
 // One question to a server, with its whole answer.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -8,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "inference/types.h"
 #include "remote/endpoint.h"
 #include "remote/reply.h"
 
@@ -15,22 +17,31 @@ namespace xgen::remote {
 
 inline constexpr std::uint64_t kMaxJsonReply = 64 << 20;  // bytes of an answer to /tokenize and the like
 
-// POST `body`, which may be an error, to `target`; `read` understands the answer or not. Errors: those of the call and
-// of refusals; unsupported, naming `route`, where the server has no such thing.
+struct Ask {
+  std::string target;
+  std::string_view route;  // as clients know it
+  Result<std::string> body;
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+  int hops = 0;  // of the request that it is asked for
+};
+
+// POSTs `what`, whose body may be an error; `read` understands the answer or not. Errors: those of the call and of
+// refusals; unsupported, naming the route, where the server has no such thing.
 template <class T>
-void ask(const std::shared_ptr<Endpoint>& endpoint, std::string target, std::string_view route,
-         Result<std::string> body, std::function<void(Result<T>)> done,
+void ask(const std::shared_ptr<Endpoint>& endpoint, Ask what, std::function<void(Result<T>)> done,
          std::function<std::optional<T>(std::string_view reply)> read) {
-  if (!body) return done(std::move(body).error());
+  if (!what.body) return done(std::move(what.body).error());
   std::string key;
-  auto call = endpoint->call("POST", std::move(target), &key);
+  auto call = endpoint->call("POST", std::move(what.target), &key);
   if (!call) return done(std::move(call).error());
-  call->body = *std::move(body);
+  call->body = *std::move(what.body);
+  call->deadline = what.deadline;
+  call->headers.emplace_back(inference::kHopsHeader, std::to_string(what.hops + 1));
   call->max_body = kMaxJsonReply;
   auto id = endpoint->enter();
   if (!id) return done(std::move(id).error());
   auto reply = std::make_shared<Reply>(
-      [endpoint, id = *id, done = std::move(done), read = std::move(read), route = std::string(route),
+      [endpoint, id = *id, done = std::move(done), read = std::move(read), route = std::string(what.route),
        upstream = endpoint->upstream(std::move(key))](const auto& head, std::string_view text, const auto& end) {
         endpoint->leave(id);
         if (!end.status) return done(endpoint->is_closed() ? endpoint->closed_error() : error_of_call(end, upstream));

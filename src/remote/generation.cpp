@@ -167,7 +167,7 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
   void stop_server() {
     if (stop_)
       ask<bool>(
-          endpoint_, stop_->target, "cancellation", stop_->body, [](const Result<bool>&) {},
+          endpoint_, {stop_->target, "cancellation", stop_->body, {}, 0}, [](const Result<bool>&) {},
           [](std::string_view) { return std::optional(true); });
   }
   void fail(Error error) {

@@ -114,16 +114,16 @@ void ModelText::tokenize_async(inference::TokenizeRequest request,
     done(busy());
 }
 
-void ModelText::detokenize_async(std::vector<inference::TokenId> ids,
+void ModelText::detokenize_async(inference::DetokenizeRequest request,
                                  const std::function<void(Result<std::string>)>& done) const {
-  for (const inference::TokenId id : ids)
+  for (const inference::TokenId id : request.ids)
     if (id < 0 || id >= tokenizer_->vocab_size())
       return done(make_error(ErrorCode::invalid_argument,
                              "tokens has the id " + std::to_string(id) + "; the model knows 0 to " +
                                  std::to_string(tokenizer_->vocab_size() - 1) + ".",
                              "tokens"));
-  const bool at_once = ids.size() <= kInlineIds;
-  auto work = [this, ids = std::move(ids), done] {
+  const bool at_once = request.ids.size() <= kInlineIds;
+  auto work = [this, ids = std::move(request.ids), done] {
     done(contained<std::string>([&]() -> Result<std::string> { return tokenizer_->decode(ids, false); }));
   };
   if (at_once)

@@ -33,7 +33,7 @@ class ModelText {
   void count_async(std::string text, const std::function<void(int)>& done) const;
   void tokenize_async(inference::TokenizeRequest request,
                       const std::function<void(Result<inference::Tokenized>)>& done) const;
-  void detokenize_async(std::vector<inference::TokenId> ids,
+  void detokenize_async(inference::DetokenizeRequest request,
                         const std::function<void(Result<std::string>)>& done) const;
 
  private:

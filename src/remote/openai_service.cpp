@@ -89,13 +89,14 @@ class OpenAiService final : public RemoteService {
 
   void tokenize_async(inference::TokenizeRequest request,
                       std::function<void(Result<inference::Tokenized>)> done) override {
-    ask<inference::Tokenized>(endpoint_, endpoint_->root() + "/tokenize", "/tokenize",
-                              tokenize_body(request, endpoint_->options.model, dialect_->load()), std::move(done),
-                              read_tokens);
+    Ask what{endpoint_->root() + "/tokenize", "/tokenize",
+             tokenize_body(request, endpoint_->options.model, dialect_->load()), request.deadline, request.hops};
+    ask<inference::Tokenized>(endpoint_, std::move(what), std::move(done), read_tokens);
   }
-  void detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) override {
-    ask<std::string>(endpoint_, endpoint_->root() + "/detokenize", "/detokenize",
-                     detokenize_body(ids, endpoint_->options.model, dialect_->load()), std::move(done), read_text);
+  void detokenize_async(inference::DetokenizeRequest request, std::function<void(Result<std::string>)> done) override {
+    Ask what{endpoint_->root() + "/detokenize", "/detokenize",
+             detokenize_body(request.ids, endpoint_->options.model, dialect_->load()), request.deadline, request.hops};
+    ask<std::string>(endpoint_, std::move(what), std::move(done), read_text);
   }
 
   inference::Capabilities capabilities() const override {

@@ -76,17 +76,17 @@ class TgiService final : public RemoteService {
     const auto refuse = [&](std::string_view field) { done(not_supported(field, "tgi")); };
     if (const auto* text = std::get_if<std::string>(&request.prompt)) {
       if (!request.add_special_tokens) return refuse("add_special_tokens");
-      return ask<inference::Tokenized>(endpoint_, endpoint_->root() + "/tokenize", "/tokenize", tgi_inputs_body(*text),
-                                       std::move(done), read_tokens);
+      Ask what{endpoint_->root() + "/tokenize", "/tokenize", tgi_inputs_body(*text), request.deadline, request.hops};
+      return ask<inference::Tokenized>(endpoint_, std::move(what), std::move(done), read_tokens);
     }
     if (!std::holds_alternative<std::vector<Message>>(request.prompt)) return refuse("prompt");
     if (!request.add_generation_prompt) return refuse("add_generation_prompt");
     inference::GenerateRequest chat;
     chat.prompt = std::move(request.prompt);
-    ask<inference::Tokenized>(endpoint_, endpoint_->root() + "/chat_tokenize", "/chat_tokenize", chat_body(chat),
-                              std::move(done), read_tokens);
+    Ask what{endpoint_->root() + "/chat_tokenize", "/chat_tokenize", chat_body(chat), request.deadline, request.hops};
+    ask<inference::Tokenized>(endpoint_, std::move(what), std::move(done), read_tokens);
   }
-  void detokenize_async(std::vector<inference::TokenId> /*ids*/,
+  void detokenize_async(inference::DetokenizeRequest /*request*/,
                         std::function<void(Result<std::string>)> done) override {
     done(not_supported("/detokenize", "tgi"));
   }

@@ -118,8 +118,8 @@ class TritonService final : public RemoteService, public std::enable_shared_from
     if (auto lacking = inference::not_offered(request.prompt, capabilities())) return done(*std::move(lacking));
     text_->tokenize_async(std::move(request), done);
   }
-  void detokenize_async(std::vector<inference::TokenId> ids, std::function<void(Result<std::string>)> done) override {
-    text_->detokenize_async(std::move(ids), done);
+  void detokenize_async(inference::DetokenizeRequest request, std::function<void(Result<std::string>)> done) override {
+    text_->detokenize_async(std::move(request), done);
   }
 
   inference::Capabilities capabilities() const override {

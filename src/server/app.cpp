@@ -93,6 +93,8 @@ struct App::Impl {
   void change_model(Context context, void (registry::Registry::*change)(std::string_view, registry::Registry::Done));
 
   Result<std::shared_ptr<inference::ModelService>> find_model(std::string_view name) const;
+  // When the request must have ended, if it must.
+  std::optional<std::chrono::steady_clock::time_point> deadline_of(const Context& context) const;
   void log_unknown(const Context& context, const std::vector<std::string>& fields) const;
   // `detailed`: with the models, their names and what is wrong with them.
   std::string models_state_json(std::string_view status, bool detailed) const;
@@ -363,6 +365,11 @@ Status App::Impl::take_rate(Context& context, const std::vector<inference::Gener
   return {};
 }
 
+std::optional<std::chrono::steady_clock::time_point> App::Impl::deadline_of(const Context& context) const {
+  if (options.request_timeout.count() == 0) return std::nullopt;
+  return context.info.start + options.request_timeout;
+}
+
 void App::Impl::log_unknown(const Context& context, const std::vector<std::string>& fields) const {
   for (const std::string& field : fields)
     log::warn("http", "unknown parameter let through", {{"parameter", field}, {"request_id", context.info.id}});
@@ -372,21 +379,22 @@ namespace {
 
 constexpr int kMaxHops = 8;  // servers, one behind the other
 
-int hops_of(const http::Request& request) {
+// Errors: invalid_argument, if it has come through too many servers.
+Result<int> hops_of(const http::Request& request) {
   const std::string_view text = request.header(inference::kHopsHeader);
   int hops = 0;
   std::from_chars(text.data(), text.data() + text.size(), hops);
+  if (hops >= kMaxHops)
+    return make_error(ErrorCode::invalid_argument, "The request has come through " + std::to_string(hops) +
+                                                       " servers: the URLs of a remote model lead in a circle.");
   return std::max(hops, 0);
 }
 
 }  // namespace
 
 void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
-  const int hops = hops_of(context.exchange->request());
-  if (hops >= kMaxHops)
-    return context.fail(
-        make_error(ErrorCode::invalid_argument, "The request has come through " + std::to_string(hops) +
-                                                    " servers: the URLs of a remote model lead in a circle."));
+  const auto hops = hops_of(context.exchange->request());
+  if (!hops) return context.fail(hops.error());
   auto call = api::parse_generate(endpoint, context.exchange->request().body, {options.reject_unknown_fields});
   // Thousands of requests may wait for tokens: nothing of theirs is kept that is not needed any more.
   context.exchange->request() = {};
@@ -394,11 +402,10 @@ void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
   log_unknown(context, call->unknown);
   RateShare share;
   if (Status taken = take_rate(context, call->requests, share); !taken) return context.fail(taken.error());
-  std::optional<std::chrono::steady_clock::time_point> deadline;
-  if (options.request_timeout.count() > 0) deadline = context.info.start + options.request_timeout;
+  const auto deadline = deadline_of(context);
   for (auto& request : call->requests) {
     request.deadline = deadline;
-    request.hops = hops;
+    request.hops = *hops;
   }
   FallbackRoute route(registry, fallbacks, call->model, context.info.id, deadline);
   const auto service = route.next(nullptr);
@@ -421,6 +428,8 @@ Result<std::shared_ptr<inference::ModelService>> App::Impl::find_model(std::stri
 }
 
 void App::Impl::tokenize(Context context) {
+  const auto hops = hops_of(context.exchange->request());
+  if (!hops) return context.fail(hops.error());
   auto call = api::parse_tokenize(context.exchange->request().body, {options.reject_unknown_fields});
   context.exchange->request() = {};
   if (!call) return context.fail(call.error());
@@ -429,6 +438,8 @@ void App::Impl::tokenize(Context context) {
   if (Status taken = take_rate(context, {}, share); !taken) return context.fail(taken.error());
   const auto service = find_model(call->model);
   if (!service) return context.fail(service.error());
+  call->request.deadline = deadline_of(context);
+  call->request.hops = *hops;
   (*service)->tokenize_async(std::move(call->request),
                              [context = std::move(context), model = *service,
                               with_strings = call->return_token_strs](Result<inference::Tokenized> result) mutable {
@@ -440,6 +451,8 @@ void App::Impl::tokenize(Context context) {
 }
 
 void App::Impl::detokenize(Context context) {
+  const auto hops = hops_of(context.exchange->request());
+  if (!hops) return context.fail(hops.error());
   auto call = api::parse_detokenize(context.exchange->request().body, {options.reject_unknown_fields});
   context.exchange->request() = {};
   if (!call) return context.fail(call.error());
@@ -448,7 +461,9 @@ void App::Impl::detokenize(Context context) {
   if (Status taken = take_rate(context, {}, share); !taken) return context.fail(taken.error());
   const auto service = find_model(call->model);
   if (!service) return context.fail(service.error());
-  (*service)->detokenize_async(std::move(call->tokens),
+  call->request.deadline = deadline_of(context);
+  call->request.hops = *hops;
+  (*service)->detokenize_async(std::move(call->request),
                                [context = std::move(context)](Result<std::string> result) mutable {
                                  if (!result) return context.fail(result.error());
                                  context.respond({.body = api::detokenize_json(*result)});

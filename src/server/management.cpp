@@ -180,6 +180,7 @@ std::string_view gateway_state(const registry::ModelEntry& entry) {
     case ModelState::sleeping:  // the next request wakes it
       return "LOADED";
     case ModelState::draining:
+    case ModelState::unloading:
       return "UNLOADING";
     case ModelState::failed:
       return "ERROR";

@@ -157,7 +157,7 @@ TEST(ParseTokenize, Reads) {
   EXPECT_FALSE(parse_tokenize("{}").ok());
   const auto tokens = parse_detokenize(R"({"tokens":[1,2]})");
   ASSERT_TRUE(tokens.ok());
-  EXPECT_EQ(tokens->tokens, (std::vector<inference::TokenId>{1, 2}));
+  EXPECT_EQ(tokens->request.ids, (std::vector<inference::TokenId>{1, 2}));
 }
 
 }  // namespace

@@ -185,6 +185,10 @@ def test_urls_that_lead_in_a_circle_are_noticed(tmp_path):
         answer = server.post("/v1/completions", {"model": "me", "prompt": "x", "max_tokens": 1})
         assert answer.status_code == 400 and "lead in a circle" in answer.json()["error"]["message"]
         assert server.output().count("path=/v1/completions") == 9
+        for path, body in [("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]})]:
+            answer = server.post(path, {"model": "me", **body})
+            assert answer.status_code == 400 and "lead in a circle" in answer.json()["error"]["message"]
+            assert server.output().count(f"path={path}") == 9
         assert server.post("/v1/completions", {"model": "other", "prompt": "x", "max_tokens": 1}).status_code == 200
 
 

@@ -738,10 +738,10 @@ TEST(LocalService, TokenizesAndDetokenizes) {
   ASSERT_TRUE(tokens.ok());
   EXPECT_EQ(tokens->ids.size(), 1u + 7);
   Result<std::string> text = std::string();
-  service->detokenize_async({'h', 0xC3, 0xA9, kEos}, [&](Result<std::string> r) { text = std::move(r); });
+  service->detokenize_async({{'h', 0xC3, 0xA9, kEos}}, [&](Result<std::string> r) { text = std::move(r); });
   ASSERT_TRUE(text.ok());
   EXPECT_EQ(*text, "h\xC3\xA9</s>");
-  service->detokenize_async({kByteVocab}, [&](Result<std::string> r) { text = std::move(r); });
+  service->detokenize_async({{kByteVocab}}, [&](Result<std::string> r) { text = std::move(r); });
   ASSERT_FALSE(text.ok());
   EXPECT_EQ(text.error().param, "tokens");
 
@@ -761,10 +761,10 @@ TEST(LocalService, TokenizesAndDetokenizes) {
 TEST(LocalService, LooksAtTheLengthBeforeItDecodes) {
   const auto service = scripted(spell("x"));
   Result<std::string> text = std::string();
-  service->detokenize_async(std::vector<TokenId>(512, 'x'), [&](Result<std::string> r) { text = std::move(r); });
+  service->detokenize_async({std::vector<TokenId>(512, 'x')}, [&](Result<std::string> r) { text = std::move(r); });
   ASSERT_TRUE(text.ok());
   EXPECT_EQ(text->size(), 512u);
-  service->detokenize_async(std::vector<TokenId>(513, 'x'), [&](Result<std::string> r) { text = std::move(r); });
+  service->detokenize_async({std::vector<TokenId>(513, 'x')}, [&](Result<std::string> r) { text = std::move(r); });
   ASSERT_FALSE(text.ok());
   EXPECT_EQ(text.error().code, ErrorCode::invalid_argument);
   EXPECT_EQ(text.error().param, "tokens");
@@ -785,7 +785,7 @@ TEST(LocalService, DecodesManyIdsOnAThreadOfItsOwn) {
   const auto service = make_local_service(std::move(parts));
   const std::vector<TokenId> ids(5000, 'x');
   std::promise<std::pair<std::thread::id, std::string>> done;
-  service->detokenize_async(ids, [&](Result<std::string> r) {
+  service->detokenize_async({ids}, [&](Result<std::string> r) {
     done.set_value({std::this_thread::get_id(), r.ok() ? *r : ""});
   });
   const auto [thread, text] = done.get_future().get();

@@ -113,8 +113,8 @@ class Replica final : public ModelService {
     if (fault >= 0) return done(make_error(static_cast<ErrorCode>(fault.load()), "fault of " + name_));
     inner_.tokenize_async(std::move(request), std::move(done));
   }
-  void detokenize_async(std::vector<TokenId> ids, std::function<void(Result<std::string>)> done) override {
-    inner_.detokenize_async(std::move(ids), std::move(done));
+  void detokenize_async(DetokenizeRequest request, std::function<void(Result<std::string>)> done) override {
+    inner_.detokenize_async(std::move(request), std::move(done));
   }
   Capabilities capabilities() const override { return inner_.capabilities(); }
   Health health() const override {
@@ -367,7 +367,7 @@ TEST_F(GatewayTest, TokensAreAskedOfOneReplicaAndThenAnother) {
     EXPECT_EQ((*answer)->ids.size(), 2u);
   }
   std::optional<Result<std::string>> text;
-  gateway->detokenize_async({104, 105}, [&](Result<std::string> result) { text = std::move(result); });
+  gateway->detokenize_async({{104, 105}}, [&](Result<std::string> result) { text = std::move(result); });
   EXPECT_EQ(text->value(), "hi");
   EXPECT_EQ(in_flight(), 0);
 }

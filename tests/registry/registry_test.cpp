@@ -59,7 +59,7 @@ class FakeService final : public inference::ModelService {
   void tokenize_async(inference::TokenizeRequest, std::function<void(Result<inference::Tokenized>)> done) override {
     done(inference::Tokenized{});
   }
-  void detokenize_async(std::vector<inference::TokenId>, std::function<void(Result<std::string>)> done) override {
+  void detokenize_async(inference::DetokenizeRequest, std::function<void(Result<std::string>)> done) override {
     done(std::string("text"));
   }
   void on_failure(std::function<void(Error)> failed) override {
@@ -606,10 +606,13 @@ TEST_F(RegistryTest, AModelThatIsUnloadedWhileItWakesIsReleasedAfterwards) {
   loader(a).hold_need();
   Request request = ask("a");
   ASSERT_TRUE(eventually([&] { return loader(a).needs() > needs; }));
-  EXPECT_TRUE(act(&Registry::unload, "a").ok());
+  std::promise<Status> unloaded;
+  registry_->unload("a", [&](Status status) { unloaded.set_value(std::move(status)); });
+  ASSERT_TRUE(becomes("a", ModelState::unloading));
   EXPECT_EQ(loader(a).releases(), 0) << "the loading thread is inside it";
   loader(a).let_go();
-  EXPECT_TRUE(eventually([&] { return loader(a).releases() == 1; }));
+  EXPECT_TRUE(unloaded.get_future().get().ok());
+  EXPECT_EQ(loader(a).releases(), 1);
   EXPECT_FALSE(loader(a).abused());
   EXPECT_EQ(reserved(), 0u);
 }
@@ -989,8 +992,7 @@ TEST_F(RegistryTest, LettingGoOfALargeModelHoldsUpNobodyElse) {
   first.handle.reset();
   std::promise<Status> unloaded;
   registry_->unload("a", [&](Status status) { unloaded.set_value(std::move(status)); });
-  ASSERT_TRUE(becomes("a", ModelState::draining));
-  ASSERT_TRUE(eventually([&] { return loader(a).service() == nullptr; }));
+  ASSERT_TRUE(becomes("a", ModelState::unloading));
   Request other = ask("b");
   EXPECT_TRUE(becomes("b", ModelState::ready));
   // Its memory is not free before, and it does not load again meanwhile.
@@ -1005,6 +1007,68 @@ TEST_F(RegistryTest, LettingGoOfALargeModelHoldsUpNobodyElse) {
   EXPECT_TRUE(becomes("c", ModelState::ready));
   EXPECT_EQ(loader(a).releases(), 1);
   EXPECT_FALSE(loader(a).abused());
+}
+
+TEST_F(RegistryTest, LettingGoOfWhatASleepingModelKeepsHoldsUpNobodyElse) {
+  auto a = model("a", 60);
+  auto b = model("b", 10, true);
+  auto c = model("c", 60, true);
+  make({a, b, c});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  loader(a).keep_asleep(50 * kMiB);
+  ASSERT_TRUE(act(&Registry::sleep, "a").ok());
+  loader(a).hold_release();
+  std::promise<Status> unloaded;
+  registry_->unload("a", [&](Status status) { unloaded.set_value(std::move(status)); });
+  ASSERT_TRUE(becomes("a", ModelState::unloading));
+  Request other = ask("b");
+  EXPECT_TRUE(becomes("b", ModelState::ready));
+  Request large = ask("c");
+  std::this_thread::sleep_for(20ms);
+  EXPECT_EQ(loader(c).loads(), 0) << "its memory is not free before";
+  EXPECT_EQ(reserved(), 60 * kMiB);
+  loader(a).let_go();
+  EXPECT_TRUE(unloaded.get_future().get().ok());
+  EXPECT_EQ(state("a"), ModelState::unloaded);
+  EXPECT_TRUE(becomes("c", ModelState::ready));
+  EXPECT_EQ(loader(a).releases(), 1);
+  EXPECT_FALSE(loader(a).abused());
+}
+
+TEST_F(RegistryTest, LettingGoOfAFailedLoadHoldsUpNoDecision) {
+  auto a = model("a", 10, true);
+  auto b = model("b", 10);
+  make({a, b});
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  loader(a).fail_with("broken");
+  loader(a).hold_release();
+  Request request = ask("a");
+  ASSERT_TRUE(eventually([&] { return loader(a).loads() == 1; }));
+  EXPECT_TRUE(act(&Registry::unload, "b").ok());
+  EXPECT_EQ(reserved(), 10 * kMiB);
+  loader(a).let_go();
+  ASSERT_TRUE(request.sink->wait());
+  EXPECT_THAT(request.sink->error->message, HasSubstr("broken"));
+  EXPECT_EQ(reserved(), 0u);
+  EXPECT_EQ(loader(a).releases(), 1);
+}
+
+TEST_F(RegistryTest, ARequestForTokensEndsAtItsDeadlineToo) {
+  auto a = model("a", 10, true);
+  loader(a).hold();
+  make({a});
+  const auto deadline = std::chrono::steady_clock::now() + 50ms;
+  std::promise<ErrorCode> tokenized;
+  std::promise<ErrorCode> detokenized;
+  inference::TokenizeRequest text;
+  text.deadline = deadline;
+  (*registry_->find("a"))->tokenize_async(text, [&](const auto& result) { tokenized.set_value(result.error().code); });
+  (*registry_->find("a"))->detokenize_async({{1}, deadline, 0}, [&](const auto& result) {
+    detokenized.set_value(result.error().code);
+  });
+  EXPECT_EQ(tokenized.get_future().get(), ErrorCode::unavailable);
+  EXPECT_EQ(detokenized.get_future().get(), ErrorCode::unavailable);
+  loader(a).let_go();
 }
 
 TEST_F(RegistryTest, AChangeThatIsTakenBackLeavesWhatServes) {

@@ -556,7 +556,7 @@ TEST_F(OpenAiServiceTest, TokenizeAndDetokenize) {
   EXPECT_EQ(tokens->ids, (std::vector<inference::TokenId>{5, 6}));
   EXPECT_EQ(tokens->tokens, (std::vector<std::string>{"a", "b"}));
   std::promise<Result<std::string>> detokenized;
-  service->detokenize_async({5, 6}, [&](Result<std::string> r) { detokenized.set_value(std::move(r)); });
+  service->detokenize_async({{5, 6}}, [&](Result<std::string> r) { detokenized.set_value(std::move(r)); });
   const auto text = detokenized.get_future().get();
   ASSERT_TRUE(text.ok());
   EXPECT_EQ(*text, "ab");

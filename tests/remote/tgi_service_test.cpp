@@ -583,7 +583,7 @@ TEST_F(TgiServiceTest, Tokens) {
   EXPECT_EQ(tokens->ids, (std::vector<inference::TokenId>{4}));
   EXPECT_EQ(tokenize({std::string("ab"), false}).error().param, "add_special_tokens");
   std::promise<Result<std::string>> text;
-  service->detokenize_async({1}, [&](auto result) { text.set_value(std::move(result)); });
+  service->detokenize_async({{1}}, [&](auto result) { text.set_value(std::move(result)); });
   EXPECT_EQ(text.get_future().get().error().code, ErrorCode::unsupported);
 }
 

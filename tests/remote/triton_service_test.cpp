@@ -624,7 +624,7 @@ TEST_F(TritonServiceTest, TokensAreMadeHere) {
   EXPECT_EQ(tokens->ids, (std::vector<inference::TokenId>{0, '[', 'u', ']', 'x'}));
   const auto detokenize = [&](std::vector<inference::TokenId> ids) {
     std::promise<Result<std::string>> done;
-    service->detokenize_async(std::move(ids), [&](auto result) { done.set_value(std::move(result)); });
+    service->detokenize_async({std::move(ids)}, [&](auto result) { done.set_value(std::move(result)); });
     return done.get_future().get();
   };
   EXPECT_EQ(*detokenize({0, 'a', 2, 'b'}), "<s>a b");

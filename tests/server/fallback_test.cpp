@@ -55,7 +55,7 @@ class Faulty final : public inference::ModelService {
   void tokenize_async(inference::TokenizeRequest, std::function<void(Result<inference::Tokenized>)> done) override {
     done(make_error(code, "fault of the first"));
   }
-  void detokenize_async(std::vector<inference::TokenId>, std::function<void(Result<std::string>)> done) override {
+  void detokenize_async(inference::DetokenizeRequest, std::function<void(Result<std::string>)> done) override {
     done(make_error(code, "fault of the first"));
   }
   inference::Capabilities capabilities() const override { return inner.capabilities(); }

@@ -107,9 +107,9 @@ class ScriptedService final : public ModelService {
     }
     done(std::move(result));
   }
-  void detokenize_async(std::vector<TokenId> ids, std::function<void(Result<std::string>)> done) override {
+  void detokenize_async(DetokenizeRequest request, std::function<void(Result<std::string>)> done) override {
     std::string text;
-    for (const TokenId id : ids) {
+    for (const TokenId id : request.ids) {
       if (id > 255) return done(make_error(ErrorCode::invalid_argument, "token id out of range", "tokens"));
       text += static_cast<char>(id);
     }
