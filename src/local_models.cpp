@@ -130,6 +130,7 @@ registry::ModelDefinition definition_of(const config::Model& model, std::shared_
   definition.on_demand = model.settings.on_demand;
   definition.idle_unload = model.settings.idle_unload;
   definition.pin = model.settings.pin;
+  definition.max_waiting = static_cast<std::size_t>(model.settings.max_waiting);
   definition.fingerprint = config::fingerprint(model);
   definition.loader = std::move(loader);
   return definition;
@@ -341,8 +342,8 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
   return planned;
 }
 
-Status check_text(const PlannedModels& planned) {
-  for (const registry::ModelDefinition& each : planned.definitions) {
+Status check_text(const std::vector<registry::ModelDefinition>& models) {
+  for (const registry::ModelDefinition& each : models) {
     if (const auto* remote = dynamic_cast<RemoteModelLoader*>(each.loader.get()))
       if (Status status = remote->check_text(); !status) return status;
     auto* loader = dynamic_cast<LocalModelLoader*>(each.loader.get());

@@ -75,6 +75,6 @@ struct PlannedModels {
 // it is here; until then an equal share is left for it. Errors name the file's line and the model, with the numbers.
 Result<PlannedModels> plan_models(const config::Config& config, const Machine& machine, std::uint64_t budget);
 // Reads every model's tokenizer and chat template, as loading does. Errors as above.
-Status check_text(const PlannedModels& planned);
+Status check_text(const std::vector<registry::ModelDefinition>& models);
 
 }  // namespace xgen

@@ -1,4 +1,5 @@
 // xgen-model: reads the command line and the configuration, wires the parts together, runs, and drains on a signal.
+#include <malloc.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -25,6 +26,7 @@
 #include "base/json_text.h"
 #include "base/log.h"
 #include "base/model_source.h"
+#include "base/prefetch.h"
 #include "base/units.h"
 #include "base/worker_pool.h"
 #include "config/config.h"
@@ -167,6 +169,17 @@ Result<std::string> load_keys(const std::string& file, server::ApiKeys& keys) {
   return std::to_string(read->size()) + " API keys";
 }
 
+// What all models together may take. Errors: invalid_argument, if the machine has less.
+Result<std::uint64_t> host_budget(const config::Config& config) {
+  const std::uint64_t available = available_host_memory();
+  if (config.memory.host.bytes > available)
+    return make_error(ErrorCode::invalid_argument, (config.file.empty() ? "" : config.file + ": ") +
+                                                       "memory.host: " + format_bytes(config.memory.host.bytes) +
+                                                       " is more than the " + format_bytes(available) +
+                                                       " that this machine, or the process's control group, has");
+  return config.memory.host.of(available);
+}
+
 int check(const Flags& flags) {
   auto config = load_config(flags);
   if (!config) return complain(kMisused, config.error().message);
@@ -176,9 +189,11 @@ int check(const Flags& flags) {
   if (!config->server.api_keys_file.empty())
     if (const auto loaded = load_keys(config->server.api_keys_file, keys); !loaded)
       return complain(kMisused, loaded.error().message);
-  const auto planned = plan_models(*config, *machine, config->memory.host.of(available_host_memory()));
+  const auto total = host_budget(*config);
+  if (!total) return complain(kMisused, total.error().message);
+  const auto planned = plan_models(*config, *machine, *total);
   if (!planned) return complain(kMisused, planned.error().message);
-  if (Status status = check_text(*planned); !status) return complain(kMisused, status.error().message);
+  if (Status status = check_text(planned->definitions); !status) return complain(kMisused, status.error().message);
   std::printf("%s: valid\n%s", config->file.empty() ? "configuration" : config->file.c_str(), planned->text.c_str());
   return 0;
 }
@@ -337,15 +352,31 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
 
 // Waits for the models that are to be there from the start; the first error among them.
 Status load_at_start(registry::Registry& registry, const config::Config& config) {
-  std::vector<std::future<Status>> loads;
-  for (const config::Model& model : config.models) {
-    if (model.settings.on_demand) continue;
+  using registry::ModelState;
+  constexpr std::chrono::milliseconds kBetweenTries{200};
+  std::vector<std::pair<std::string, std::future<Status>>> loads;
+  const auto load = [&registry](const std::string& name) {
     auto done = std::make_shared<std::promise<Status>>();
-    loads.push_back(done->get_future());
-    registry.load(model.name, [done](Status status) { done->set_value(std::move(status)); });
+    registry.load(name, [done](Status status) { done->set_value(std::move(status)); });
+    return done->get_future();
+  };
+  for (const config::Model& model : config.models)
+    if (!model.settings.on_demand) loads.emplace_back(model.name, load(model.name));
+  for (auto& [name, loaded] : loads) {
+    for (;;) {
+      const Status status = loaded.get();
+      if (status) break;
+      const auto entry = registry.entry(name);
+      if (!entry || entry->name != name) break;  // a reload has removed it
+      if (entry->state == ModelState::failed) return status;
+      // Requests may have loaded another model meanwhile.
+      const bool no_room = entry->state == ModelState::unloaded && !entry->detail.empty();
+      if (no_room && status.error().retry_after_s == 0) return status;
+      if (!no_room && entry->state != ModelState::loading) break;  // an operator has unloaded it
+      std::this_thread::sleep_for(kBetweenTries);
+      loaded = load(name);
+    }
   }
-  for (auto& load : loads)
-    if (Status status = load.get(); !status) return status;
   return {};
 }
 
@@ -452,6 +483,17 @@ Result<std::string> reload(const Flags& flags, const config::Config& started_wit
   auto planned = plan_models(*config, machine, registry.budget().total());
   if (!planned) return std::move(planned).error();
   Digests models = digests_of(planned->definitions);
+  std::vector<registry::ModelDefinition> changed;
+  {
+    std::lock_guard lock(current.mutex);
+    for (const registry::ModelDefinition& each : planned->definitions) {
+      const auto known = current.models.find(each.name);
+      if (known == current.models.end() || known->second != models[each.name]) changed.push_back(each);
+    }
+  }
+  const Status readable = in_background(machine.pool->shared(), [&] { return check_text(changed); });
+  if (!readable) return readable.error();
+  changed.clear();
   if (Status status = registry.apply(std::move(planned->definitions)); !status) return std::move(status).error();
   log::set_level(config->log.level);
   log::set_format(config->log.format);
@@ -464,8 +506,17 @@ Result<std::string> reload(const Flags& flags, const config::Config& started_wit
   return text;
 }
 
+// Memory that is freed goes back to the system, for the budget counts it as free: by default the first large free()
+// raises both bounds to up to 64 MiB, which every thread's heap could then keep.
+void keep_heaps_small() {
+  constexpr int kBytes = 1 << 20;
+  mallopt(M_MMAP_THRESHOLD, kBytes);
+  mallopt(M_TRIM_THRESHOLD, kBytes);
+}
+
 int serve(const Flags& flags) {
   const Clock::time_point start = Clock::now();
+  keep_heaps_small();
   // Never destroyed: its thread runs until the process ends.
   static Signals& signals = *new Signals;
 
@@ -479,7 +530,9 @@ int serve(const Flags& flags) {
   const auto keys = keys_file.empty() ? nullptr : std::make_shared<server::ApiKeys>();
   if (keys != nullptr)
     if (const auto loaded = load_keys(keys_file, *keys); !loaded) return complain(kMisused, loaded.error().message);
-  auto budget = std::make_shared<MemoryBudget>(config->memory.host.of(available_host_memory()));
+  const auto total = host_budget(*config);
+  if (!total) return complain(kMisused, total.error().message);
+  auto budget = std::make_shared<MemoryBudget>(*total);
   auto planned = plan_models(*config, *machine, budget->total());
   if (!planned) return complain(kMisused, planned.error().message);
   const double plan_ms = ms_since(start);
@@ -506,12 +559,10 @@ int serve(const Flags& flags) {
     return model_of(request, *machine, budget->total(), current);
   };
   app_options.keys = keys;
+  const bool has_file = !config->file.empty();
   std::optional<Reloader> reloader;
-  if (!config->file.empty())
-    reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry, current); });
   std::optional<Reloader> keys_reloader;  // ends first: it hands on to the other
-  if (keys != nullptr) keys_reloader.emplace(keys_file, [&] { return load_keys(keys_file, *keys); });
-  if (reloader || keys_reloader) {
+  if (has_file || keys != nullptr) {
     app_options.reload = [&](Reloader::Done done) {
       if (!keys_reloader) return reloader->request(std::move(done));
       keys_reloader->request([&, done = std::move(done)](Result<std::string> read) {
@@ -521,10 +572,6 @@ int serve(const Flags& flags) {
         });
       });
     };
-    signals.on_hangup([&] {
-      if (reloader) reloader->request({});
-      if (keys_reloader) keys_reloader->request({});
-    });
   }
   server::App app(std::move(app_options), registry, lifecycle);
   auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());
@@ -534,6 +581,15 @@ int serve(const Flags& flags) {
   // Before the first request, which would find no model otherwise.
   if (Status status = registry.apply(std::move(planned->definitions)); !status)
     return complain(kMisused, status.error().message);
+  // Only now: an older list must not come after a newer one.
+  if (has_file) reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry, current); });
+  if (keys != nullptr) keys_reloader.emplace(keys_file, [&] { return load_keys(keys_file, *keys); });
+  if (has_file || keys != nullptr) {
+    signals.on_hangup([&] {
+      if (reloader) reloader->request({});
+      if (keys_reloader) keys_reloader->request({});
+    });
+  }
   (*http)->start();
   const double bind_ms = ms_since(start) - plan_ms;
   if (Status status = load_at_start(registry, *config); !status) return complain(kFailed, status.error().message);
@@ -550,7 +606,7 @@ int serve(const Flags& flags) {
              {"kernels", std::string(machine->kernels->name)}});
 
   const int signal = signals.wait();
-  signals.on_hangup({});
+  signals.on_hangup([] { log::warn("config", "not reloaded; the server is ending"); });
   drain(signal, config->server, lifecycle, **http, registry);
   return 0;
 }

@@ -200,7 +200,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
 
   Status apply(std::vector<ModelDefinition> definitions);
   void add(ModelDefinition definition, Done done);
-  enum class Action : std::uint8_t { load, unload, sleep, remove };
+  enum class Action : std::uint8_t { load, begin_load, unload, sleep, remove };
   void act(Action action, std::string name, Done done);
   void end_requests();
 
@@ -255,7 +255,8 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     Account asleep;                         // what it keeps while it sleeps
     std::shared_ptr<Load> load;             // its place in the queue
     bool removed = false;
-    int leaving = 0;  // how many Leavings are its own
+    bool retires = false;  // not in the list any more, but still has a name whose new owner is not ready
+    int leaving = 0;       // how many Leavings are its own
     Clock::time_point failed_at;
     std::vector<Done> load_waiters;
     std::vector<Done> unload_waiters;
@@ -299,6 +300,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void apply_now(std::vector<ModelDefinition> definitions);
   void add_now(ModelDefinition definition, const Done& done);
   void name_models();
+  void retire();
   ModelPtr define(ModelDefinition definition, bool added);
   void replace(const ModelPtr& model, ModelDefinition definition);
   void adopt(const ModelPtr& model, ModelDefinition definition);
@@ -318,6 +320,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome);
   bool loader_in_use(const ModelLoader& loader) const;
   std::uint64_t given_back_by(const Model& model) const;
+  std::vector<ModelPtr> evictable_for(const ModelPtr& beneficiary) const;
   bool evict_one(const ModelPtr& beneficiary);
   void measure(const LoadPtr& load);
   void begin_load(const LoadPtr& load, std::uint64_t bytes);
@@ -340,6 +343,10 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void set_state(Model& model, ModelState state, std::string detail = {});
   void set_waits(Model& model, bool waits);
   void count(Model& model, std::uint64_t Counts::*what);
+  static std::uint64_t reserved_by(const Model& model) {
+    const Account account = model.account.lock();
+    return account == nullptr ? 0 : account->reserved();
+  }
   static bool serves(const Model& model) { return model.slot->service() != nullptr; }
   static void answer(std::vector<Done>& waiters, const Status& status);
 
@@ -369,6 +376,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   std::function<void()> when_fetched_;  // at the end, with the last of them
   std::list<Leaving> leaving_;
   int awaited_ = 0;
+  bool names_kept_ = false;  // some name waits for its new owner
 };
 
 // --- What other threads ask.
@@ -419,6 +427,8 @@ ModelEntry Registry::Impl::describe(const Model& model) {
     entry.borrowed = account->borrowed();
   }
   entry.in_use = model.slot->in_use();
+  entry.waits = model.waits;
+  entry.waiting = model.slot->waiting();
   entry.service = model.slot->service();
   return entry;
 }
@@ -480,6 +490,9 @@ void Registry::Impl::act(Action action, std::string name, Done done) {
     switch (action) {
       case Action::load:
         return load_now(model, std::move(answer_to));
+      case Action::begin_load:
+        load_now(model, {});
+        return answer_to({});
       case Action::unload:
         return unload_now(model, std::move(answer_to));
       case Action::sleep:
@@ -502,6 +515,10 @@ void Registry::Impl::run_decisions() {
     if (!decisions_.wait(next, job)) return;
     try {
       if (job) job();
+      if (names_kept_) {
+        name_models();
+        retire();
+      }
     } catch (const std::exception& fault) {
       log::error("registry", "a decision failed", {{"reason", fault.what()}});
     }
@@ -636,7 +653,7 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
     };
     const bool listed = std::any_of(definitions.begin(), definitions.end(), is_name);
     const bool taken = std::any_of(definitions.begin(), definitions.end(), is_alias);
-    if (!listed && (!model->added || taken)) remove(model);
+    if (!listed && (!model->added || taken)) model->retires = true;
   }
   std::vector<std::string> order;
   for (ModelDefinition& each : definitions) {
@@ -645,6 +662,7 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
     if (it == old.end()) {
       define(std::move(each), false);
     } else {
+      it->second->retires = false;
       {
         std::unique_lock lock(mutex_);
         it->second->added = false;
@@ -661,15 +679,53 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
                      [&](const ModelPtr& a, const ModelPtr& b) { return place(a) < place(b); });
   }
   name_models();
+  retire();
+  for (const ModelPtr& model : models_)
+    if (model->retires)
+      log::info("registry", "a model goes when the one that takes over its name is ready",
+                {{"model", model->definition.name}});
 }
 
+// A name that passes to a model which is to be there but is not ready yet stays where it is meanwhile, if a model
+// serves there; else its requests wait.
 void Registry::Impl::name_models() {
-  std::unique_lock lock(mutex_);
-  by_name_.clear();
-  for (const ModelPtr& model : models_) {
-    by_name_[model->definition.name] = model;
-    model->fallbacks = newest(*model).fallbacks;
-    for (const std::string& alias : newest(*model).aliases) by_name_[alias] = model;
+  std::vector<ModelPtr> awaited;
+  {
+    std::unique_lock lock(mutex_);
+    const auto before = std::exchange(by_name_, {});
+    names_kept_ = false;
+    const auto name = [&](const std::string& text, const ModelPtr& model) {
+      ModelPtr& owner = by_name_[text];
+      owner = model;
+      const auto it = before.find(text);
+      if (it == before.end() || it->second == model || serves(*model) || newest(*model).on_demand) return;
+      if (!it->second->removed && serves(*it->second)) {
+        owner = it->second;
+        names_kept_ = true;
+      } else {
+        awaited.push_back(model);
+      }
+    };
+    for (const ModelPtr& model : models_) {
+      if (model->retires) continue;
+      name(model->definition.name, model);
+      model->fallbacks = newest(*model).fallbacks;
+      for (const std::string& alias : newest(*model).aliases) name(alias, model);
+    }
+  }
+  for (const ModelPtr& model : awaited) {
+    if (model->state != ModelState::loading || model->waits) continue;
+    set_waits(*model, true);
+    model->slot->hold();
+  }
+}
+
+// What the list does not have any more goes, unless a name is kept there.
+void Registry::Impl::retire() {
+  for (const ModelPtr& model : std::vector<ModelPtr>(models_)) {
+    const bool named =
+        std::any_of(by_name_.begin(), by_name_.end(), [&](const auto& each) { return each.second == model; });
+    if (model->retires && !named) remove(model);
   }
 }
 
@@ -701,7 +757,7 @@ Registry::Impl::ModelPtr Registry::Impl::define(ModelDefinition definition, bool
   auto model = std::make_shared<Model>();
   const std::weak_ptr<Impl> self = weak_from_this();
   const std::weak_ptr<Model> weak = model;
-  model->slot = std::make_shared<Slot>(options_.max_waiting, [self, weak] {
+  model->slot = std::make_shared<Slot>([self, weak] {
     const auto impl = self.lock();
     if (impl == nullptr) return;
     impl->decisions_.push([impl = impl.get(), weak] {
@@ -710,6 +766,7 @@ Registry::Impl::ModelPtr Registry::Impl::define(ModelDefinition definition, bool
   });
   model->created =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  model->slot->limit_waiting(definition.max_waiting);
   model->added = added;
   model->waits = definition.on_demand;
   model->definition = std::move(definition);
@@ -928,6 +985,7 @@ void Registry::Impl::advance() {
   begin_fetches();
   if (busy_) return;
   std::uint64_t claimed = 0;
+  std::uint64_t claimed_soon = 0;  // of what is free or on its way to be
   for (const LoadPtr& each : load_queue_) {
     const LoadPtr load = each;  // what is called below may change the queue, and ends the loop
     const ModelPtr model = load->model;
@@ -945,16 +1003,32 @@ void Registry::Impl::advance() {
     if (room >= least) return begin_load(load, std::min(room, wanted));
     // Its own old service gives back what it has.
     claimed += least - std::min(least, given_back_by(*model));
+    std::uint64_t soon = unreserved;  // with what drains
+    for (const Leaving& other : leaving_) soon += other.reserved;
+    soon -= std::min(soon, claimed_soon);
+    claimed_soon += least;
     if (awaited_ > 0) continue;  // end_leaving comes back here
-    if (evict_one(model)) return advance();
-    if (serves(*model)) {
+    std::uint64_t others = 0;    // what could be evicted, and its own old service
+    for (const ModelPtr& other : evictable_for(model)) others += reserved_by(*other);
+    if (serves(*model)) others += reserved_by(*model);
+    // Nothing goes in vain.
+    if (room + others >= least && evict_one(model)) return advance();
+    if (room + others >= least && serves(*model)) {
       // No room for both: the old one goes first, and requests wait for the new one.
       set_waits(*model, true);
       model->former = model->definition;
       leave(model, model->definition.loader, model->slot->hold(), After::unloaded, Reason::replaced);
       return advance();
     }
-    if (model->leaving > 0) continue;
+    std::vector<ModelPtr> retiring;
+    for (const ModelPtr& other : models_)
+      if (other->retires && serves(*other)) retiring.push_back(other);
+    if (!retiring.empty()) {
+      for (const ModelPtr& other : retiring) remove(other);
+      name_models();
+      return advance();
+    }
+    if (model->leaving > 0 || (!leaving_.empty() && soon + others >= least)) continue;
     std::string list;
     for (const MemoryBudget::Use& use : budget_->uses())
       if (use.reserved > 0) list += (list.empty() ? "" : ", ") + ("'" + use.owner + "' " + format_bytes(use.reserved));
@@ -968,19 +1042,20 @@ void Registry::Impl::advance() {
   }
 }
 
-// The model that was used longest ago, of those that nobody uses.
-bool Registry::Impl::evict_one(const ModelPtr& beneficiary) {
-  std::vector<ModelPtr> candidates;
+// The models that nobody uses, first the one that was used longest ago. Those of remote engines would free nothing.
+std::vector<Registry::Impl::ModelPtr> Registry::Impl::evictable_for(const ModelPtr& beneficiary) const {
+  std::vector<ModelPtr> out;
   for (const ModelPtr& model : models_) {
-    const Account account = model->account.lock();
-    const bool frees = account != nullptr && account->reserved() > 0;  // a remote engine's model does not
-    const bool goes = !model->definition.pin && model != beneficiary && frees &&
-                      (model->asleep != nullptr || (model->state == ModelState::ready && !model->slot->in_use()));
-    if (goes) candidates.push_back(model);
+    const bool unused = model->asleep != nullptr || (model->state == ModelState::ready && !model->slot->in_use());
+    if (unused && !model->definition.pin && model != beneficiary && reserved_by(*model) > 0) out.push_back(model);
   }
-  std::sort(candidates.begin(), candidates.end(),
+  std::sort(out.begin(), out.end(),
             [](const ModelPtr& a, const ModelPtr& b) { return a->slot->last_used() < b->slot->last_used(); });
-  for (const ModelPtr& model : candidates) {
+  return out;
+}
+
+bool Registry::Impl::evict_one(const ModelPtr& beneficiary) {
+  for (const ModelPtr& model : evictable_for(beneficiary)) {
     if (model->asleep) {
       drop_asleep(model);
     } else {
@@ -1069,13 +1144,17 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
   if (reverted) adopt(model, *std::move(model->next));
   if (model->removed || load->called_off || reverted) {
     leave(model, loader, service, After::unloaded, Reason::unloaded);
-    if (!load->again) answer(model->load_waiters, make_error(ErrorCode::unavailable, "The load was called off."));
+    if (reverted)
+      answer(model->load_waiters, {});
+    else if (!load->again)
+      answer(model->load_waiters, make_error(ErrorCode::unavailable, "The load was called off."));
     return finish_load(load);
   }
   const std::shared_ptr<ModelLoader> old_loader = model->definition.loader;
   {
     std::unique_lock lock(mutex_);
     model->definition = load->definition;
+    model->slot->limit_waiting(model->definition.max_waiting);
     model->state = ModelState::ready;
     model->detail = std::exchange(model->note, {});
     model->account = account;
@@ -1148,7 +1227,8 @@ void Registry::Impl::finish_load(const LoadPtr& load) {
   std::erase(load_queue_, load);
   model->load.reset();
   if (!model->removed) {
-    const bool again = load->again || (model->next && (serves(*model) || !model->next->on_demand));
+    const bool changed = model->next && (serves(*model) || !model->next->on_demand);
+    const bool again = load->again || (changed && !load->called_off);
     settle(model);
     if (again || (!serves(*model) && model->slot->waiting() > 0)) {
       queue_load(model);
@@ -1182,6 +1262,7 @@ struct Registry::Impl::Guard {
       owner->ends_.push([impl = owner.get(), guard = std::move(*this)]() mutable {
         const inference::ModelService* const raw = guard.service.get();
         guard.service.reset();
+        ::malloc_trim(0);  // also for a model that only sleeps
         impl->decisions_.push([impl, raw, guard = std::move(guard)]() mutable {
           impl->service_gone(guard.model, raw, guard.loader, std::move(guard.account));
         });
@@ -1230,11 +1311,13 @@ void Registry::Impl::leave(const ModelPtr& model, std::shared_ptr<ModelLoader> l
                            After after, Reason reason) {
   const auto patience = reason == Reason::replaced ? options_.replace_timeout : options_.drain_timeout;
   ++model->leaving;
-  if (reason == Reason::evicted) ++awaited_;
+  // Nothing keeps it: its memory comes at once.
+  const bool at_once = reason == Reason::evicted || service.use_count() == 1;
+  if (at_once) ++awaited_;
   std::optional<Clock::time_point> deadline;
   if (patience.count() > 0 || reason != Reason::replaced) deadline = Clock::now() + patience;
-  leaving_.push_back({service.get(), service, model, std::move(loader), Guard::reserved_by(service), after,
-                      reason == Reason::evicted, deadline});
+  leaving_.push_back(
+      {service.get(), service, model, std::move(loader), Guard::reserved_by(service), after, at_once, deadline});
   if (!serves(*model)) set_state(*model, ModelState::draining);
 }
 
@@ -1353,6 +1436,9 @@ Status Registry::apply(std::vector<ModelDefinition> definitions) { return impl_-
 void Registry::add(ModelDefinition definition, Done done) { impl_->add(std::move(definition), std::move(done)); }
 void Registry::load(std::string_view name, Done done) {
   impl_->act(Impl::Action::load, std::string(name), std::move(done));
+}
+void Registry::begin_load(std::string_view name, Done done) {
+  impl_->act(Impl::Action::begin_load, std::string(name), std::move(done));
 }
 void Registry::unload(std::string_view name, Done done) {
   impl_->act(Impl::Action::unload, std::string(name), std::move(done));

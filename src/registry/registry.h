@@ -59,6 +59,7 @@ struct ModelDefinition {
   bool on_demand = false;                    // loaded by its first request, not at start
   std::chrono::milliseconds idle_unload{0};  // unloaded when unused for so long; 0 = never
   bool pin = false;                          // never evicted for another model
+  std::size_t max_waiting = 1024;            // requests that wait for it to load
   std::string fingerprint;                   // of source and settings: a reload replaces a model whose own differs
   std::shared_ptr<ModelLoader> loader;
 };
@@ -94,6 +95,8 @@ struct ModelEntry {
   bool pin = false;
   bool added = false;  // by Registry::add
   bool in_use = false;
+  bool waits = false;       // while it is absent, requests wait for it and have it loaded
+  std::size_t waiting = 0;  // such requests
   Counts counts;
   std::uint64_t reserved = 0;                        // bytes
   std::uint64_t borrowed = 0;                        // bytes
@@ -101,7 +104,6 @@ struct ModelEntry {
 };
 
 struct RegistryOptions {
-  std::size_t max_waiting = 1024;                        // requests that wait for one model to load
   std::chrono::milliseconds drain_timeout{30'000};       // running requests of an unloaded model end after it
   std::chrono::milliseconds replace_timeout{0};          // those of one that a reload replaces or removes; 0 = never
   std::chrono::milliseconds reclaim_timeout{10'000};     // for borrowers to give memory back to a model that loads
@@ -135,6 +137,8 @@ class Registry {
   void remove(std::string_view name, Done done);
   // Errors: not_found; unavailable with the numbers if it does not fit; what the loader says.
   void load(std::string_view name, Done done);  // also wakes
+  // The same, but `done` hears when the load has begun, unless the model is there. Errors: not_found.
+  void begin_load(std::string_view name, Done done);
   // Running requests finish within drain_timeout; then it stays unloaded until it is loaded (or, on demand, wanted).
   void unload(std::string_view name, Done done);
   // Keeps the weights. Errors: not_found; unsupported if its engine cannot; unavailable while it loads or drains;

@@ -45,8 +45,10 @@ class Slot::WaitingHandle final : public inference::RequestHandle {
     bool cancelled = false;
     std::unique_ptr<inference::RequestHandle> request;
   };
-  explicit WaitingHandle(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  WaitingHandle(std::shared_ptr<State> state, std::weak_ptr<Slot> slot, std::uint64_t waiter)
+      : state_(std::move(state)), slot_(std::move(slot)), waiter_(waiter) {}
   ~WaitingHandle() override {
+    if (const auto slot = slot_.lock()) slot->withdraw(waiter_);
     std::unique_ptr<inference::RequestHandle> request;
     std::lock_guard lock(state_->mutex);
     state_->cancelled = true;
@@ -55,11 +57,15 @@ class Slot::WaitingHandle final : public inference::RequestHandle {
 
  private:
   std::shared_ptr<State> state_;
+  std::weak_ptr<Slot> slot_;
+  std::uint64_t waiter_;
 };
 
-Slot::Slot(std::size_t max_waiting, std::function<void()> wanted)
-    : max_waiting_(max_waiting), wanted_(std::move(wanted)) {
-  capabilities_.chat = true;
+Slot::Slot(std::function<void()> wanted) : wanted_(std::move(wanted)) { capabilities_.chat = true; }
+
+void Slot::limit_waiting(std::size_t requests) {
+  std::lock_guard lock(mutex_);
+  max_waiting_ = requests;
 }
 
 Slot::Service Slot::leave() {
@@ -165,8 +171,9 @@ Slot::Service Slot::service() const {
   return service_;
 }
 
-void Slot::with_service(std::optional<Clock::time_point> deadline, std::function<void(Result<Use>)> go) {
+std::uint64_t Slot::with_service(std::optional<Clock::time_point> deadline, std::function<void(Result<Use>)> go) {
   std::optional<Result<Use>> outcome;  // none: it waits
+  std::uint64_t id = 0;
   {
     std::lock_guard lock(mutex_);
     last_used_ = Clock::now();
@@ -179,7 +186,8 @@ void Slot::with_service(std::optional<Clock::time_point> deadline, std::function
       error.retry_after_s = 1;
       outcome = std::move(error);
     } else {
-      waiters_.push_back({deadline.value_or(Clock::now() + kPatience), std::exchange(go, nullptr)});
+      id = ++last_waiter_;
+      waiters_.push_back({id, deadline.value_or(Clock::now() + kPatience), std::exchange(go, nullptr)});
     }
   }
   if (outcome) {
@@ -187,6 +195,17 @@ void Slot::with_service(std::optional<Clock::time_point> deadline, std::function
   } else {
     wanted_();
   }
+  return id;
+}
+
+void Slot::withdraw(std::uint64_t waiter) {
+  Waiter gone;  // what it holds ends outside the lock
+  std::lock_guard lock(mutex_);
+  const auto it = std::lower_bound(waiters_.begin(), waiters_.end(), waiter,
+                                   [](const Waiter& each, std::uint64_t id) { return each.id < id; });
+  if (it == waiters_.end() || it->id != waiter) return;
+  gone = std::move(*it);
+  waiters_.erase(it);
 }
 
 std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::GenerateRequest request,
@@ -206,7 +225,7 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
   auto state = std::make_shared<WaitingHandle::State>();
   const auto deadline = request.deadline;
   auto shared = std::make_shared<inference::GenerateRequest>(std::move(request));  // std::function copies
-  with_service(deadline, [state, shared, sink = std::move(sink)](Result<Use> outcome) {
+  const auto waiter = with_service(deadline, [state, shared, sink = std::move(sink)](Result<Use> outcome) {
     std::lock_guard lock(state->mutex);
     if (state->cancelled) return;
     if (!outcome) return sink->on_event(inference::Failed{outcome.error()});
@@ -218,7 +237,7 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
       sink->on_event(inference::Failed{make_error(ErrorCode::internal, fault.what())});
     }
   });
-  return std::make_unique<WaitingHandle>(std::move(state));
+  return std::make_unique<WaitingHandle>(std::move(state), weak_from_this(), waiter);
 }
 
 void Slot::tokenize_async(inference::TokenizeRequest request, std::function<void(Result<inference::Tokenized>)> done) {

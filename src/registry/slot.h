@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -20,10 +21,12 @@ using Clock = std::chrono::steady_clock;
 
 // Thread-safe. Every request holds a reference to the service that computes it until its handle goes, so a service
 // that has left the slot lives as long as its last request.
-class Slot final : public inference::ModelService {
+class Slot final : public inference::ModelService, public std::enable_shared_from_this<Slot> {
  public:
   // `wanted` is called (from any thread) when a request begins to wait; it must not call back.
-  Slot(std::size_t max_waiting, std::function<void()> wanted);
+  explicit Slot(std::function<void()> wanted);
+
+  void limit_waiting(std::size_t requests);
 
   // From now on requests go to `service`, those first that wait.
   void open(std::shared_ptr<inference::ModelService> service);
@@ -64,24 +67,28 @@ class Slot final : public inference::ModelService {
     std::shared_ptr<Users> users;
   };
   struct Waiter {
+    std::uint64_t id = 0;
     Clock::time_point deadline;
     std::function<void(Result<Use>)> go;
   };
   class Handle;
   class WaitingHandle;
 
-  void with_service(std::optional<Clock::time_point> deadline, std::function<void(Result<Use>)> go);
+  // `go` is called once, now or later, unless withdraw() comes first. The id of what waits; 0: it does not.
+  std::uint64_t with_service(std::optional<Clock::time_point> deadline, std::function<void(Result<Use>)> go);
+  void withdraw(std::uint64_t waiter);
   Use use();
   Service leave();
   bool used() const;
 
-  const std::size_t max_waiting_;
   const std::function<void()> wanted_;
   mutable std::mutex mutex_;
   Service service_;  // null: requests wait, or are refused
   std::shared_ptr<Users> users_;
   std::optional<Error> refusal_;
-  std::deque<Waiter> waiters_;
+  std::deque<Waiter> waiters_;  // by id
+  std::size_t max_waiting_ = 0;
+  std::uint64_t last_waiter_ = 0;
   inference::Capabilities capabilities_;
   Clock::time_point last_used_ = Clock::now();
 };

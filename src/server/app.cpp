@@ -474,9 +474,7 @@ void App::Impl::models(Context context) {
   std::vector<api::ModelCard> cards;
   for (const auto& entry : registry.list()) {
     // What a request could not have, now or by waiting for it, is not offered.
-    const bool offered = entry.service || (entry.state != registry::ModelState::failed &&
-                                           (entry.on_demand || entry.state != registry::ModelState::loading));
-    if (!offered) continue;
+    if (!entry.service && (!entry.waits || entry.state == registry::ModelState::failed)) continue;
     const int length = entry.service ? entry.service->capabilities().max_model_len : 0;
     cards.push_back({entry.name, entry.name, entry.created, length});
     for (const std::string& alias : entry.aliases) cards.push_back({alias, entry.name, entry.created, length});
@@ -573,8 +571,10 @@ void App::Impl::version(Context context) {
 
 void App::Impl::metrics_page(Context context) {
   std::vector<metrics::ModelSample> samples;
-  for (const auto& entry : registry.list())
-    if (entry.service) samples.push_back({entry.name, entry.service->stats()});
+  for (const auto& entry : registry.list()) {
+    samples.push_back({entry.name, entry.service ? entry.service->stats() : inference::ServiceStats()});
+    samples.back().stats.requests_waiting += entry.waiting;
+  }
   metrics::ProcessSample process = metrics::sample_process();
   if (options.open_connections) process.http_connections = options.open_connections();
   for (const ResponseCounts::Count& each : responses->counts()) {
@@ -647,9 +647,10 @@ void App::Impl::management_load(Context context) {
     shared->respond({.status = entry->service ? 200 : 202, .body = gateway_model_json(*entry)});
   };
   if (request->path.empty()) {
-    if (const auto entry = registry.entry(request->name); !entry) return shared->fail(entry.error());
-    registry.load(request->name, {});
-    return answer(request->name);
+    return registry.begin_load(request->name, [shared, answer, name = request->name](const Status& status) {
+      if (!status) return shared->fail(status.error());
+      answer(name);
+    });
   }
   if (!options.make_model)
     return shared->fail(make_error(ErrorCode::unsupported, "This server loads no models by path.", "model_path"));

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import threading
 import time
 
@@ -128,3 +129,40 @@ def test_many_reloads_at_once_end_in_the_last_file(tmp_path):
         assert server.post("/admin/reload", {}).status_code == 200
         assert set(states(server)) == {"a", "x39"}
         eventually(lambda: states(server)["a"]["state"] == "ready")
+
+
+def test_a_name_that_passes_to_another_model_fails_no_request(tmp_path):
+    first = demo("one", aliases=["default"])
+    with Process("--config", write(tmp_path, [first])) as server, Traffic(server, ["default"]):
+        for i in range(4):
+            write(tmp_path, [demo(f"new{i}", aliases=["default"], max_num_seqs=4)])
+            eventually(lambda: set(states(server)) == {f"new{i}"})
+            write(tmp_path, [demo("one"), demo(f"new{i}", max_num_seqs=4), demo(f"other{i}", aliases=["default"])])
+            eventually(lambda: states(server).get(f"other{i}", {}).get("state") == "ready" and "one" in states(server))
+
+
+def test_a_new_model_takes_the_room_of_one_that_goes(tmp_path):
+    with Process("--config", write(tmp_path, [demo("a")], memory={"host": "70MiB"})) as server:
+        assert states(server)["a"]["reserved_bytes"] > 35 << 20
+        for name in ["b", "c"]:
+            write(tmp_path, [demo(name)], memory={"host": "70MiB"})
+            eventually(lambda: set(states(server)) == {name} and states(server)[name]["state"] == "ready")
+            # While one answers, too.
+            story = server.stream("/v1/completions", {"model": name, "prompt": "hi", "max_tokens": 2000, "ignore_eos": True})
+            next(story)
+            write(tmp_path, [demo(name + "2")], memory={"host": "70MiB"})
+            eventually(lambda: set(states(server)) == {name + "2"})
+            assert "error" not in list(story)[-1]
+            eventually(lambda: states(server)[name + "2"]["state"] == "ready")
+
+
+def test_a_hangup_while_the_server_ends_cuts_nothing_off(tmp_path):
+    with Process("--config", write(tmp_path, [demo("a")], server={"drain_delay": "1s"})) as server:
+        story = server.stream("/v1/completions", {"model": "a", "prompt": "hi", "max_tokens": 2000, "ignore_eos": True})
+        next(story)
+        server.signal(signal.SIGTERM)
+        eventually(lambda: server.get("/health/ready").status_code == 503)
+        server.signal(signal.SIGHUP)
+        assert list(story)[-1]["choices"][0]["finish_reason"] == "length"
+        assert server.wait() == 0
+        assert "not reloaded; the server is ending" in server.output()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -240,6 +241,46 @@ def test_a_request_waits_for_a_load_as_long_as_it_may(hub, cdn, env, tmp_path):
         cdn.faults.rate = None
         eventually(lambda: states(server)["late"]["state"] == "ready")
         assert say(server, "late").status_code == 200
+
+
+@pytest.mark.parametrize("how", ["unloaded", "removed"])
+def test_a_start_goes_on_without_what_is_not_wanted_any_more(hub, cdn, env, tmp_path, how):
+    cdn.faults.rate = 100_000
+    hub.lfs_from = 1 << 20
+    here = {"name": "here", "source": "builtin:xgen-demo"}
+    path = write(tmp_path / "models.yaml", [here, {"name": "late", "source": "hf://org/demo"}], sources={"connections": 1})
+    with Process("--config", path, env=env, ready=False) as server:
+        eventually(lambda: cdn.requests)
+        eventually(lambda: states(server)["late"]["progress"] > 0)
+        if how == "unloaded":
+            assert server.post("/admin/unload", {"model": "late"}).json()["state"] == "unloaded"
+        else:
+            write(path, [here], sources={"connections": 1})
+        server.wait_ready()
+        assert say(server, "here").status_code == 200
+        assert "late" not in [model["id"] for model in server.get("/v1/models").json()["data"]]
+
+
+def test_requests_that_wait_for_a_load_are_counted_while_they_do(hub, cdn, env, tmp_path):
+    cdn.faults.rate = 100_000
+    hub.lfs_from = 1 << 20
+    models = [{"name": "here", "source": "builtin:xgen-demo"},
+              {"name": "late", "source": "hf://org/demo", "load": "on_demand"}]
+    path = write(tmp_path / "models.yaml", models, sources={"connections": 1})
+    waiting = lambda server: re.search(r'^vllm:num_requests_waiting{[^}]*model_name="late"[^}]*} (\S+)$', server.get("/metrics").text, re.M)
+    with Process("--config", path, env=env) as server:
+        assert float(waiting(server)[1]) == 0
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(server.url + "/v1/completions", json={"model": "late", "prompt": "x"}, timeout=1)
+        eventually(lambda: float(waiting(server)[1]) == 0)
+        assert not states(server)["late"]["in_use"]
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            asked = [pool.submit(say, server, "late") for _ in range(3)]
+            eventually(lambda: float(waiting(server)[1]) == 3)
+            assert states(server)["late"]["in_use"]
+            cdn.faults.rate = None
+            assert [each.result().status_code for each in asked] == [200] * 3
+        assert float(waiting(server)[1]) == 0
 
 
 def test_a_model_of_the_start_is_downloaded_before_the_server_is_ready(hub, cdn, env):

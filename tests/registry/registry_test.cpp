@@ -499,8 +499,10 @@ TEST_F(RegistryTest, WhatTakesNoMemoryIsNotEvicted) {
   auto b = model("b", 60, true);
   make({far, a, b});
   ASSERT_TRUE(becomes("far", ModelState::ready));
-  ask("a").handle.reset();
-  ASSERT_TRUE(becomes("a", ModelState::ready));
+  {
+    const Request used_a = ask("a");
+    ASSERT_TRUE(becomes("a", ModelState::ready));
+  }
   const Request wants_b = ask("b");
   ASSERT_TRUE(becomes("b", ModelState::ready));
   EXPECT_EQ(state("a"), ModelState::unloaded);
@@ -980,6 +982,128 @@ TEST_F(RegistryTest, ALoaderIsLeftAloneUntilItsServiceIsGone) {
   EXPECT_FALSE(loader(a).abused());
 }
 
+TEST_F(RegistryTest, AModelOfAReloadTakesTheRoomOfOneThatGoes) {
+  auto a = model("a", 60);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  loader(a).hold_release();
+  ASSERT_TRUE(registry_->apply({model("b", 60)}).ok());
+  std::this_thread::sleep_for(20ms);
+  EXPECT_EQ(state("b"), ModelState::loading) << registry_->entry("b")->detail;
+  loader(a).let_go();
+  EXPECT_TRUE(becomes("b", ModelState::ready));
+  // While requests run as well.
+  Request running = ask("b");
+  auto c = model("c", 60);
+  ASSERT_TRUE(registry_->apply({c}).ok());
+  std::this_thread::sleep_for(20ms);
+  EXPECT_EQ(state("c"), ModelState::loading) << registry_->entry("c")->detail;
+  running.handle.reset();
+  EXPECT_TRUE(becomes("c", ModelState::ready));
+  EXPECT_EQ(registry_->counts().failures, 0u);
+}
+
+TEST_F(RegistryTest, ANameThatPassesOnIsServedThroughout) {
+  auto a = model("a", 30);
+  a.aliases = {"default"};
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  const auto served_by = [this](const ModelDefinition& definition) {
+    Request request = ask("default");
+    loader(definition).service()->finish_all();
+    return request.sink->wait(0ms) && !request.sink->error;
+  };
+  // To a new model, beside which the old one stays;
+  auto without = model("a", 30);
+  auto b = model("b", 30);
+  b.aliases = {"default"};
+  loader(b).hold();
+  ASSERT_TRUE(registry_->apply({without, b}).ok());
+  ASSERT_TRUE(eventually([&] { return loader(b).loads() == 1; }));
+  EXPECT_TRUE(served_by(a));
+  loader(b).let_go();
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  EXPECT_TRUE(eventually([&] { return registry_->entry("default")->name == "b"; }));
+  EXPECT_TRUE(served_by(b));
+  // to one that takes the old one's place, also if it cannot be loaded at first;
+  auto c = model("c", 30);
+  c.aliases = {"default"};
+  loader(c).fail_with("broken");
+  ASSERT_TRUE(registry_->apply({without, c}).ok());
+  ASSERT_TRUE(becomes("c", ModelState::failed));
+  EXPECT_TRUE(served_by(b));
+  EXPECT_EQ(registry_->entry("b").error().code, ErrorCode::not_found);
+  loader(c).fail_with("");
+  EXPECT_TRUE(act(&Registry::load, "c").ok());
+  EXPECT_TRUE(eventually([&] { return registry_->entry("default")->name == "c"; }));
+  EXPECT_TRUE(served_by(c));
+  EXPECT_TRUE(eventually([&] { return reserved() == 60 * kMiB && registry_->list().size() == 2; }));
+  // and to one that has no room beside it: requests wait.
+  auto d = model("d", 80);
+  d.aliases = {"default"};
+  Request running = ask("default");
+  loader(d).hold();
+  ASSERT_TRUE(registry_->apply({without, d}).ok());
+  EXPECT_TRUE(eventually([&] { return registry_->entry("default")->name == "d"; }));
+  Request waiting = ask("default");
+  loader(c).service()->finish_all();
+  EXPECT_TRUE(running.sink->wait());
+  EXPECT_FALSE(running.sink->error);
+  running.handle.reset();
+  ASSERT_TRUE(eventually([&] { return loader(d).loads() == 1; }));
+  EXPECT_EQ(waiting.sink->terminals, 0);
+  loader(d).let_go();
+  ASSERT_TRUE(becomes("d", ModelState::ready));
+  loader(d).service()->finish_all();
+  EXPECT_TRUE(waiting.sink->wait());
+  EXPECT_FALSE(waiting.sink->error);
+}
+
+TEST_F(RegistryTest, NothingIsEvictedInVain) {
+  auto a = model("a", 50);
+  auto b = model("b", 20, true);
+  auto c = model("c", 80, true);
+  make({a, b, c});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request using_a = ask("a");
+  Request used_b = ask("b");
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  used_b.handle.reset();
+  Request wants_c = ask("c");
+  ASSERT_TRUE(wants_c.sink->wait());
+  EXPECT_THAT(wants_c.sink->error->message, HasSubstr("needs 80.0 MiB"));
+  EXPECT_EQ(state("b"), ModelState::ready);
+  EXPECT_EQ(registry_->counts().evictions, 0u);
+  // Nor does a change that can never fit end what serves.
+  using_a.handle.reset();
+  ASSERT_TRUE(registry_->apply({model("a", 200), b, c}).ok());
+  ASSERT_TRUE(eventually([&] { return registry_->counts().failures == 2; }));
+  EXPECT_EQ(state("a"), ModelState::ready);
+  EXPECT_THAT(registry_->entry("a")->detail, HasSubstr("needs 200.0 MiB"));
+  EXPECT_EQ(registry_->counts().unloads, 0u);
+}
+
+TEST_F(RegistryTest, WhatAnOperatorUnloadsWhileItsChangeLoadsStaysUnloaded) {
+  auto a = model("a", 20);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  auto changed = model("a", 30);
+  loader(changed).hold();
+  ASSERT_TRUE(registry_->apply({changed}).ok());
+  ASSERT_TRUE(eventually([&] { return loader(changed).loads() == 1; }));
+  std::promise<Status> unloaded;
+  registry_->unload("a", [&](Status status) { unloaded.set_value(std::move(status)); });
+  std::this_thread::sleep_for(10ms);
+  loader(changed).let_go();
+  EXPECT_TRUE(unloaded.get_future().get().ok());
+  std::this_thread::sleep_for(20ms);
+  EXPECT_EQ(state("a"), ModelState::unloaded);
+  EXPECT_EQ(reserved(), 0u);
+  // Its change is what is loaded then.
+  EXPECT_TRUE(act(&Registry::load, "a").ok());
+  EXPECT_EQ(reserved(), 30 * kMiB);
+}
+
 TEST_F(RegistryTest, LettingGoOfALargeModelHoldsUpNobodyElse) {
   auto a = model("a", 60, true);
   auto b = model("b", 10, true);
@@ -1051,6 +1175,49 @@ TEST_F(RegistryTest, LettingGoOfAFailedLoadHoldsUpNoDecision) {
   EXPECT_THAT(request.sink->error->message, HasSubstr("broken"));
   EXPECT_EQ(reserved(), 0u);
   EXPECT_EQ(loader(a).releases(), 1);
+}
+
+TEST_F(RegistryTest, WhatNobodyWaitsForAnyMoreDoesNotWait) {
+  auto a = model("a", 10, true);
+  auto blocks = model("blocks", 10, true);
+  loader(blocks).hold();
+  make({a, blocks});
+  Request blocking = ask("blocks");
+  ASSERT_TRUE(eventually([&] { return loader(blocks).loads() == 1; }));
+  Request first = ask("a");
+  Request second = ask("a");
+  EXPECT_TRUE(registry_->entry("a")->in_use);
+  EXPECT_EQ((*registry_->find("a"))->stats().requests_waiting, 2u);
+  first.handle.reset();
+  EXPECT_EQ((*registry_->find("a"))->stats().requests_waiting, 1u);
+  EXPECT_EQ(first.sink.use_count(), 1) << "what it was to be told is kept";
+  second.handle.reset();
+  EXPECT_FALSE(registry_->entry("a")->in_use);
+  EXPECT_EQ((*registry_->find("a"))->stats().requests_waiting, 0u);
+  loader(blocks).let_go();
+  EXPECT_TRUE(becomes("blocks", ModelState::ready));
+  EXPECT_EQ(first.sink->terminals + second.sink->terminals, 0);
+}
+
+TEST_F(RegistryTest, AFullWaitingRoomIsOverloaded) {
+  auto a = model("a", 10, true);
+  loader(a).hold();
+  a.max_waiting = 2;
+  make({a});
+  Request first = ask("a");
+  Request second = ask("a");
+  Request third = ask("a");
+  ASSERT_TRUE(third.sink->wait());
+  EXPECT_EQ(third.sink->error->code, ErrorCode::overloaded);
+  EXPECT_GT(third.sink->error->retry_after_s, 0);
+  first.handle.reset();
+  Request fourth = ask("a");
+  loader(a).let_go();
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  loader(a).service()->finish_all();
+  EXPECT_TRUE(second.sink->wait());
+  EXPECT_TRUE(fourth.sink->wait());
+  EXPECT_FALSE(fourth.sink->error);
 }
 
 TEST_F(RegistryTest, ARequestForTokensEndsAtItsDeadlineToo) {
@@ -1349,8 +1516,8 @@ TEST_F(RegistryTest, AddedModelsLiveBesideTheList) {
   auto e = model("e", 10);
   e.aliases = {"d"};
   ASSERT_TRUE(registry_->apply({e}).ok());
-  EXPECT_EQ(registry_->entry("d")->name, "e");
-  EXPECT_EQ(registry_->list().size(), 1u);
+  EXPECT_TRUE(eventually([&] { return registry_->entry("d")->name == "e"; }));
+  EXPECT_TRUE(eventually([&] { return registry_->list().size() == 1; }));
 }
 
 TEST_F(RegistryTest, EndingAnswersWhoeverWaits) {
