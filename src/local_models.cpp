@@ -192,7 +192,7 @@ Result<registry::ModelLoader::Need> LocalModelLoader::need() {
   if (!least) return at(model_, least.error());
   const auto wanted = (*model)->plan(0);
   if (!wanted) return at(model_, wanted.error());
-  return Need{least->total, std::max(least->total, std::min(wanted->total, limit_))};
+  return Need{least->total, std::max(least->total, std::min(wanted->total, limit_.load()))};
 }
 
 Result<std::shared_ptr<inference::ModelService>> LocalModelLoader::load(std::shared_ptr<MemoryBudget::Account> account,
@@ -315,7 +315,7 @@ Result<PlannedModels> plan_models(const config::Config& config, const Machine& m
     }
     const Entry& entry = entries[next_local++];
     const auto& loader = entry.loader;
-    if (!model.settings.on_demand) loader->limit(shares[entry.share]);
+    if (!model.settings.on_demand) loader->set_limit(shares[entry.share]);
     Place place{model.name, model.settings.on_demand, model.settings.pin, 0, 0, entry.here};
     if (entry.here) {
       const auto need = loader->need();

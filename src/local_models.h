@@ -1,6 +1,7 @@
 // How the models of the configuration come into memory: the registry's loaders for models of this process.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -43,8 +44,8 @@ class LocalModelLoader final : public registry::ModelLoader {
   std::uint64_t kept_asleep() const override;
   void release() override;
 
-  // It wants no more than this, although there may be more.
-  void limit(std::uint64_t bytes) { limit_ = bytes; }
+  std::uint64_t limit() const override { return limit_; }
+  void set_limit(std::uint64_t bytes) override { limit_ = bytes; }
   const config::Model& model() const { return model_; }
   // Where its files are. Errors: not_found if they have yet to be fetched.
   Result<std::string> path() const;
@@ -57,7 +58,7 @@ class LocalModelLoader final : public registry::ModelLoader {
   const config::Model model_;
   const Machine machine_;
   const std::uint64_t borrowable_;
-  std::uint64_t limit_ = UINT64_MAX;
+  std::atomic<std::uint64_t> limit_{UINT64_MAX};
   std::unique_ptr<engine::LocalModel> opened_;
   mutable std::mutex mutex_;
   std::string fetched_;  // where the last fetch() found or put the files; guarded by mutex_

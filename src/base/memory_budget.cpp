@@ -62,6 +62,25 @@ void MemoryBudget::Account::shrink(std::uint64_t reserved) {
   budget_.given_back_.notify_all();
 }
 
+void MemoryBudget::Account::may_lend(std::uint64_t keep, std::uint64_t unit) {
+  std::lock_guard lock(budget_.mutex_);
+  keep_ = keep;
+  unit_ = unit;
+}
+
+void MemoryBudget::Account::lend(std::uint64_t reserved) {
+  std::lock_guard reclaim(reclaim_mutex_);
+  if (!reclaim_) return;  // nobody would give it back
+  std::lock_guard lock(budget_.mutex_);
+  const std::uint64_t least = std::max(reserved, keep_);
+  if (reserved_ <= least) return;
+  const std::uint64_t lent = (reserved_ - least) / unit_ * unit_;
+  reserved_ -= lent;
+  borrowed_ += lent;
+  budget_.reserved_ -= lent;
+  budget_.borrowed_ += lent;
+}
+
 void MemoryBudget::Account::on_reclaim(Reclaim reclaim) {
   std::lock_guard lock(reclaim_mutex_);
   reclaim_ = std::move(reclaim);

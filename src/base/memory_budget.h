@@ -39,6 +39,11 @@ class MemoryBudget {
     void give_back(std::uint64_t bytes);
     // Less than is reserved now.
     void shrink(std::uint64_t reserved);
+    // The owner can do with `keep` reserved bytes, and gives back the others, once they are borrowed, in units of
+    // `unit`.
+    void may_lend(std::uint64_t keep, std::uint64_t unit);
+    // What is reserved beyond `reserved` becomes borrowed, as far as the owner may lend it.
+    void lend(std::uint64_t reserved);
     // Asks the owner to give back borrowed bytes. `must`: they are wanted for a reservation, so that work in progress
     // has to yield; otherwise only what is kept in case it is useful. Called from any thread, must not block and must
     // not call the budget. An empty function ends it; it is not running when this returns.
@@ -52,7 +57,9 @@ class MemoryBudget {
     const std::string owner_;
     std::uint64_t reserved_ = 0;
     std::uint64_t borrowed_ = 0;
-    std::mutex reclaim_mutex_;
+    std::uint64_t keep_ = 0;
+    std::uint64_t unit_ = 1;
+    std::mutex reclaim_mutex_;  // before the budget's
     Reclaim reclaim_;
   };
 

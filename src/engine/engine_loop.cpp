@@ -75,6 +75,12 @@ EngineLoop::EngineLoop(EngineLoopOptions options, const SchedulerOptions& schedu
       inbox_(std::make_shared<Inbox>()) {
   publish_stats();
   if (options_.account != nullptr) {
+    if (scheduler.least_blocks > 0) {
+      const auto more =
+          static_cast<std::uint64_t>(scheduler.own_blocks - scheduler.least_blocks) * options_.block_bytes;
+      const std::uint64_t reserved = options_.account->reserved();
+      options_.account->may_lend(reserved - std::min(reserved, more), options_.block_bytes);
+    }
     options_.account->on_reclaim([inbox = inbox_](std::uint64_t bytes, bool must) {
       std::unique_lock lock(inbox->mutex);
       // Who asks again before anything has come asks for the same.
@@ -246,9 +252,11 @@ void EngineLoop::give_back() {
     must = std::exchange(inbox_->reclaim_must, 0);
   }
   if (spare == 0 && must == 0) return;
-  const auto blocks = [this](std::uint64_t bytes) {
-    return static_cast<int>(std::min<std::uint64_t>((bytes + options_.block_bytes - 1) / options_.block_bytes,
-                                                    static_cast<std::uint64_t>(scheduler_.pool().num_blocks())));
+  const std::uint64_t borrowed = options_.account->borrowed() / options_.block_bytes;
+  const auto blocks = [this, borrowed](std::uint64_t bytes) {
+    return static_cast<int>(
+        std::min<std::uint64_t>({(bytes + options_.block_bytes - 1) / options_.block_bytes, borrowed,
+                                 static_cast<std::uint64_t>(scheduler_.pool().num_blocks())}));
   };
   discarded_.clear();
   scheduler_.give_back(blocks(must), true, discarded_);

@@ -119,7 +119,8 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   parts.max_waiting = options_.max_waiting;
   parts.scheduler.num_blocks = memory.kv_most_blocks;
   parts.scheduler.own_blocks = memory.kv_blocks;
-  if (memory.kv_most_blocks > memory.kv_blocks) parts.account = std::move(account);
+  parts.scheduler.least_blocks = (memory.max_model_len + memory.block_size - 1) / memory.block_size;
+  if (!options_.kv_cache_bytes) parts.account = std::move(account);  // an explicit kv_cache neither grows nor shrinks
   parts.block_bytes = model::KvCache::bytes_per_block(decoder_->info(), memory.kv_dtype, memory.block_size);
   parts.scheduler.block_size = memory.block_size;
   parts.scheduler.max_model_len = memory.max_model_len;

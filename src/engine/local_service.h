@@ -85,7 +85,7 @@ struct LocalServiceParts {
   int vocab_size = 0;  // token ids that the model knows
   SchedulerOptions scheduler;
   int max_waiting = 1024;
-  std::shared_ptr<MemoryBudget::Account> account;  // lends memory for blocks beyond scheduler.own_blocks; null: nobody
+  std::shared_ptr<MemoryBudget::Account> account;  // lends memory for more blocks, or asks for some; null: nobody
   std::uint64_t block_bytes = 0;
   std::unique_ptr<ModelRunner> runner;
 };

@@ -11,6 +11,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
       pool_(options.num_blocks, options.block_size, options.own_blocks > 0 ? options.own_blocks : options.num_blocks),
       token_buffer_(static_cast<std::size_t>(options.block_size)) {
   if (options_.own_blocks <= 0) options_.own_blocks = options_.num_blocks;
+  if (options_.least_blocks <= 0) options_.least_blocks = options_.own_blocks;
   options_.max_num_batched_tokens = std::max(options_.max_num_batched_tokens, options_.max_num_seqs);
 }
 
@@ -159,7 +160,7 @@ void Scheduler::borrow(int blocks) {
 void Scheduler::give_back(int blocks, bool must, std::vector<BlockId>& gone) {
   const int present = pool_.num_blocks() - pool_.absent();
   const std::size_t wanted =
-      gone.size() + static_cast<std::size_t>(std::clamp(blocks, 0, present - options_.own_blocks));
+      gone.size() + static_cast<std::size_t>(std::clamp(blocks, 0, present - options_.least_blocks));
   const auto missing = [&] { return static_cast<int>(wanted - gone.size()); };
   pool_.shrink(missing(), gone);
   while (must && missing() > 0 && !running_.empty()) {

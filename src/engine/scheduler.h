@@ -25,7 +25,8 @@ class BlockLender {
 
 struct SchedulerOptions {
   int num_blocks = 0;                 // that there can ever be
-  int own_blocks = 0;                 // of them always there; enough for one sequence of max_model_len; 0: all
+  int own_blocks = 0;                 // of them there from the start; enough for one sequence of max_model_len; 0: all
+  int least_blocks = 0;               // of them never given back; as above; 0: own_blocks
   BlockLender* lender = nullptr;      // of the others
   int block_size = 16;                // tokens
   int max_model_len = 0;              // tokens of prompt + output

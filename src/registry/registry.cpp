@@ -783,6 +783,10 @@ Registry::Impl::ModelPtr Registry::Impl::define(ModelDefinition definition, bool
 void Registry::Impl::adopt(const ModelPtr& model, ModelDefinition definition) {
   const bool was_on_demand = model->definition.on_demand;
   const bool on_demand = definition.on_demand;
+  // A model of the new list may need what this one has beyond its new share.
+  const std::uint64_t limit = definition.loader->limit();
+  model->definition.loader->set_limit(limit);
+  if (const Account account = serves(*model) ? model->account.lock() : nullptr) account->lend(limit);
   definition.loader = model->definition.loader;
   model->next.reset();
   {

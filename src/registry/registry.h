@@ -17,8 +17,8 @@
 
 namespace xgen::registry {
 
-// How one model comes into memory. Called from one thread at a time, fetch() and release() excepted; main makes one for
-// each model.
+// How one model comes into memory. Called from one thread at a time, fetch(), release() and its limit excepted; main
+// makes one for each model.
 class ModelLoader {
  public:
   virtual ~ModelLoader() = default;
@@ -41,6 +41,9 @@ class ModelLoader {
   // called from one thread at a time; it throws where the load is not wanted any more, which should end it.
   virtual Result<std::shared_ptr<inference::ModelService>> load(std::shared_ptr<MemoryBudget::Account> account,
                                                                 const std::function<void(double)>& progress) = 0;
+  // Bytes that it may have at most, by a plan for all models: a later load wants no more.
+  virtual std::uint64_t limit() const { return UINT64_MAX; }
+  virtual void set_limit(std::uint64_t /*bytes*/) {}
   // Bytes that stay reserved while the model sleeps (its weights); 0 if it cannot sleep.
   virtual std::uint64_t kept_asleep() const { return 0; }
   // The service is gone and the model does not sleep: lets go of what a later load can read again.

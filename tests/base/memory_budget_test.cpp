@@ -42,6 +42,26 @@ TEST(MemoryBudget, WhatIsNotReservedMayBeBorrowed) {
   EXPECT_TRUE(a->borrow(10));
 }
 
+TEST(MemoryBudget, WhatIsReservedMayBecomeBorrowed) {
+  MemoryBudget budget(100);
+  const auto a = *budget.reserve("a", 80, 0ms);
+  a->lend(20);
+  EXPECT_EQ(a->reserved(), 80u) << "nobody would give it back";
+  a->may_lend(45, 10);
+  a->on_reclaim([](std::uint64_t, bool) {});
+  a->lend(90);
+  EXPECT_EQ(a->reserved(), 80u);
+  a->lend(20);
+  EXPECT_EQ(a->reserved(), 50u);
+  EXPECT_EQ(a->borrowed(), 30u);
+  EXPECT_EQ(budget.unreserved(), 50u);
+  EXPECT_FALSE(budget.reserve("b", 50, 0ms).ok()) << "it has it still";
+  std::thread giver;
+  a->on_reclaim([&](std::uint64_t bytes, bool) { giver = std::thread([&a, bytes] { a->give_back(bytes); }); });
+  EXPECT_TRUE(budget.reserve("b", 50, 5s).ok());
+  giver.join();
+}
+
 TEST(MemoryBudget, AReservationGetsBorrowedBytesBack) {
   MemoryBudget budget(100);
   const auto a = *budget.reserve("a", 10, 0ms);

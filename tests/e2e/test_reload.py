@@ -166,3 +166,15 @@ def test_a_hangup_while_the_server_ends_cuts_nothing_off(tmp_path):
         assert list(story)[-1]["choices"][0]["finish_reason"] == "length"
         assert server.wait() == 0
         assert "not reloaded; the server is ending" in server.output()
+
+
+def test_a_model_that_is_added_gets_the_share_that_was_planned(tmp_path):
+    with Process("--config", write(tmp_path, [demo("a")], memory={"host": "70MiB"})) as server:
+        alone = states(server)["a"]["reserved_bytes"]
+        with Traffic(server, ["a"]):
+            write(tmp_path, [demo("a"), demo("b")], memory={"host": "70MiB"})
+            eventually(lambda: states(server).get("b", {}).get("state") == "ready")
+            now = states(server)
+            assert now["a"]["reserved_bytes"] < alone
+            assert sum(each["reserved_bytes"] + each["borrowed_bytes"] for each in now.values()) <= 70 << 20
+        assert "evicting" not in server.output()

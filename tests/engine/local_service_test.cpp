@@ -572,11 +572,12 @@ TEST(LocalService, ARunnerThatThrowsFailsTheModelAndNotTheProcess) {
 
 // An engine that borrows, with a budget whose rest somebody else wants.
 struct Borrower {
-  explicit Borrower(std::unique_ptr<ModelRunner> runner) {
-    account = *budget.reserve("model", 800, std::chrono::milliseconds(0));
+  explicit Borrower(std::unique_ptr<ModelRunner> runner, int own = 8, int least = 0) {
+    account = *budget.reserve("model", static_cast<std::uint64_t>(own) * 100, std::chrono::milliseconds(0));
     LocalServiceParts parts = parts_with(std::move(runner));
     parts.scheduler.num_blocks = 40;
-    parts.scheduler.own_blocks = 8;
+    parts.scheduler.own_blocks = own;
+    parts.scheduler.least_blocks = least;
     parts.scheduler.block_size = 16;
     parts.scheduler.max_model_len = 128;
     parts.account = account;
@@ -659,6 +660,26 @@ TEST(LocalService, GivesBackWhatIsWantedOnceHoweverOftenItIsAskedFor) {
   }
   EXPECT_TRUE(given);
   EXPECT_GE(b.account->borrowed(), borrowed - 400);
+}
+
+// A model whose share has become smaller.
+TEST(LocalService, GivesBackWhatWasItsOwnWhenItIsLent) {
+  Borrower b(std::make_unique<ScriptedRunner>(spell(std::string(60, 'q'))), 38, 8);
+  const auto one = [&](char letter) {
+    auto sink = std::make_shared<Collector>();
+    const auto handle = b.service->generate_async(ask(std::string(40, letter)), sink);
+    return sink->wait() && !sink->error;
+  };
+  for (char letter = 'a'; letter < 'f'; ++letter) EXPECT_TRUE(one(letter));
+  EXPECT_FALSE(b.budget.reserve("other", 2000, std::chrono::milliseconds(0)).ok());
+  b.account->lend(0);
+  EXPECT_EQ(b.account->reserved(), 800u);
+  const auto other = b.budget.reserve("other", 3100, std::chrono::seconds(10));
+  ASSERT_TRUE(other.ok()) << other.error().message;
+  EXPECT_LE(b.account->borrowed(), 100u);
+  // What is left is enough for any one request.
+  EXPECT_EQ(b.service->stats().kv_blocks, 40u);
+  EXPECT_TRUE(one('x'));
 }
 
 TEST(LocalService, NothingOfAStepThatWentWrongIsSent) {

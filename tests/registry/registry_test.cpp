@@ -119,6 +119,7 @@ class FakeLoader final : public ModelLoader {
     std::unique_lock lock(mutex_);
     ++loads_;
     reserved_ = account->reserved();
+    account_ = account;
     may_load_.wait(lock, [this] { return !held_; });
     if (std::exchange(reports_again_, false)) {
       ended_early_ = true;
@@ -133,6 +134,9 @@ class FakeLoader final : public ModelLoader {
     return std::shared_ptr<inference::ModelService>(std::move(service));
   }
   std::uint64_t kept_asleep() const override { return asleep_; }
+  std::uint64_t limit() const override { return limit_; }
+  void set_limit(std::uint64_t bytes) override { limit_ = bytes; }
+  std::shared_ptr<MemoryBudget::Account> account() { return account_.lock(); }
   void release() override {
     const Alone alone(*this, false);
     std::unique_lock lock(mutex_);
@@ -268,6 +272,8 @@ class FakeLoader final : public ModelLoader {
   std::atomic<int> fetched_{0};
   std::atomic<int> fetching_{0};
   std::atomic<std::uint64_t> asleep_{0};
+  std::atomic<std::uint64_t> limit_{UINT64_MAX};
+  std::weak_ptr<MemoryBudget::Account> account_;
   std::atomic<int> loads_{0};
   std::atomic<int> releases_{0};
   std::atomic<std::uint64_t> reserved_{0};
@@ -1057,6 +1063,31 @@ TEST_F(RegistryTest, ANameThatPassesOnIsServedThroughout) {
   loader(d).service()->finish_all();
   EXPECT_TRUE(waiting.sink->wait());
   EXPECT_FALSE(waiting.sink->error);
+}
+
+// By the plan of the new list both fit; what one has beyond its share it has to give back.
+TEST_F(RegistryTest, AReloadTakesFromOneModelWhatAnotherNeeds) {
+  auto a = model("a", 30);
+  a.loader = std::make_shared<FakeLoader>(30 * kMiB, 90 * kMiB);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  EXPECT_EQ(reserved(), 90 * kMiB);
+  const Request using_it = ask("a");
+  const auto account = loader(a).account();
+  account->may_lend(30 * kMiB, kMiB);
+  std::jthread giver;
+  account->on_reclaim([&](std::uint64_t bytes, bool must) {
+    EXPECT_TRUE(must);
+    giver = std::jthread([account, bytes] { account->give_back(bytes); });
+  });
+  auto same = model("a", 30);
+  loader(same).set_limit(50 * kMiB);
+  ASSERT_TRUE(registry_->apply({same, model("b", 50)}).ok());
+  EXPECT_TRUE(becomes("b", ModelState::ready)) << registry_->entry("b")->detail;
+  EXPECT_EQ(registry_->entry("a")->reserved, 50 * kMiB);
+  EXPECT_EQ(registry_->entry("a")->borrowed, 0u);
+  EXPECT_EQ(loader(a).limit(), 50 * kMiB);
+  account->on_reclaim({});
 }
 
 TEST_F(RegistryTest, NothingIsEvictedInVain) {
