@@ -39,13 +39,13 @@ Balancer::Replica* Balancer::find(std::string_view name) {
   return nullptr;
 }
 
-bool Balancer::may_take(const Replica& replica, Time now) const {
-  if (!replica.state.healthy) return false;
-  if (!replica.state.open) return true;
-  return now >= replica.open_until && !replica.probing;
+bool Balancer::is_shut(const Replica& replica, Time now) {
+  return replica.state.open && (now < replica.open_until || replica.probing);
 }
 
-double Balancer::work(const Replica& replica) const {
+bool Balancer::may_take(const Replica& replica, Time now) { return replica.state.healthy && !is_shut(replica, now); }
+
+double Balancer::work(const Replica& replica) {
   return static_cast<double>(replica.pending) + kRunningWork * replica.state.in_flight + replica.foreign;
 }
 
@@ -78,18 +78,24 @@ std::optional<Balancer::Pick> Balancer::pick(std::span<const std::uint64_t> chun
     matched = match;
   }
   if (best == nullptr) return std::nullopt;
-  if (best->state.open) best->probing = true;
+  best->probing = best->state.open;
   ++best->state.in_flight;
   ++best->state.sent;
   best->state.chunks += chunks.size();
   best->state.matched_chunks += matched;
   best->pending += chunks.size() - matched;
   best->index.add(chunks);
-  return Pick{best->state.name, matched};
+  return Pick{best->state.name, chunks.size() - matched, now, best->probing};
 }
 
-void Balancer::answered(std::string_view name, std::size_t unmatched) {
-  if (Replica* replica = find(name)) replica->pending -= std::min(replica->pending, unmatched);
+void Balancer::answered(Pick& pick, Time now) {
+  Replica* replica = find(pick.name);
+  if (replica == nullptr) return;
+  replica->pending -= std::min(replica->pending, std::exchange(pick.unmatched, 0));
+  ++replica->answering;
+  replica->last_answer = now;
+  pick.answered = true;
+  if (std::exchange(pick.probe, false)) close(*replica);
 }
 
 double Balancer::failed_share(const Replica& replica) {
@@ -98,13 +104,16 @@ double Balancer::failed_share(const Replica& replica) {
   return static_cast<double>(failed) / static_cast<double>(std::max<std::size_t>(1, replica.outcomes.size()));
 }
 
-bool Balancer::is_outlier(const Replica& replica) const {
-  if (replica.outcomes.size() < static_cast<std::size_t>(options_.min_outcomes)) return false;
-  if (failed_share(replica) <= options_.max_failed_share) return false;
+bool Balancer::another_does_well(const Replica& replica) const {
   return std::any_of(replicas_.begin(), replicas_.end(), [&](const Replica& other) {
-    return &other != &replica && other.state.healthy && !other.state.open &&
+    return &other != &replica && other.state.healthy && !other.state.open && other.failures_in_a_row == 0 &&
            failed_share(other) <= options_.max_failed_share;
   });
+}
+
+bool Balancer::seems_hung(const Replica& replica, const Pick& pick, Outcome outcome, Time now) const {
+  if (outcome == Outcome::cancelled && now - pick.sent < options_.patience) return false;
+  return replica.answering == 0 && replica.last_answer < pick.sent;  // so it has not answered this one either
 }
 
 void Balancer::open(Replica& replica, Time now) {
@@ -119,29 +128,42 @@ void Balancer::open(Replica& replica, Time now) {
   ++replica.state.ejections;
 }
 
-void Balancer::ended(std::string_view name, std::size_t unmatched, Outcome outcome, Time now) {
-  Replica* replica = find(name);
-  if (replica == nullptr) return;
-  replica->pending -= std::min(replica->pending, unmatched);
+void Balancer::close(Replica& replica) {
+  replica.state.open = false;
+  replica.probing = false;
+  replica.failures_in_a_row = 0;
+}
+
+bool Balancer::ended(const Pick& pick, Outcome outcome, Time now) {
+  Replica* replica = find(pick.name);
+  if (replica == nullptr) return false;
+  replica->pending -= std::min(replica->pending, pick.unmatched);
   replica->state.in_flight = std::max(0, replica->state.in_flight - 1);
-  const bool probe = std::exchange(replica->probing, false);
-  if (outcome == Outcome::neutral) return;
-  if (outcome == Outcome::good) {
-    replica->failures_in_a_row = 0;
-    if (probe || replica->state.open) replica->state.open = false;
-  } else {
-    ++replica->state.failures;
-    ++replica->failures_in_a_row;
+  if (pick.answered) replica->answering = std::max(0, replica->answering - 1);
+  if (outcome == Outcome::timed_out || outcome == Outcome::cancelled)
+    outcome = seems_hung(*replica, pick, outcome, now) ? Outcome::doubtful : Outcome::neutral;
+  const bool failed = outcome == Outcome::failed || outcome == Outcome::doubtful;
+  if (failed) ++replica->state.failures;
+  if (replica->state.open) {
+    // What was sent before it opened says nothing of how the replica is now.
+    if (!pick.probe) return failed;
+    replica->probing = false;
+    if (outcome == Outcome::good) close(*replica);
+    if (outcome == Outcome::failed || (failed && another_does_well(*replica))) open(*replica, now);
+    return failed;
   }
+  if (outcome == Outcome::neutral) return false;
+  replica->failures_in_a_row = failed ? replica->failures_in_a_row + 1 : 0;
   std::erase_if(replica->outcomes, [&](const auto& each) { return each.first + options_.window < now; });
   if (replica->outcomes.size() >= kMaxOutcomes) replica->outcomes.erase(replica->outcomes.begin());
-  replica->outcomes.emplace_back(now, outcome == Outcome::failed);
-  if (outcome == Outcome::good) return;
-  if (replica->state.open) {
-    if (probe) open(*replica, now);
-  } else if (replica->failures_in_a_row >= options_.max_failures || is_outlier(*replica)) {
+  replica->outcomes.emplace_back(now, failed);
+  if (!failed) return false;
+  const bool in_a_row = replica->failures_in_a_row >= options_.max_failures;
+  const bool mostly = replica->outcomes.size() >= static_cast<std::size_t>(options_.min_outcomes) &&
+                      failed_share(*replica) > options_.max_failed_share;
+  if ((in_a_row && outcome == Outcome::failed) || ((in_a_row || mostly) && another_does_well(*replica)))
     open(*replica, now);
-  }
+  return true;
 }
 
 void Balancer::rest(std::string_view name, Time until) {
@@ -169,7 +191,7 @@ std::vector<inference::ReplicaState> Balancer::states(Time now) const {
   std::vector<inference::ReplicaState> out;
   for (const Replica& each : replicas_) {
     inference::ReplicaState state = each.state;
-    state.open = state.open && now < each.open_until;
+    state.open = is_shut(each, now);
     out.push_back(std::move(state));
   }
   return out;

@@ -21,14 +21,16 @@ constexpr std::chrono::seconds kRest{1};  // of a replica that had no room, if i
 Outcome outcome_of(const Error& error) {
   switch (error.code) {
     case ErrorCode::unavailable:
-    case ErrorCode::internal:
       return Outcome::failed;
-    case ErrorCode::overloaded:
+    case ErrorCode::internal:
+      return Outcome::doubtful;
     case ErrorCode::timeout:
+      return Outcome::timed_out;
     case ErrorCode::cancelled:
-      return Outcome::neutral;
+      return Outcome::cancelled;
     default:
-      return Outcome::good;
+      // Also a refusal: it may come from this side, before the replica has heard anything.
+      return Outcome::neutral;
   }
 }
 
@@ -46,16 +48,15 @@ class GatewayService::State {
 
   struct Picked {
     Service service;
-    std::string name;
-    std::size_t unmatched = 0;
+    Balancer::Pick pick;
   };
   // Errors: unavailable, with when to try again.
   Result<Picked> pick(std::span<const std::uint64_t> chunks, const std::set<std::string>& tried);
-  void answered(const Picked& picked) {
+  void answered(Picked& picked) {
     std::lock_guard lock(mutex_);
-    if (is_there(picked)) balancer_.answered(picked.name, picked.unmatched);
+    if (is_there(picked)) balancer_.answered(picked.pick, Clock::now());
   }
-  void ended(const Picked& picked, bool answered, Outcome outcome, const Error* error);
+  void ended(const Picked& picked, Outcome outcome, const Error* error);
 
   std::vector<Service> services() const {
     std::lock_guard lock(mutex_);
@@ -78,7 +79,7 @@ class GatewayService::State {
   std::vector<Service> take_gone();
   // Whether what was picked is still the replica of its name.
   bool is_there(const Picked& picked) const {
-    const auto found = services_.find(picked.name);
+    const auto found = services_.find(picked.pick.name);
     return found != services_.end() && found->second == picked.service;
   }
 
@@ -166,8 +167,10 @@ Result<GatewayService::State::Picked> GatewayService::State::pick(std::span<cons
   std::vector<Service> gone;  // let go of without the lock
   std::lock_guard lock(mutex_);
   gone = refresh(now);
-  if (const auto pick = balancer_.pick(chunks, tried, now))
-    return Picked{services_.at(pick->name), pick->name, chunks.size() - pick->matched};
+  if (auto pick = balancer_.pick(chunks, tried, now)) {
+    Service service = services_.at(pick->name);
+    return Picked{std::move(service), *std::move(pick)};
+  }
   Error error =
       make_error(ErrorCode::unavailable,
                  "No replica of the model '" + options_.model + "' " +
@@ -175,23 +178,26 @@ Result<GatewayService::State::Picked> GatewayService::State::pick(std::span<cons
                                         : "can be reached (" + std::to_string(services_.size()) + " are known)."),
                  "model");
   const auto chance = balancer_.next_chance(now);
-  error.retry_after_s = 1;
-  if (chance) error.retry_after_s = static_cast<int>(std::chrono::ceil<std::chrono::seconds>(*chance - now).count());
+  const Time when = chance.value_or(now);  // may be past, while a probe is under way
+  error.retry_after_s = std::max(1, static_cast<int>(std::chrono::ceil<std::chrono::seconds>(when - now).count()));
   return error;
 }
 
-void GatewayService::State::ended(const Picked& picked, bool answered, Outcome outcome, const Error* error) {
+void GatewayService::State::ended(const Picked& picked, Outcome outcome, const Error* error) {
   const Time now = Clock::now();
+  bool failed = outcome == Outcome::failed || outcome == Outcome::doubtful;
   std::lock_guard lock(mutex_);
   if (is_there(picked)) {
-    balancer_.ended(picked.name, answered ? 0 : picked.unmatched, outcome, now);
+    failed = balancer_.ended(picked.pick, outcome, now);
     if (error != nullptr && error->code == ErrorCode::overloaded)
-      balancer_.rest(picked.name, now + std::max(std::chrono::seconds(error->retry_after_s), kRest));
+      balancer_.rest(picked.pick.name, now + std::max(std::chrono::seconds(error->retry_after_s), kRest));
   }
-  if (error != nullptr && outcome == Outcome::failed)
-    log::warn(
-        "gateway", "a replica failed a request",
-        {{"model", options_.model}, {"replica", picked.name}, {"reason", error->message.substr(0, log::kMaxQuoted)}});
+  if (failed)
+    log::warn("gateway", "a replica failed a request",
+              {{"model", options_.model},
+               {"replica", picked.pick.name},
+               {"reason", error != nullptr ? error->message.substr(0, log::kMaxQuoted)
+                                           : std::string("It gave no token for as long as its client waited.")}});
 }
 
 class GatewayService::GenerateRoute final : public inference::Route {
@@ -201,27 +207,24 @@ class GatewayService::GenerateRoute final : public inference::Route {
 
   Result<Service> next(const Error* failure) override {
     if (failure != nullptr) {
-      state_->ended(*std::exchange(picked_, std::nullopt), false, outcome_of(*failure), failure);
+      state_->ended(*std::exchange(picked_, std::nullopt), outcome_of(*failure), failure);
       if (!inference::another_may_do(*failure) || static_cast<int>(tried_.size()) >= state_->options().max_attempts ||
           (deadline_ && Clock::now() >= *deadline_))
         return *failure;
     }
     auto picked = state_->pick(chunks_, tried_);
     if (!picked) return failure != nullptr ? *failure : std::move(picked).error();
-    tried_.insert(picked->name);
+    tried_.insert(picked->pick.name);
     picked_ = *std::move(picked);
     return picked_->service;
   }
-  void on_answer() override {
-    answered_ = true;
-    state_->answered(*picked_);
-  }
+  void on_answer() override { state_->answered(*picked_); }
   void on_end(End end, const Error* failure) override {
     if (!picked_) return;
     const Outcome outcome = end == End::finished    ? Outcome::good
-                            : end == End::cancelled ? Outcome::neutral
+                            : end == End::cancelled ? Outcome::cancelled
                                                     : outcome_of(*failure);
-    state_->ended(*picked_, answered_, outcome, failure);
+    state_->ended(*picked_, outcome, failure);
   }
 
  private:
@@ -230,7 +233,6 @@ class GatewayService::GenerateRoute final : public inference::Route {
   const std::optional<Time> deadline_;
   std::set<std::string> tried_;
   std::optional<State::Picked> picked_;
-  bool answered_ = false;
 };
 
 GatewayService::GatewayService(GatewayOptions options, ReplicaFactory factory, const std::vector<std::string>& replicas)
@@ -247,21 +249,22 @@ std::unique_ptr<inference::RequestHandle> GatewayService::generate_async(inferen
   return inference::generate_with_failover(std::move(request), std::move(sink), std::move(route));
 }
 
-// Asks one replica after the other, as far as their faults are their own. `ask` may be called several times.
+// Asks one replica after the other, as far as their faults are their own. `ask` may be called several times; `failure`
+// is that of the replica before.
 template <class T>
 void GatewayService::ask_one(std::shared_ptr<State> state, Ask<T> ask, std::function<void(Result<T>)> done,
-                             std::set<std::string> tried) {
+                             std::set<std::string> tried, std::optional<Error> failure) {
   auto picked = state->pick({}, tried);
-  if (!picked) return done(std::move(picked).error());
-  tried.insert(picked->name);
+  if (!picked) return done(failure ? *std::move(failure) : std::move(picked).error());
+  tried.insert(picked->pick.name);
   const Service service = picked->service;
   ask(*service, [state, ask, done = std::move(done), tried = std::move(tried),
                  picked = *std::move(picked)](Result<T> result) mutable {
     const Error* error = result ? nullptr : &result.error();
-    state->ended(picked, true, error == nullptr ? Outcome::good : outcome_of(*error), error);
+    state->ended(picked, error == nullptr ? Outcome::good : outcome_of(*error), error);
     if (error != nullptr && inference::another_may_do(*error) &&
         static_cast<int>(tried.size()) < state->options().max_attempts)
-      return ask_one<T>(std::move(state), std::move(ask), std::move(done), std::move(tried));
+      return ask_one<T>(std::move(state), std::move(ask), std::move(done), std::move(tried), *error);
     done(std::move(result));
   });
 }

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -55,7 +56,7 @@ class GatewayService final : public inference::ModelService {
   using Ask = std::function<void(inference::ModelService&, std::function<void(Result<T>)>)>;
   template <class T>
   static void ask_one(std::shared_ptr<State> state, Ask<T> ask, std::function<void(Result<T>)> done,
-                      std::set<std::string> tried);
+                      std::set<std::string> tried, std::optional<Error> failure = std::nullopt);
 
   const std::shared_ptr<State> state_;
 };

@@ -27,56 +27,56 @@ std::vector<std::string> one_family(std::vector<std::string> found, const std::v
 }  // namespace
 
 AddressWatch::AddressWatch(AddressOptions options, http::Client& client, Found found)
-    : options_(std::move(options)), client_(client), found_(std::move(found)) {}
+    : options_(std::move(options)), client_(client), found_(std::move(found)) {
+  for (const http::Url& each : options_.urls) names_.try_emplace(each.host);
+}
 
-void AddressWatch::look() {
-  std::set<std::string> hosts;
-  for (const http::Url& each : options_.urls) hosts.insert(each.host);
-  {
-    std::lock_guard lock(mutex_);
-    awaited_ = hosts.size();
-  }
-  for (const std::string& host : hosts) {
-    auto done = [weak = weak_from_this(), host](http::Client::Addresses addresses) {
-      if (const auto self = weak.lock()) self->take(host, std::move(addresses));
-    };
-    if (options_.resolve)
-      options_.resolve(host, std::move(done));
-    else
-      client_.resolve(host, std::move(done));
-  }
+void AddressWatch::start() {
+  for (const auto& each : names_) look(each.first);
+}
+
+void AddressWatch::look(const std::string& host) {
+  auto done = [weak = weak_from_this(), host](http::Client::Addresses addresses) {
+    if (const auto self = weak.lock()) self->take(host, std::move(addresses));
+  };
+  if (options_.resolve)
+    options_.resolve(host, std::move(done));
+  else
+    client_.resolve(host, std::move(done));
 }
 
 void AddressWatch::take(const std::string& host, http::Client::Addresses addresses) {
-  std::unique_lock lock(mutex_);
-  std::vector<std::string>& known = known_[host];
+  std::lock_guard lock(mutex_);
+  Name& name = names_.at(host);
+  name.answered = true;
   std::string fault;
   if (addresses) {
-    known = one_family(*std::move(addresses), known);
+    name.addresses = one_family(*std::move(addresses), name.addresses);
   } else {
     fault = addresses.error().message;
-    if (addresses.error().code == ErrorCode::not_found) known.clear();
+    if (addresses.error().code == ErrorCode::not_found) name.addresses.clear();
   }
-  if (!fault.empty() && fault != faults_[host])
+  if (!fault.empty() && fault != name.fault)
     log::warn("remote", "a name is not found", {{"model", options_.model}, {"reason", fault}});
-  faults_[host] = fault;
-  if (--awaited_ > 0) return;
+  name.fault = std::move(fault);
   std::vector<http::Url> now = list();
-  const bool changed = !std::exchange(told_, true) || now != last_;
+  name.timer = client_.after(now.empty() ? std::min(options_.interval, kSoon) : options_.interval,
+                             [weak = weak_from_this(), host] {
+                               if (const auto self = weak.lock()) self->look(host);
+                             });
+  const bool all_answered =
+      std::all_of(names_.begin(), names_.end(), [](const auto& each) { return each.second.answered; });
+  if (now == last_ && (told_ || !all_answered)) return;
+  told_ = true;
   last_ = now;
-  timer_ =
-      client_.after(now.empty() ? std::min(options_.interval, kSoon) : options_.interval, [weak = weak_from_this()] {
-        if (const auto self = weak.lock()) self->look();
-      });
-  lock.unlock();
-  if (changed) found_(std::move(now));
+  found_(std::move(now));
 }
 
 std::vector<http::Url> AddressWatch::list() {
   std::vector<http::Url> all;
   std::set<std::string> names;
   for (const http::Url& url : options_.urls) {
-    for (const std::string& address : known_[url.host]) {
+    for (const std::string& address : names_.at(url.host).addresses) {
       http::Url one = url;
       one.address = address;
       if (names.insert(replica_name(one)).second) all.push_back(std::move(one));

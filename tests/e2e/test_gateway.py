@@ -1,5 +1,6 @@
 """Several replicas of one model behind one server, all of them real processes."""
 import concurrent.futures
+import http.server
 import json
 import signal
 import threading
@@ -103,6 +104,44 @@ def test_without_replicas_clients_are_told_when_to_come_again_and_a_new_one_is_f
             assert httpx.get(front.url + "/health/live").status_code == 200
             with Scripted(port=int(a.url.rsplit(":", 1)[1])):
                 eventually(lambda: front.post("/v1/completions", {"model": "m", "prompt": "say x"}).status_code == 200)
+
+
+def test_a_request_is_sent_to_as_many_replicas_as_it_may_be(tmp_path):
+    with Scripted() as a, Scripted() as b, Scripted() as c:
+        path = gateway(tmp_path, [a.url, b.url, c.url], model="scripted", max_attempts=2)
+        with Process("--config", path) as front:
+            assert front.post("/v1/completions", {"model": "m", "prompt": "error 9"}).status_code == 500
+            replicas = front.get("/admin/models").json()["models"][0]["replicas"]
+            assert sorted(each["failures"] for each in replicas) == [0, 1, 1]
+
+
+def test_a_replica_that_is_well_but_answers_no_request_goes_out(tmp_path):
+    done = threading.Event()
+
+    class Hung(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "scripted"}]}')
+
+        def do_POST(self):
+            done.wait()
+
+        def log_message(self, *_):
+            pass
+
+    with Scripted() as well, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hung) as hung:
+        threading.Thread(target=hung.serve_forever, daemon=True).start()
+        urls = [f"http://127.0.0.1:{hung.server_port}/v1", well.url + "/v1"]
+        path = write(tmp_path, [{"name": "m", "engine": "openai", "urls": urls, "model": "scripted", "balance": "round_robin"}],
+                     server={"request_timeout": "400ms"})
+        with Process("--config", path) as front:
+            answers = [front.post("/v1/completions", {"model": "m", "prompt": "say x"}).status_code for _ in range(10)]
+            assert sorted(answers) == [200] * 5 + [408] * 5
+            replicas = front.get("/admin/models").json()["models"][0]["replicas"]
+            assert {each["url"]: each["ejections"] for each in replicas} == {urls[0]: 1, urls[1]: 0}
+        done.set()
+        hung.shutdown()
 
 
 def test_load_that_others_bring_counts(tmp_path):

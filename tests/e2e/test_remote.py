@@ -253,6 +253,45 @@ def test_a_key_is_sent_from_a_file(tmp_path):
     assert seen == [("Bearer sk-test-1234", "blue")]
 
 
+def test_what_the_configuration_says_of_calls_holds_for_them(tmp_path):
+    (tmp_path / "ca.pem").write_text("nothing to trust")
+
+    def begin_an_answer(server, kept):
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:  # the test is over
+                return
+            kept.append(connection)
+            connection.recv(1 << 16)
+            event = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
+            connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {json.dumps(event)}\n\n".encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as begins:
+        silent_at, begins_at = (f"127.0.0.1:{each.getsockname()[1]}" for each in (silent, begins))  # the kernel takes the connections
+        threading.Thread(target=begin_an_answer, args=(begins, []), daemon=True).start()
+        models = [remote("connect", f"https://{silent_at}", connect_timeout="100ms", health_interval=0),
+                  remote("first", f"http://{silent_at}", first_byte_timeout="100ms", health_interval=0),
+                  remote("idle", f"http://{begins_at}", idle_timeout="100ms", health_interval=0),
+                  remote("trust", f"https://{silent_at}", ca_file="ca.pem", health_interval=0)]
+        with Process("--config", write(tmp_path, models)) as front:
+            for name, words in [("connect", "no TLS connection within connect_timeout"), ("first", "no answer within first_byte_timeout"),
+                                ("idle", "nothing more of the answer within idle_timeout"), ("trust", f"ca_file {tmp_path}/ca.pem")]:
+                # Sooner than by the shortest of the defaults.
+                answer = httpx.post(front.url + "/v1/chat/completions", json=dict(chat("x"), model=name), timeout=4)
+                assert answer.status_code in (500, 503) and words in answer.json()["error"]["message"], answer.text
+
+
+def test_more_requests_than_a_remote_model_may_have_are_refused(tmp_path):
+    with Scripted(step_us=20_000) as upstream, \
+            Process("--config", write(tmp_path, [remote("m", upstream.url, model="scripted", max_requests=1)])) as front:
+        stream = lines_of(front, chat("tok", max_tokens=1000))
+        next(stream)
+        assert front.post("/v1/chat/completions", chat("say x")).status_code == 429
+        stream.close()
+        eventually(lambda: front.post("/v1/chat/completions", chat("say x")).status_code == 200)
+
+
 def test_check_shows_remote_models(tmp_path):
     models = [remote("big", "http://vllm-0:8000", model="org/Big"), {"name": "demo", "source": "builtin:xgen-demo"}]
     done = run("check", "--config", write(tmp_path, models))

@@ -21,10 +21,10 @@ std::vector<std::uint64_t> chunks(std::uint64_t conversation, std::size_t count)
 
 // Sends one request and ends it well.
 std::string send(Balancer& balancer, const std::vector<std::uint64_t>& prompt, Time now = kStart) {
-  const auto pick = balancer.pick(prompt, {}, now);
+  auto pick = balancer.pick(prompt, {}, now);
   if (!pick) return "";
-  balancer.answered(pick->name, prompt.size() - pick->matched);
-  balancer.ended(pick->name, 0, Outcome::good, now);
+  balancer.answered(*pick, now);
+  balancer.ended(*pick, Outcome::good, now);
   return pick->name;
 }
 
@@ -34,7 +34,7 @@ TEST(Balancer, RequestsInFlightCount) {
   std::map<std::string, int> sent;
   for (int i = 0; i < 30; ++i) ++sent[balancer.pick({}, {}, kStart)->name];
   EXPECT_EQ(sent, (std::map<std::string, int>{{"a", 10}, {"b", 10}, {"c", 10}}));
-  for (int i = 0; i < 5; ++i) balancer.ended("b", 0, Outcome::good, kStart);
+  for (int i = 0; i < 5; ++i) balancer.ended({"b"}, Outcome::good, kStart);
   for (int i = 0; i < 5; ++i) EXPECT_EQ(balancer.pick({}, {}, kStart)->name, "b");
 }
 
@@ -116,15 +116,35 @@ TEST(Balancer, WhatDoesNotAnswerItsHealthCheckGetsNothing) {
   EXPECT_EQ(send(balancer, {}), "a");
 }
 
+// Sends a request to this replica, whatever the others have to do.
+Balancer::Pick send_to(Balancer& balancer, const std::string& name, Time now = kStart) {
+  std::set<std::string> others;
+  for (const auto& each : balancer.states(now))
+    if (each.name != name) others.insert(each.name);
+  const auto pick = balancer.pick({}, others, now);
+  EXPECT_TRUE(pick.has_value()) << name;
+  return pick.value_or(Balancer::Pick{});
+}
+// One that ends like this.
+void end_at(Balancer& balancer, const std::string& name, Outcome outcome, Time now = kStart) {
+  balancer.ended(send_to(balancer, name, now), outcome, now);
+}
+void open_circuit(Balancer& balancer, const std::string& name, Time now = kStart) {
+  for (int i = 0; i < BalancerOptions().max_failures; ++i) end_at(balancer, name, Outcome::failed, now);
+}
+// The names of those that hold requests off.
+std::string open_at(const Balancer& balancer, Time now = kStart) {
+  std::string open;
+  for (const auto& state : balancer.states(now))
+    if (state.open) open += state.name;
+  return open;
+}
+
 TEST(Balancer, FailuresInARowOpenTheCircuitAndOneProbeClosesIt) {
   Balancer balancer({.max_failures = 3, .open_time = 1s, .max_open_time = 3s});
   balancer.set_replicas({"a"});
   Time now = kStart;
-  const auto fail = [&] {
-    ASSERT_TRUE(balancer.pick({}, {}, now).has_value());
-    balancer.ended("a", 0, Outcome::failed, now);
-  };
-  for (int i = 0; i < 3; ++i) fail();
+  for (int i = 0; i < 3; ++i) end_at(balancer, "a", Outcome::failed, now);
   EXPECT_FALSE(balancer.pick({}, {}, now).has_value());
   EXPECT_EQ(balancer.next_chance(now), now + 1s);
   EXPECT_TRUE(balancer.states(now)[0].open);
@@ -133,19 +153,64 @@ TEST(Balancer, FailuresInARowOpenTheCircuitAndOneProbeClosesIt) {
     now += wait - 1ms;
     EXPECT_FALSE(balancer.pick({}, {}, now).has_value());
     now += 1ms;
-    ASSERT_TRUE(balancer.pick({}, {}, now).has_value());
+    const auto probe = balancer.pick({}, {}, now);
+    ASSERT_TRUE(probe.has_value());
     EXPECT_FALSE(balancer.pick({}, {}, now).has_value()) << "one probe at a time";
-    balancer.ended("a", 0, Outcome::failed, now);
+    balancer.ended(*probe, Outcome::failed, now);
   }
   now += 3s;
-  ASSERT_TRUE(balancer.pick({}, {}, now).has_value());
-  balancer.ended("a", 0, Outcome::neutral, now);  // a cancelled probe says nothing
-  ASSERT_TRUE(balancer.pick({}, {}, now).has_value());
-  balancer.ended("a", 0, Outcome::good, now);
+  end_at(balancer, "a", Outcome::cancelled, now);  // says nothing
+  end_at(balancer, "a", Outcome::neutral, now);
+  EXPECT_EQ(send(balancer, {}, now), "a");
   EXPECT_FALSE(balancer.states(now)[0].open);
   EXPECT_TRUE(balancer.pick({}, {}, now).has_value());
   EXPECT_TRUE(balancer.pick({}, {}, now).has_value());
   EXPECT_EQ(balancer.states(now)[0].ejections, 5u);
+}
+
+// The rest of its answer may take minutes.
+TEST(Balancer, TheProbesFirstTokenClosesTheCircuit) {
+  Balancer balancer({});
+  balancer.set_replicas({"a"});
+  open_circuit(balancer, "a");
+  const Time now = kStart + 1s;
+  EXPECT_EQ(open_at(balancer, now), "") << "the next request may try";
+  auto probe = balancer.pick({}, {}, now);
+  ASSERT_TRUE(probe.has_value());
+  EXPECT_EQ(open_at(balancer, now), "a") << "others may not while the probe has no token";
+  balancer.answered(*probe, now);
+  EXPECT_EQ(open_at(balancer, now), "");
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(send(balancer, {}, now), "a");
+  balancer.ended(*probe, Outcome::failed, now);
+  EXPECT_EQ(open_at(balancer, now), "") << "one failure like any other";
+}
+
+TEST(Balancer, WhatWasSentBeforeACircuitOpenedSaysNothingOfIt) {
+  Balancer balancer({});
+  balancer.set_replicas({"a"});
+  std::vector<Balancer::Pick> old;
+  for (int i = 0; i < 40; ++i) {
+    old.push_back(send_to(balancer, "a"));
+    if (i % 2 == 0) balancer.answered(old.back(), kStart);
+  }
+  open_circuit(balancer, "a");
+  const Time now = kStart + 1s;
+  const auto probe = balancer.pick({}, {}, now);
+  ASSERT_TRUE(probe.has_value());
+  const auto end_some = [&](Outcome outcome) {
+    for (int i = 0; i < 12; ++i, old.pop_back()) balancer.ended(old.back(), outcome, now);
+    EXPECT_FALSE(balancer.pick({}, {}, now).has_value()) << "the probe is under way";
+    EXPECT_EQ(balancer.states(now)[0].ejections, 1u);
+  };
+  end_some(Outcome::neutral);
+  end_some(Outcome::failed);
+  end_some(Outcome::good);
+  balancer.ended(*probe, Outcome::failed, now);
+  EXPECT_EQ(balancer.next_chance(now), now + 2s);
+  // Once the circuit is closed, it is as if it had never failed.
+  EXPECT_EQ(send(balancer, {}, now + 2s), "a");
+  end_at(balancer, "a", Outcome::failed, now + 2s);
+  EXPECT_EQ(open_at(balancer, now + 2s), "");
 }
 
 TEST(Balancer, AnOutlierIsEjectedUnlessAllAreAlike) {
@@ -158,15 +223,88 @@ TEST(Balancer, AnOutlierIsEjectedUnlessAllAreAlike) {
       if (!pick) return std::string("none");
       // Two of three fail, never all in a row.
       const bool fails = (all_fail || pick->name == "b") && ++count[pick->name] % 3 != 0;
-      balancer.ended(pick->name, 0, fails ? Outcome::failed : Outcome::good, kStart);
+      balancer.ended(*pick, fails ? Outcome::failed : Outcome::good, kStart);
     }
-    std::string open;
-    for (const auto& state : balancer.states(kStart))
-      if (state.open) open += state.name;
-    return open;
+    return open_at(balancer);
   };
   EXPECT_EQ(run(false), "b");
   EXPECT_EQ(run(true), "");
+}
+
+TEST(Balancer, AFaultThatMayBeTheRequestsOpensACircuitOnlyWhileOthersDoWell) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b", "c"});
+  // A prompt that fails everywhere.
+  for (int i = 0; i < 50; ++i)
+    for (const char* name : {"a", "b", "c"}) end_at(balancer, name, Outcome::doubtful);
+  EXPECT_EQ(open_at(balancer), "");
+  // One that goes to two of them only leaves the third.
+  Time now = kStart + 1min;
+  for (const char* name : {"a", "b", "c"}) end_at(balancer, name, Outcome::good, now);
+  for (int i = 0; i < 5; ++i)
+    for (const char* name : {"a", "b"}) end_at(balancer, name, Outcome::doubtful, now);
+  EXPECT_EQ(open_at(balancer, now), "ab");
+  for (int i = 0; i < 50; ++i) end_at(balancer, "c", Outcome::doubtful, now);
+  EXPECT_EQ(open_at(balancer, now), "ab");
+  // Nor does it count against probes: the next one may try at once.
+  now += 1s;
+  for (int i = 0; i < 10; ++i) end_at(balancer, "a", Outcome::doubtful, now);
+  EXPECT_EQ(open_at(balancer, now), "");
+  now += 1min;
+  end_at(balancer, "c", Outcome::good, now);
+  end_at(balancer, "a", Outcome::doubtful, now);
+  EXPECT_EQ(open_at(balancer, now), "a") << "c does well by now";
+}
+
+TEST(Balancer, AReplicaThatAnswersNobodyHangs) {
+  for (const Outcome outcome : {Outcome::timed_out, Outcome::cancelled}) {
+    Balancer balancer({});
+    balancer.set_replicas({"a", "b"});
+    send(balancer, {});
+    send(balancer, {});
+    std::vector<Balancer::Pick> stuck;
+    for (int i = 0; i < 5; ++i) stuck.push_back(send_to(balancer, "a", kStart + 1s));
+    for (const auto& each : stuck) EXPECT_TRUE(balancer.ended(each, outcome, kStart + 11s));
+    EXPECT_EQ(open_at(balancer, kStart + 11s), "a");
+    // The last one is kept.
+    for (int i = 0; i < 20; ++i) balancer.ended(send_to(balancer, "b", kStart + 11s), outcome, kStart + 21s);
+    EXPECT_EQ(balancer.states(kStart + 21s)[1].ejections, 0u);
+  }
+}
+
+TEST(Balancer, WhatIsGivenUpInALongQueueIsNoFault) {
+  Balancer balancer({});
+  balancer.set_replicas({"a", "b"});
+  const auto give_up = [&](std::vector<Balancer::Pick>& picks, Time now) {
+    for (const auto& each : picks) {
+      EXPECT_FALSE(balancer.ended(each, Outcome::timed_out, now));
+      EXPECT_FALSE(balancer.ended(each, Outcome::cancelled, now));
+    }
+  };
+  const auto queue = [&](Time now) {
+    std::vector<Balancer::Pick> picks;
+    for (int i = 0; i < 10; ++i) picks.push_back(send_to(balancer, "a", now));
+    return picks;
+  };
+  // An answer is being written while they wait, and when it has ended another begins.
+  auto first = send_to(balancer, "a");
+  balancer.answered(first, kStart);
+  auto picks = queue(kStart + 1s);
+  give_up(picks, kStart + 31s);
+  picks = queue(kStart + 31s);
+  balancer.ended(first, Outcome::good, kStart + 32s);
+  auto second = send_to(balancer, "a", kStart + 32s);
+  balancer.answered(second, kStart + 33s);
+  balancer.ended(second, Outcome::good, kStart + 33s);
+  give_up(picks, kStart + 60s);
+  // A client that leaves at once says nothing either, nor does one that had its first token.
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_FALSE(balancer.ended(send_to(balancer, "a", kStart + 60s), Outcome::cancelled, kStart + 69s));
+    auto begun = send_to(balancer, "a", kStart + 70s);
+    balancer.answered(begun, kStart + 70s);
+    EXPECT_FALSE(balancer.ended(begun, Outcome::timed_out, kStart + 90s));
+  }
+  EXPECT_EQ(balancer.states(kStart + 90s)[0].failures, 0u);
 }
 
 TEST(Balancer, AFullReplicaRestsWhileOthersCan) {
@@ -186,7 +324,7 @@ TEST(Balancer, ReplicasThatStayKeepWhatIsKnownOfThem) {
   balancer.set_replicas({home, "c", "d", "c"});
   EXPECT_EQ(balancer.states(kStart).size(), 3u);
   EXPECT_EQ(send(balancer, prompt), home);
-  balancer.ended("gone", 3, Outcome::failed, kStart);  // a request of one that has left
+  balancer.ended({"gone", 3}, Outcome::failed, kStart);  // a request of one that has left
   balancer.set_replicas({});
   EXPECT_FALSE(balancer.pick({}, {}, kStart).has_value());
 }
@@ -214,8 +352,7 @@ Simulated simulate(Policy policy) {
   std::vector<std::uint64_t> active;
   std::uint64_t opened = 0;
   struct Running {
-    std::string name;
-    std::size_t unmatched;
+    Balancer::Pick pick;
     double done;
   };
   std::vector<Running> running;
@@ -227,10 +364,10 @@ Simulated simulate(Policy policy) {
   };
   for (open_more(); !active.empty(); open_more()) {
     now += std::exponential_distribution<double>(0.12)(random);
-    std::erase_if(running, [&](const Running& each) {
+    std::erase_if(running, [&](Running& each) {
       if (each.done > now) return false;
-      balancer.answered(each.name, each.unmatched);
-      balancer.ended(each.name, 0, Outcome::good, kStart);
+      balancer.answered(each.pick, kStart);
+      balancer.ended(each.pick, Outcome::good, kStart);
       return true;
     });
     const std::size_t which = std::uniform_int_distribution<std::size_t>(0, active.size() - 1)(random);
@@ -247,7 +384,7 @@ Simulated simulate(Policy policy) {
     double& busy = busy_until[pick->name];
     queues.push_back(std::max(0.0, busy - now));
     busy = std::max(busy, now) + static_cast<double>(prompt.size() - hit) * 0.5 + 1;
-    running.push_back({pick->name, prompt.size() - pick->matched, busy});
+    running.push_back({*pick, busy});
   }
   std::sort(queues.begin(), queues.end());
   return {cached / total, queues[queues.size() * 99 / 100]};

@@ -88,11 +88,13 @@ class Replica final : public ModelService {
   std::atomic<int> asked{0};
   std::atomic<int> fault{-1};            // an ErrorCode: every request fails with it
   std::atomic<bool> after_start{false};  // not before it has started, and from another thread
+  std::atomic<bool> hangs{false};        // takes requests and says nothing
   std::atomic<bool> dead{false};
   std::atomic<int> closed{0};
 
   std::unique_ptr<RequestHandle> generate_async(GenerateRequest request, std::shared_ptr<EventSink> sink) override {
     ++asked;
+    if (hangs) return std::make_unique<RequestHandle>();
     if (fault >= 0) {
       Error error = make_error(static_cast<ErrorCode>(fault.load()), "fault of " + name_);
       if (!after_start) {
@@ -159,6 +161,13 @@ class GatewayTest : public ::testing::Test {
     handles.push_back(gateway->generate_async(ask(text), sink));
     return sink;
   }
+  // Every request fails everywhere.
+  void set_fault(ErrorCode code) {
+    for (auto& [name, replica] : replicas) replica->fault = static_cast<int>(code);
+  }
+  void heal() {
+    for (auto& [name, replica] : replicas) replica->fault = -1;
+  }
   int in_flight() {
     int sum = 0;
     for (const auto& each : gateway->replicas()) sum += each.in_flight;
@@ -213,7 +222,7 @@ TEST_F(GatewayTest, AFaultyReplicaCostsNoRequest) {
 
 TEST_F(GatewayTest, AFaultOfTheRequestIsNotTriedElsewhere) {
   start({"a", "b"});
-  for (auto& [name, replica] : replicas) replica->fault = static_cast<int>(ErrorCode::invalid_argument);
+  set_fault(ErrorCode::invalid_argument);
   const auto sink = send("say x");
   ASSERT_TRUE(sink->wait());
   EXPECT_EQ(sink->error()->code, ErrorCode::invalid_argument);
@@ -232,7 +241,7 @@ TEST_F(GatewayTest, NothingIsTriedAgainOnceATokenHasCome) {
 
 TEST_F(GatewayTest, AttemptsAreLimitedAndTheLastErrorIsTold) {
   start({"a", "b", "c", "d", "e"});
-  for (auto& [name, replica] : replicas) replica->fault = static_cast<int>(ErrorCode::unavailable);
+  set_fault(ErrorCode::unavailable);
   const auto sink = send("say x");
   ASSERT_TRUE(sink->wait());
   EXPECT_THAT(sink->error()->message, HasSubstr("fault of"));
@@ -255,6 +264,86 @@ TEST_F(GatewayTest, WithoutAnyReplicaTheRequestSaysWhenToTryAgain) {
   const auto again = send("say x");
   ASSERT_TRUE(again->wait());
   EXPECT_EQ(again->text(), "x");
+}
+
+// The only replica is back, and the request that tries it runs on and on.
+TEST_F(GatewayTest, AProbeHoldsOthersOffOnlyUntilItsFirstToken) {
+  GatewayOptions options;
+  options.balancer.open_time = 1ms;
+  start({"a"}, options);
+  set_fault(ErrorCode::unavailable);
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(send("say x")->wait());
+  EXPECT_EQ(gateway->health().state, Health::State::degraded);
+  heal();
+  std::this_thread::sleep_for(5ms);
+  EXPECT_EQ(gateway->health().state, Health::State::ready);
+  send("hold");  // without a token
+  const auto refused = send("say x");
+  ASSERT_TRUE(refused->error().has_value());
+  EXPECT_EQ(refused->error()->code, ErrorCode::unavailable);
+  EXPECT_GE(refused->error()->retry_after_s, 1);
+  EXPECT_EQ(gateway->health().state, Health::State::degraded);
+  EXPECT_TRUE(gateway->replicas()[0].open);
+  handles.clear();
+  GenerateRequest endless = ask("clock");
+  endless.stop.max_tokens = 1'000'000'000;
+  const auto stream = std::make_shared<Gathered>();
+  handles.push_back(gateway->generate_async(std::move(endless), stream));
+  ASSERT_TRUE(stream->wait_for_text());
+  EXPECT_EQ(gateway->health().state, Health::State::ready);
+  const auto sink = send("say x");
+  ASSERT_TRUE(sink->wait());
+  EXPECT_EQ(sink->text(), "x");
+  EXPECT_EQ(stream->ends(), 0);
+}
+
+TEST_F(GatewayTest, APromptThatFailsEverywhereLeavesTheReplicasIn) {
+  start({"a", "b", "c"});
+  set_fault(ErrorCode::internal);
+  for (int i = 0; i < 12; ++i) ASSERT_TRUE(send("say poison")->wait());
+  heal();
+  const auto sink = send("say x");
+  ASSERT_TRUE(sink->wait());
+  EXPECT_EQ(sink->text(), "x");
+  EXPECT_EQ(gateway->health().detail, "");
+}
+
+TEST_F(GatewayTest, AReplicaThatAnswersNobodyGoesOut) {
+  GatewayOptions options;
+  options.balancer.policy = Policy::round_robin;
+  options.balancer.patience = 0ms;
+  for (const bool clients_leave : {false, true}) {
+    replicas.clear();
+    start({"a", "b"}, options);
+    replicas["a"]->hangs = clients_leave;
+    if (!clients_leave) replicas["a"]->fault = static_cast<int>(ErrorCode::timeout);
+    while (replicas["a"]->asked < 5) {
+      const int before = replicas["b"]->asked;
+      const auto sink = send("say x");
+      if (replicas["b"]->asked > before) {
+        ASSERT_TRUE(sink->wait());
+      }
+      handles.clear();
+    }
+    EXPECT_EQ(gateway->health().detail, "a fails");
+  }
+}
+
+TEST_F(GatewayTest, ARefusalSaysNothingOfTheReplica) {
+  for (const ErrorCode code : {ErrorCode::unsupported, ErrorCode::invalid_argument}) {
+    replicas.clear();
+    start({"a"});
+    for (int i = 0; i < 4; ++i) {
+      set_fault(ErrorCode::unavailable);
+      send("say x");
+      set_fault(code);
+      send("say x");
+    }
+    EXPECT_EQ(gateway->health().detail, "");
+    set_fault(ErrorCode::unavailable);
+    send("say x");
+    EXPECT_EQ(gateway->health().detail, "a fails") << "the fifth in a row";
+  }
 }
 
 TEST_F(GatewayTest, CancellingReachesTheReplica) {
@@ -370,6 +459,15 @@ TEST_F(GatewayTest, TokensAreAskedOfOneReplicaAndThenAnother) {
   gateway->detokenize_async({{104, 105}}, [&](Result<std::string> result) { text = std::move(result); });
   EXPECT_EQ(text->value(), "hi");
   EXPECT_EQ(in_flight(), 0);
+}
+
+TEST_F(GatewayTest, WhenAllHaveFailedToGiveTokensTheLastErrorIsTold) {
+  start({"a", "b"});
+  set_fault(ErrorCode::unavailable);
+  std::optional<Result<Tokenized>> answer;
+  gateway->tokenize_async({std::string("ab")}, [&](Result<Tokenized> result) { answer = std::move(result); });
+  ASSERT_TRUE(answer.has_value() && !answer->ok());
+  EXPECT_THAT(answer->error().message, HasSubstr("fault of"));
 }
 
 // Requests that are sent, cancelled and failed at once end exactly once each, and nothing stays counted.

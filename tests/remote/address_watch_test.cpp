@@ -32,6 +32,7 @@ class AddressWatchTest : public ::testing::Test {
       {
         std::lock_guard lock(mutex);
         ++looks;
+        if (host == silent) return;
         if (const auto it = answers.find(host); it != answers.end()) answer = it->second;
         changed.notify_all();
       }
@@ -69,6 +70,7 @@ class AddressWatchTest : public ::testing::Test {
   std::mutex mutex;
   std::condition_variable changed;
   std::map<std::string, http::Client::Addresses> answers;
+  std::string silent;  // a host that is never answered
   int looks = 0;
   Names found;
   Names hosts;
@@ -133,7 +135,16 @@ TEST_F(AddressWatchTest, SeveralNamesAndNoServerTwice) {
   start({"http://a.test/v1", "http://b.test/v1", "http://a.test:81/v1", "http://c.test/v1"});
   EXPECT_EQ(settled(), (Names{"http://10.0.0.1/v1", "http://10.0.0.2/v1", "http://10.0.0.3/v1", "http://10.0.0.1:81/v1",
                               "http://10.0.0.2:81/v1"}));
-  EXPECT_EQ(call_count(), 1) << "once all names are looked up";
+  EXPECT_EQ(call_count(), 2) << "once for each name that has addresses";
+}
+
+TEST_F(AddressWatchTest, ASilentNameHoldsUpNoOther) {
+  set("good.test", Names{"10.0.0.1"});
+  silent = "silent.test";
+  start({"http://silent.test/v1", "http://good.test/v1"});
+  EXPECT_EQ(settled(), (Names{"http://10.0.0.1/v1"}));
+  set("good.test", Names{"10.0.0.2"});
+  EXPECT_EQ(settled(), (Names{"http://10.0.0.2/v1"}));
 }
 
 TEST_F(AddressWatchTest, ThereIsALimit) {
