@@ -412,6 +412,39 @@ TEST_F(OpenAiServiceTest, WithoutUsageTheStreamIsCounted) {
   EXPECT_EQ(sink->all<Finished>()[0].usage.completion_tokens, 2);
 }
 
+// Tokens that are not streamed, or several in a chunk.
+TEST_F(OpenAiServiceTest, TheServersUsageIsWhatCounts) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) {
+    connection.send(kStreamHead);
+    connection.send_chunk(chat_chunk(R"({"content":"a b c"})", R"("stop")") +
+                          "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":500}}\n\n" +
+                          kDone);
+    connection.send(kLast);
+  });
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(ask()->wait_over());
+  EXPECT_EQ(service->stats().generation_tokens, 1000U);
+  EXPECT_EQ(service->stats().request_generation_tokens.sum(), 1000);
+}
+
+TEST_F(OpenAiServiceTest, AnEchoedPromptIsNoAnswer) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) {
+    connection.send(kStreamHead);
+    connection.send_chunk(
+        R"(data: {"choices":[{"index":0,"text":"abcd","finish_reason":"length","logprobs":{"tokens":["a","b","c","d"],)"
+        R"("token_logprobs":[null,-1,-1,-2],"top_logprobs":[null,{},{},{}],"text_offset":[0,1,2,3]}}]})"
+        "\n\n"
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\n" +
+        kDone);
+    connection.send(kLast);
+  });
+  GenerateRequest request;
+  request.prompt = std::string("abc");
+  request.echo = request.prompt_logprobs = true;
+  request.logprobs = 0;
+  ASSERT_TRUE(ask(request)->wait_over());
+  EXPECT_EQ(service->stats().generation_tokens, 1U);
+}
+
 // ---- Cancellation and closing ----
 
 TEST_F(OpenAiServiceTest, DestroyingTheHandleClosesTheConnection) {
