@@ -669,6 +669,33 @@ TEST_F(OpenAiServiceTest, TheServersListTellsHealthContextAndDialect) {
   EXPECT_THAT(wait_state(inference::Health::State::degraded), HasSubstr("not available"));
 }
 
+// A key's file may be gone for a moment, while a Secret is replaced.
+TEST_F(OpenAiServiceTest, TheLoadIsReadAgainWhenTheKeyIsBack) {
+  const std::string file = (std::filesystem::temp_directory_path() / ("load-" + std::to_string(::getpid()))).string();
+  std::ofstream(file) << "sk-first";
+  OpenAiOptions options = quiet();
+  options.api_key_file = file;
+  options.load_interval = 5ms;
+  const auto served = serve_each(
+      [](RawConnection& connection, const RawRequest& request) {
+        EXPECT_EQ(request.line, "GET /metrics HTTP/1.1");
+        connection.answer(
+            "vllm:num_requests_running{model_name=\"theirs\"} 3\n"
+            "vllm:num_requests_waiting{model_name=\"theirs\"} 4\n");
+      },
+      options);
+  const auto wait_waiting = [&](double waiting) {
+    for (int i = 0; i < 5000 && service->load().waiting != waiting; ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_EQ(service->load().waiting, waiting);
+  };
+  wait_waiting(4);
+  std::filesystem::remove(file);
+  wait_waiting(0);  // what it was is not known to be still so
+  std::ofstream(file) << "sk-second";
+  wait_waiting(4);
+  std::filesystem::remove(file);
+}
+
 TEST_F(OpenAiServiceTest, RequestsAreCounted) {
   const auto served = serve_each([](RawConnection& connection, const RawRequest&) { answer(connection); });
   for (int i = 0; i < 2; ++i) ASSERT_TRUE(ask()->wait_over());
