@@ -496,6 +496,32 @@ TEST_F(OpenAiServiceTest, AHandleMayOutliveTheService) {
   handle.reset();
 }
 
+// The handle may live on for long: the request goes to another server, and is held with all its attempts.
+TEST_F(OpenAiServiceTest, WhatFailsHereIsNotLeftRunningThere) {
+  for (const char* sent : {": ping\n\n", "data: {nonsense\n\n"}) {
+    std::atomic<int> closed{-1};
+    OpenAiOptions options = quiet();
+    options.first_byte_timeout = 50ms;
+    const auto served = serve(
+        [&](RawConnection& connection) {
+          connection.read_request();
+          connection.send(kStreamHead);
+          for (int i = 0; i < 1000 && closed.load() < 0; ++i) {
+            connection.send_chunk(sent);
+            if (connection.closed_within(10ms)) closed = 1;
+          }
+        },
+        options);
+    const auto sink = ask();
+    sink->error();
+    for (int i = 0; i < 5000 && closed.load() < 0; ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_EQ(closed.load(), 1) << sent;
+    for (int i = 0; i < 5000 && client.counts().running > 0; ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_EQ(client.counts().running, 0U);
+    handle.reset();
+  }
+}
+
 TEST_F(OpenAiServiceTest, CancelledAtRandomMomentsNothingLeaks) {
   const auto served = serve_each([](RawConnection& connection, const RawRequest&) {
     connection.send(kStreamHead);
