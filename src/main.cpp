@@ -327,12 +327,13 @@ std::uint64_t requests_in_flight(const registry::Registry& registry) {
   return sum;
 }
 
-constexpr std::chrono::milliseconds kLastWords{1'000};  // for the answers of requests that are cut off to be sent
+// For the answers of requests that are cut off to be sent, and for other engines to be told to stop.
+constexpr std::chrono::milliseconds kLastWords{1'000};
 
 // Not ready at once; for drain_delay everything is still served, so that load balancers can notice; then new requests
 // get 503 while running ones finish within drain_timeout. What runs on is ended with an error.
 void drain(int signal, const config::Server& settings, server::Lifecycle& lifecycle, http::Server& http,
-           registry::Registry& registry) {
+           registry::Registry& registry, const RemoteClient& remotes) {
   lifecycle.set(server::Lifecycle::State::draining);
   http.close_connections_after_answers();
   log::info("server", "draining", {{"signal", strsignal(signal)}, {"requests", requests_in_flight(registry)}});
@@ -345,8 +346,10 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
   if (http.drain(std::max(left, std::chrono::milliseconds(100))))
     return log::info("server", "stopped; every request was finished");
   const std::uint64_t cut = requests_in_flight(registry);
+  const Clock::time_point last = Clock::now() + kLastWords;
   registry.end_requests();
   http.drain(kLastWords);
+  while (remotes.running() > 0 && Clock::now() < last) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   log::warn("server", "stopped; drain_timeout cut off running requests", {{"requests", cut}});
 }
 
@@ -607,7 +610,7 @@ int serve(const Flags& flags) {
 
   const int signal = signals.wait();
   signals.on_hangup([] { log::warn("config", "not reloaded; the server is ending"); });
-  drain(signal, config->server, lifecycle, **http, registry);
+  drain(signal, config->server, lifecycle, **http, registry, *machine->remotes);
   return 0;
 }
 

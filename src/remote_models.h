@@ -1,6 +1,8 @@
 // How models that other engines serve come into the registry: they take no memory here, and serve at once.
 #pragma once
 
+#include <atomic>
+#include <cstddef>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -25,14 +27,18 @@ class RemoteClient {
     std::call_once(once_, [this] {
       client_ = server_ == nullptr ? std::make_unique<http::Client>(options_)
                                    : std::make_unique<http::Client>(options_, *server_);
+      made_.store(true);
     });
     return *client_;
   }
+  // Calls that have not ended.
+  std::size_t running() const { return made_.load() ? client_->counts().running : 0; }
 
  private:
   const http::ClientOptions options_;
   const http::Server* server_ = nullptr;
   std::once_flag once_;
+  std::atomic<bool> made_{false};
   std::unique_ptr<http::Client> client_;
 };
 

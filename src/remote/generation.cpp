@@ -18,6 +18,15 @@ using inference::GenerateRequest;
 constexpr std::size_t kMaxEvent = 16 << 20;      // bytes of one event of a stream
 constexpr std::size_t kMaxErrorBody = 64 << 10;  // bytes of a refusal that are read
 constexpr std::chrono::milliseconds kCountTimeout{5'000};
+constexpr std::chrono::milliseconds kStopTimeout{5'000};
+
+// Keeps a call for whose end nobody waits, and is itself kept by it until then.
+struct Unheard final : http::CallListener {
+  void on_head(http::ResponseHead /*head*/) override {}
+  void on_body(std::string_view /*chunk*/) override {}
+  void on_end(http::CallEnd /*end*/) override {}
+  std::unique_ptr<http::Call> call;
+};
 
 class Generation final : public http::CallListener, public std::enable_shared_from_this<Generation> {
  public:
@@ -56,9 +65,9 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
       const SseReader::Step step = sse_.next(chunk, data);
       if (step == SseReader::Step::need_more) return event ? void() : check_silence();
       if (step == SseReader::Step::too_large)
-        return fail(make_error(ErrorCode::internal, upstream_.says("sent an event that is too large")));
+        return give_up(make_error(ErrorCode::internal, upstream_.says("sent an event that is too large")));
       event = true;
-      if (Status status = stream_->take(data, emit_); !status) return fail(std::move(status).error());
+      if (Status status = stream_->take(data, emit_); !status) return give_up(std::move(status).error());
       if (stream_->done()) return finish();
       last_event_ = std::chrono::steady_clock::now();
     }
@@ -67,9 +76,8 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     const std::shared_ptr<http::Call> kept = let_go();
     if (over_.load() || stream_->done()) return;
     if (!end.status) {
-      fail(error_of_end(end));
-      if (end.status.error().code == ErrorCode::timeout) stop_server();
-      return;
+      const bool ended_here = endpoint_->is_closed() || end.status.error().code == ErrorCode::timeout;
+      return ended_here ? give_up(error_of_end(end)) : fail(error_of_end(end));
     }
     if (streaming_) {
       Status status = stream_->end(emit_);
@@ -78,6 +86,11 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     if (head_.status == 200)
       return fail(make_error(ErrorCode::internal, upstream_.says("answered without a stream of events")));
     fail(error_of_answer(head_, body_, upstream_));
+  }
+
+  // Its call has been started, and may have brought by then what made it useless.
+  void began(http::Call& call) {
+    if (useless_.load()) call.cancel();
   }
 
   // From any thread: nothing more is wanted, and `call` is the last reference. What is under way is cancelled; after a
@@ -109,8 +122,8 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
   void check_silence() {
     const auto limit = last_event_ ? endpoint_->options.idle_timeout : endpoint_->options.first_byte_timeout;
     if (std::chrono::steady_clock::now() - last_event_.value_or(begun_) < limit) return;
-    fail(make_error(ErrorCode::unavailable,
-                    upstream_.says("sends nothing but signs of life for " + std::to_string(limit.count()) + " ms")));
+    give_up(make_error(ErrorCode::unavailable,
+                       upstream_.says("sends nothing but signs of life for " + std::to_string(limit.count()) + " ms")));
   }
 
   // False once nothing more is wanted.
@@ -164,15 +177,29 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     end(inference::Finished{usage, times_.timings()});
     if (stream_->cut()) stop_server();
   }
+  // Beside the endpoint's limit and after its closing, too: it frees the server.
   void stop_server() {
-    if (stop_)
-      ask<bool>(
-          endpoint_, {stop_->target, "cancellation", stop_->body, {}, 0}, [](const Result<bool>&) {},
-          [](std::string_view) { return std::optional(true); });
+    if (!stop_) return;
+    std::string key;
+    auto call = endpoint_->call("POST", stop_->target, &key);
+    if (!call) return;
+    call->body = stop_->body;
+    call->max_body = kMaxErrorBody;
+    call->deadline = std::chrono::steady_clock::now() + kStopTimeout;
+    const auto unheard = std::make_shared<Unheard>();
+    unheard->call = endpoint_->client.start(*std::move(call), unheard);
   }
+  // The server may still be at work on it.
+  void give_up(Error error) {
+    if (over_.load()) return;
+    fail(std::move(error));
+    stop_server();
+  }
+  // The call goes at once: the request may live on elsewhere, and its handle with it.
   void fail(Error error) {
     useless_.store(true);
     if (over_.exchange(true)) return;
+    endpoint_->cancel(id_);
     endpoint_->stats.ended(times_, RequestStats::End::error);
     end(inference::Failed{std::move(error)});
   }
@@ -247,6 +274,7 @@ std::unique_ptr<inference::RequestHandle> generate(const std::shared_ptr<Endpoin
                                               std::move(sink), *id);
   std::shared_ptr<http::Call> started = endpoint->client.start(*std::move(post), running);
   endpoint->began(*id, started);
+  running->began(*started);
   return std::make_unique<Handle>(std::move(running), std::move(started));
 }
 

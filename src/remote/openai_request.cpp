@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
+#include <optional>
 
 #include "base/json_text.h"
 #include "remote/tgi_request.h"
@@ -61,7 +62,7 @@ void append_member(std::string& out, std::string_view name, std::string_view tex
 
 // ---- Messages ----
 
-void append_content(std::string& out, const Message& message) {
+void append_content(std::string& out, const Message& message, Dialect dialect) {
   if (message.parts.empty()) {
     if (message.content.empty() && !message.tool_calls.empty())
       out += "null";
@@ -76,37 +77,68 @@ void append_content(std::string& out, const Message& message) {
     } else {
       out += R"({"type":"image_url","image_url":{"url":)";
       append_json_string(out, part.value);
-      if (!part.detail.empty()) append_member(out, "detail", part.detail);
+      if (!part.detail.empty() && dialect != Dialect::tgi) append_member(out, "detail", part.detail);
       out += '}';
     }
     out += '}';
   });
 }
 
+void append_tool_calls(std::string& out, const Message& message) {
+  out += ",\"tool_calls\":";
+  append_list(out, message.tool_calls, [&](const inference::ToolCall& call) {
+    out += "{\"id\":";
+    append_json_string(out, call.id);
+    out += R"(,"type":"function","function":{"name":)";
+    append_json_string(out, call.name);
+    append_member(out, "arguments", call.arguments);
+    out += "}}";
+  });
+}
+
+// TGI has a message's content or its calls, and passes over in silence what else one has. OpenAI refuses it.
 void append_messages(std::string& out, const std::vector<Message>& messages, Dialect dialect) {
+  const bool tgi = dialect == Dialect::tgi;
   append_list(out, messages, [&](const Message& message) {
     out += "{\"role\":";
     append_json_string(out, message.role);
-    out += ",\"content\":";
-    append_content(out, message);
-    if (!message.name.empty()) append_member(out, "name", message.name);
-    if (!message.tool_call_id.empty()) append_member(out, "tool_call_id", message.tool_call_id);
-    // OpenAI refuses what it does not know in a message.
-    if (!message.reasoning.empty() && dialect != Dialect::openai)
-      append_member(out, "reasoning_content", message.reasoning);
-    if (!message.tool_calls.empty()) {
-      out += ",\"tool_calls\":";
-      append_list(out, message.tool_calls, [&](const inference::ToolCall& call) {
-        out += "{\"id\":";
-        append_json_string(out, call.id);
-        out += R"(,"type":"function","function":{"name":)";
-        append_json_string(out, call.name);
-        append_member(out, "arguments", call.arguments);
-        out += "}}";
-      });
+    if (!tgi || message.tool_calls.empty()) {
+      out += ",\"content\":";
+      append_content(out, message, dialect);
     }
+    if (!message.name.empty()) append_member(out, "name", message.name);
+    if (!message.tool_call_id.empty() && !tgi) append_member(out, "tool_call_id", message.tool_call_id);
+    if (!message.reasoning.empty() && !tgi && dialect != Dialect::openai)
+      append_member(out, "reasoning_content", message.reasoning);
+    if (!message.tool_calls.empty()) append_tool_calls(out, message);
     out += '}';
   });
+}
+
+bool says_something(const Message& message) {
+  return !message.parts.empty() || message.content.find_first_not_of(" \t\r\n") != std::string::npos;
+}
+
+// What is lost on the way to TGI and matters. Without the ids of its calls, their results are told apart by their order
+// alone.
+std::optional<Error> lost_on_tgi(const std::vector<Message>& messages) {
+  const auto refuse = [](std::string_view what) {
+    return make_error(ErrorCode::unsupported,
+                      "'messages' " + std::string(what) + ", which the engine of this model (tgi) cannot be told",
+                      "messages");
+  };
+  std::vector<std::string_view> calls;  // of the last message with any, whose results are still to come
+  for (const Message& message : messages) {
+    if (!message.tool_calls.empty()) {
+      if (says_something(message)) return refuse("has one with both content and tool_calls");
+      calls.clear();
+      for (const inference::ToolCall& call : message.tool_calls) calls.push_back(call.id);
+    } else if (const auto call = std::find(calls.begin(), calls.end(), message.tool_call_id); call != calls.end()) {
+      if (call != calls.begin()) return refuse("has results of tools in another order than their calls");
+      calls.erase(call);
+    }
+  }
+  return std::nullopt;
 }
 
 // ---- The table ----
@@ -254,7 +286,8 @@ constexpr OtherForm kTgiForms[] = {
      })},
     {"tools", XGEN_FIELD({
        if (request.tools.empty()) return false;
-       append_list(out, request.tools, [&](const inference::Tool& tool) {
+       append_list(out, request.tools, [&](inference::Tool tool) {
+         tool.strict.reset();                                             // it always is
          append_tool(out, tool, R"({"type":"object","properties":{}})");  // it cannot do without
        });
        return true;
@@ -388,6 +421,8 @@ Result<std::string> generate_body(const GenerateRequest& request, std::string_vi
   if (dialect == Dialect::tgi && request.response_format.kind != ResponseFormat::Kind::text)
     if (auto grammar = tgi_grammar(request.response_format); !grammar) return std::move(grammar).error();
   if (const auto* messages = std::get_if<std::vector<Message>>(&request.prompt)) {
+    if (dialect == Dialect::tgi)
+      if (auto lost = lost_on_tgi(*messages)) return *std::move(lost);
     out += ",\"messages\":";
     append_messages(out, *messages, dialect);
   } else if (const auto* text = std::get_if<std::string>(&request.prompt)) {

@@ -1,5 +1,7 @@
 #include "remote/request_stats.h"
 
+#include <algorithm>
+
 namespace xgen::remote {
 namespace {
 
@@ -44,6 +46,8 @@ void RequestStats::delta(RequestTimes& times, const inference::Delta& delta) {
     stats_.inter_token_latency.observe(seconds(now - times.last_) / delta.tokens);
   }
   times.last_ = now;
+  if (times.echoes_logprobs_) return;
+  times.counted_ += static_cast<std::uint64_t>(delta.tokens);
   stats_.generation_tokens += static_cast<std::uint64_t>(delta.tokens);
 }
 
@@ -67,6 +71,9 @@ void RequestStats::finished(RequestTimes& times, const inference::Usage& usage) 
   const inference::Timings timings = times.timings();
   std::lock_guard lock(mutex_);
   leave(times);
+  // What the stream did not show; it never counts down.
+  const auto generated = static_cast<std::uint64_t>(usage.completion_tokens);
+  stats_.generation_tokens += std::max(generated, times.counted_) - times.counted_;
   stats_.prompt_tokens += static_cast<std::uint64_t>(usage.prompt_tokens);
   stats_.prompt_tokens_cached += static_cast<std::uint64_t>(usage.cached_tokens);
   stats_.prefix_cache_queries += static_cast<std::uint64_t>(usage.prompt_tokens);

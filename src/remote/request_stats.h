@@ -18,6 +18,7 @@ class RequestTimes {
   void begin(const inference::GenerateRequest& request) {
     arrival_ = Clock::now();
     n_ = request.n;
+    echoes_logprobs_ = request.prompt_logprobs;
   }
   // Seconds, for Finished: all waiting that is seen from here is the prompt's.
   inference::Timings timings() const;
@@ -29,6 +30,8 @@ class RequestTimes {
   Clock::time_point first_;
   Clock::time_point last_;
   int n_ = 1;
+  bool echoes_logprobs_ = false;  // tokens of the prompt come as the answer's
+  std::uint64_t counted_ = 0;     // as the answer's tokens
   enum class State : std::uint8_t { waiting, running, gone } state_ = State::waiting;
 };
 

@@ -45,7 +45,7 @@ std::optional<inference::Load> Watch::load() const {
 void Watch::look_at_load() {
   std::string key;
   auto call = endpoint_->call("GET", endpoint_->root() + "/metrics", &key);
-  if (!call) return;  // health() tells
+  if (!call) return note_load(std::nullopt);  // health() tells; the key may be readable again a moment later
   call->connect_timeout = std::min(call->connect_timeout, kHealthTimeout);
   call->first_byte_timeout = call->idle_timeout = kHealthTimeout;
   call->max_body = kMaxMetrics;
@@ -56,16 +56,20 @@ void Watch::look_at_load() {
     auto load = end.status && head.status == 200 ? read_load(body, self->endpoint_->options.model) : std::nullopt;
     // What the server saw of ours lies between what there was before and after.
     if (load) load->own = static_cast<double>(std::max(before, self->endpoint_->stats.snapshot().unfinished()));
-    std::lock_guard lock(self->mutex_);
-    if (self->stopped_) return;
-    self->load_ = load;
-    self->load_timer_ = self->endpoint_->client.after(self->endpoint_->options.load_interval, [weak] {
-      if (const auto again = weak.lock()) again->look_at_load();
-    });
+    self->note_load(load);
   });
   std::lock_guard lock(mutex_);
   if (stopped_) return;
   load_call_ = endpoint_->client.start(*std::move(call), std::move(reply));
+}
+
+void Watch::note_load(const std::optional<inference::Load>& load) {
+  std::lock_guard lock(mutex_);
+  if (stopped_) return;
+  load_ = load;
+  load_timer_ = endpoint_->client.after(endpoint_->options.load_interval, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->look_at_load();
+  });
 }
 
 void Watch::ask(std::size_t which) {

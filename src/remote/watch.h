@@ -43,7 +43,9 @@ class Watch final : public std::enable_shared_from_this<Watch> {
   void ask(std::size_t which);
   void look_at_load();
 
+  // What has come of a look, and the next one.
   void note(const std::string& fault);
+  void note_load(const std::optional<inference::Load>& load);
 
   const std::shared_ptr<Endpoint> endpoint_;
   const std::vector<Question> questions_;

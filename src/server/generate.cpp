@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <mutex>
 #include <new>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -58,7 +59,8 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
         stream_(call.stream),
         include_usage_(call.include_usage),
         prompts_(call.requests.size()),
-        unfinished_(call.requests.size()) {}
+        unfinished_(call.requests.size()),
+        tokens_(call.requests.size()) {}
 
   void start(std::vector<inference::GenerateRequest> requests, inference::ModelService& service);
 
@@ -118,6 +120,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   bool begin_answer();
   bool add(std::size_t prompt, const Event& event);
   void take(std::size_t prompt, const Event& event);
+  void count(std::size_t prompt, const Event& event);
   void flush_held();
   http::Headers headers() const;
   void fail(const Error& error);
@@ -141,10 +144,10 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::vector<std::unique_ptr<inference::RequestHandle>> handles_;
   std::vector<std::vector<Event>> held_;  // per prompt, while the client reads too slowly
   std::size_t held_bytes_ = 0;
-  std::size_t answer_bytes_ = 0;  // about
-  int tokens_ = 0;                // of the output, so far
-  std::int64_t read_ = 0;         // tokens of the finished prompts, as far as the model has told
-  std::string out_;               // SSE events of one wake-up
+  std::size_t answer_bytes_ = 0;      // about
+  std::vector<std::int64_t> tokens_;  // of each prompt's output, so far
+  std::int64_t read_ = 0;             // tokens of the finished prompts, as far as the model has told
+  std::string out_;                   // SSE events of one wake-up
   bool streaming_ = false;
   bool left_ = false;  // by its client
 
@@ -312,11 +315,7 @@ bool Call::add(std::size_t prompt, const Event& event) {
 }
 
 void Call::take(std::size_t prompt, const Event& event) {
-  if (const auto* finished = std::get_if<inference::Finished>(&event)) {
-    --unfinished_;
-    read_ += finished->usage.prompt_tokens;
-  }
-  if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
+  count(prompt, event);
   if (builder_) {
     builder_->add(prompt, event);
     return;
@@ -329,6 +328,17 @@ void Call::take(std::size_t prompt, const Event& event) {
     exchange_->begin_stream(200, "text/event-stream; charset=utf-8", std::move(all));
   }
   encoder_->add(prompt, event, out_);
+}
+
+// What was streamed is a guess where a server streams several tokens at once, or keeps some to itself (hidden
+// reasoning): the usage at the end is right.
+void Call::count(std::size_t prompt, const Event& event) {
+  if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_[prompt] += delta->tokens;
+  if (const auto* finished = std::get_if<inference::Finished>(&event)) {
+    --unfinished_;
+    tokens_[prompt] = finished->usage.completion_tokens;
+    read_ += finished->usage.prompt_tokens;
+  }
 }
 
 void Call::fail(const Error& error) {
@@ -368,20 +378,18 @@ void Call::end(int status, std::string_view reason) {
   }
   handles_.clear();
   requests_.clear();
-  const auto count = [this](const Event& event) {
-    if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_ += delta->tokens;
-  };
-  for (const auto& [prompt, event] : dropped) count(event);
-  for (const auto& events : std::exchange(held_, {}))
-    for (const Event& event : events) count(event);
+  for (std::size_t prompt = 0; prompt < held_.size(); ++prompt)
+    for (const Event& event : std::exchange(held_[prompt], {})) count(prompt, event);
+  for (const auto& [prompt, event] : dropped) count(prompt, event);
+  const std::int64_t written = std::accumulate(tokens_.begin(), tokens_.end(), std::int64_t{0});
   // One that fails before it has begun costs nothing. One that its client leaves does: the prompt may have been
   // computed before there was a token to show for it.
   if (share_.permit != nullptr && (answering_ || left_)) {
     const bool told = unfinished_ == 0 && read_ > 0;
-    share_.permit->settle((told ? read_ : share_.prompt_tokens) + tokens_);
+    share_.permit->settle((told ? read_ : share_.prompt_tokens) + written);
   }
   share_.permit.reset();
-  finish_request(info_, {.status = status, .model = head_.model, .tokens = tokens_, .reason = reason});
+  finish_request(info_, {.status = status, .model = head_.model, .tokens = written, .reason = reason});
 }
 
 }  // namespace

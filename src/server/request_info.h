@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -31,10 +32,10 @@ std::string make_request_id();
 
 struct Outcome {
   int status = 0;
-  std::string_view model;   // of inference requests
-  int tokens = -1;          // of their output
-  std::string_view reason;  // why it was refused or has failed; never text of a prompt
-  std::string_view remote;  // of requests that the HTTP server refuses by itself
+  std::string_view model;    // of inference requests
+  std::int64_t tokens = -1;  // of their output
+  std::string_view reason;   // why it was refused or has failed; never text of a prompt
+  std::string_view remote;   // of requests that the HTTP server refuses by itself
 };
 // Once per request, at its end: counts the answer and writes its line in the access log.
 void finish_request(const RequestInfo& info, const Outcome& outcome);

@@ -10,6 +10,8 @@
 namespace xgen::sources {
 namespace {
 
+constexpr std::string_view kAmazon = "x-amz-";  // a signature's date and session token
+
 bool is_redirect(int status) {
   return status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
 }
@@ -75,7 +77,8 @@ Result<http::ClientRequest> redirected(const http::ClientRequest& request, std::
   if (url->origin() != request.url.origin()) {
     std::erase_if(next.headers, [](const auto& header) {
       return http::equal_ignoring_case(header.first, "authorization") ||
-             http::equal_ignoring_case(header.first, "host");
+             http::equal_ignoring_case(header.first, "host") ||
+             http::equal_ignoring_case(header.first.substr(0, kAmazon.size()), kAmazon);
     });
   }
   next.url = *std::move(url);
@@ -115,6 +118,7 @@ Result<Answer> call(http::Client& client, const std::function<Result<http::Clien
           },
           stop);
       if (!ended || !is_redirect(answer.status) || answer.header("location").empty()) break;
+      if (!answer.header(kBucketRegion).empty()) break;  // the request has to be signed anew for it
       if (redirects >= kMaxRedirects)
         return make_error(ErrorCode::unavailable,
                           request->url.origin() + " redirects more than " + std::to_string(kMaxRedirects) + " times");

@@ -16,6 +16,7 @@
 namespace xgen::sources {
 
 inline constexpr int kMaxRedirects = 5;
+inline constexpr std::string_view kBucketRegion = "x-amz-bucket-region";
 inline constexpr std::size_t kMaxErrorBody = 4096;        // bytes that are kept of an answer that says no
 inline constexpr std::uint64_t kGoodProgress = 64 << 10;  // bytes that make good a failure
 inline constexpr std::chrono::milliseconds kLongestPause{16'000};
@@ -45,8 +46,9 @@ std::chrono::milliseconds pause_after(int failures, const Patience& patience);
 bool wait_for(std::chrono::milliseconds time, const std::stop_token& stop);
 Error stopped_error();
 
-// Where an answer of `request` with a Location sends it. The Authorization header stays behind when that is another
-// origin. Errors: unavailable if it leads nowhere, or from https to http.
+// Where an answer of `request` with a Location sends it. The Authorization header and Amazon's (x-amz-…), which may
+// bear a session token, stay behind when that is another origin. Errors: unavailable if it leads nowhere, or from https
+// to http.
 Result<http::ClientRequest> redirected(const http::ClientRequest& request, std::string_view location);
 
 // One fetch that a stop token ends, too.
@@ -54,7 +56,8 @@ Status fetch_with_stop(http::Client& client, http::ClientRequest request,
                        const std::function<Status(const http::ResponseHead&)>& on_head,
                        const std::function<Status(std::string_view)>& on_body, const std::stop_token& stop);
 
-// A small answer: redirects are followed to the same origin and elsewhere, failures that may pass are tried again.
+// A small answer: redirects are followed to the same origin and elsewhere, but not where S3 names another region;
+// failures that may pass are tried again.
 // `make` makes the request for each try (a signature has its time). Errors: unavailable after the last try, naming the
 // origin; too_large; cancelled.
 Result<Answer> call(http::Client& client, const std::function<Result<http::ClientRequest>()>& make,

@@ -64,14 +64,15 @@ S3Place s3_place(const S3Source& source) {
   return place;
 }
 
-std::string S3::region() {
+std::string S3::region(const std::string& bucket) {
   std::lock_guard lock(mutex_);
-  return region_;
+  const auto found = regions_.find(bucket);
+  return found == regions_.end() ? settings_.region : found->second;
 }
 
 Result<http::ClientRequest> S3::request(const std::string& method, const std::string& bucket, const std::string& key,
                                         const Query& query, const http::Headers& headers) {
-  const std::string region = this->region();
+  const std::string region = this->region(bucket);
   std::string base = settings_.endpoint;
   std::string path = "/" + percent_encoded(key, true);
   if (base.empty()) {
@@ -101,18 +102,19 @@ Result<http::ClientRequest> S3::request(const std::string& method, const std::st
 Result<Answer> S3::call_in_region(const std::string& method, const std::string& bucket, const std::string& key,
                                   const Query& query, const http::Headers& headers, const std::stop_token& stop) {
   for (bool moved = false;; moved = true) {
+    const std::string asked = region(bucket);
     auto answer = call(
         client_, [&] { return request(method, bucket, key, query, headers); }, kMaxApiBody, patience_, stop);
     if (!answer || answer->status == 200 || answer->status == 206 || moved) return answer;
     // A bucket says where it is when it is asked elsewhere.
-    std::string there(answer->header("x-amz-bucket-region"));
+    std::string there(answer->header(kBucketRegion));
     if (there.empty()) there = xml_field(answer->body, "Region");
     const bool plain =
         !there.empty() && there.size() < 64 &&
         std::all_of(there.begin(), there.end(), [](unsigned char c) { return std::isalnum(c) != 0 || c == '-'; });
+    if (!plain || there == asked) return answer;
     std::lock_guard lock(mutex_);
-    if (!plain || there == region_) return answer;
-    region_ = there;
+    regions_[bucket] = there;
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <stop_token>
@@ -29,7 +30,7 @@ class S3 {
  public:
   // Both outlive this.
   S3(http::Client& client, const S3Settings& settings, const Patience& patience)
-      : client_(client), settings_(settings), patience_(patience), region_(settings.region) {}
+      : client_(client), settings_(settings), patience_(patience) {}
 
   // Every object below the source's place, by its path there. Errors name what is missing or refused.
   Result<std::vector<RemoteFile>> list(const S3Source& source, const std::stop_token& stop);
@@ -43,14 +44,14 @@ class S3 {
                                       const Query& query, const http::Headers& headers);
   Result<Answer> call_in_region(const std::string& method, const std::string& bucket, const std::string& key,
                                 const Query& query, const http::Headers& headers, const std::stop_token& stop);
-  std::string region();
+  std::string region(const std::string& bucket);
   Error explain(const S3Source& source, const std::string& file, const Answer& answer);
 
   http::Client& client_;
   const S3Settings& settings_;
   const Patience& patience_;
   std::mutex mutex_;
-  std::string region_;  // of the bucket, once it has said so
+  std::map<std::string, std::string> regions_;  // of buckets that have said so
 };
 
 }  // namespace xgen::sources

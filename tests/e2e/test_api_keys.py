@@ -10,6 +10,7 @@ import pytest
 
 from process import PATIENCE, Process, run
 from test_models import eventually
+from test_remote import Scripted
 
 
 def sha256(key):
@@ -82,6 +83,26 @@ def test_requests_and_tokens_a_minute(tmp_path):
         assert answer.status_code == 429 and "200 tokens a minute" in answer.json()["error"]["message"]
         came_back = (time.monotonic() - begin) * 200 / 60
         assert 150 <= used <= 200 + came_back + 40, used
+
+
+def test_what_a_remote_engine_keeps_to_itself_is_paid(tmp_path):
+    write_keys(tmp_path / "keys.yaml", dict(TEAM, tokens_per_minute=600_000), OPS)
+    with Scripted() as engine:
+        config = tmp_path / "models.yaml"
+        config.write_text(json.dumps({"server": {"api_keys_file": "keys.yaml"}, "models": [
+            {"name": "m", "engine": "openai", "urls": [engine.url + "/v1"], "model": "scripted"}]}))
+        with Process("--config", config) as server:
+            ask = lambda prompt, **more: complete(server, "sk-team", model="m", prompt=prompt, **more)
+            begin = time.monotonic()
+            assert ask("hidden 200000").json()["usage"]["completion_tokens"] == 200_001
+            assert ask("hidden 200000", stream=True).status_code == 200
+            left = int(ask("say x").headers["x-ratelimit-remaining-tokens"])
+            came_back = (time.monotonic() - begin) * 10_000
+            assert 190_000 <= left <= 200_000 + came_back, left
+            assert server.output().count(" tokens=200001") == 2
+            page = httpx.get(server.url + "/metrics", headers=bearer("sk-ops")).text
+            made = next(line for line in page.splitlines() if line.startswith("vllm:generation_tokens_total{"))
+            assert float(made.split()[-1]) == 400_003
 
 
 def test_the_file_may_change_while_it_serves(tmp_path):

@@ -347,6 +347,50 @@ def test_a_model_behind_triton(tmp_path):
         engine.shutdown()
 
 
+@pytest.mark.parametrize("end", ["unload", "shutdown"])
+def test_triton_is_stopped_with_what_has_not_begun(tmp_path, end):
+    asked, stopped, going = threading.Event(), threading.Event(), threading.Event()
+
+    class Triton(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"input": []}')
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if body.get("stop"):
+                stopped.set()
+                self.send_response(200)
+                self.end_headers()
+            else:
+                asked.set()
+                going.wait(60 * PATIENCE)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Triton) as engine:
+        threading.Thread(target=engine.serve_forever, daemon=True).start()
+        model = {"name": "m", "engine": "triton", "model": "ensemble", "tokenizer": str(ROOT / "models/demo"),
+                 "urls": [f"http://127.0.0.1:{engine.server_port}"]}
+        with Process("--config", write(tmp_path, [model], server={"drain_timeout": "200ms"})) as front:
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(front.post("/v1/completions", {"model": "m", "prompt": "x"})))
+            asking.start()
+            assert asked.wait(10 * PATIENCE)
+            if end == "unload":
+                assert front.post("/admin/unload", {"model": "m"}).status_code == 200
+            else:
+                front.child.send_signal(signal.SIGINT)
+                assert front.child.wait(30 * PATIENCE) == 0
+            assert stopped.wait(10 * PATIENCE)
+            asking.join()
+            assert answers[0].status_code == 503
+            going.set()
+        engine.shutdown()
+
+
 def test_check_reads_the_tokenizer_of_a_remote_model(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     model = {"name": "m", "engine": "triton", "urls": ["http://triton:8000"], "tokenizer": str(ROOT / "models/demo")}

@@ -412,6 +412,39 @@ TEST_F(OpenAiServiceTest, WithoutUsageTheStreamIsCounted) {
   EXPECT_EQ(sink->all<Finished>()[0].usage.completion_tokens, 2);
 }
 
+// Tokens that are not streamed, or several in a chunk.
+TEST_F(OpenAiServiceTest, TheServersUsageIsWhatCounts) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) {
+    connection.send(kStreamHead);
+    connection.send_chunk(chat_chunk(R"({"content":"a b c"})", R"("stop")") +
+                          "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":500}}\n\n" +
+                          kDone);
+    connection.send(kLast);
+  });
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(ask()->wait_over());
+  EXPECT_EQ(service->stats().generation_tokens, 1000U);
+  EXPECT_EQ(service->stats().request_generation_tokens.sum(), 1000);
+}
+
+TEST_F(OpenAiServiceTest, AnEchoedPromptIsNoAnswer) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) {
+    connection.send(kStreamHead);
+    connection.send_chunk(
+        R"(data: {"choices":[{"index":0,"text":"abcd","finish_reason":"length","logprobs":{"tokens":["a","b","c","d"],)"
+        R"("token_logprobs":[null,-1,-1,-2],"top_logprobs":[null,{},{},{}],"text_offset":[0,1,2,3]}}]})"
+        "\n\n"
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\n" +
+        kDone);
+    connection.send(kLast);
+  });
+  GenerateRequest request;
+  request.prompt = std::string("abc");
+  request.echo = request.prompt_logprobs = true;
+  request.logprobs = 0;
+  ASSERT_TRUE(ask(request)->wait_over());
+  EXPECT_EQ(service->stats().generation_tokens, 1U);
+}
+
 // ---- Cancellation and closing ----
 
 TEST_F(OpenAiServiceTest, DestroyingTheHandleClosesTheConnection) {
@@ -461,6 +494,32 @@ TEST_F(OpenAiServiceTest, AHandleMayOutliveTheService) {
   service.reset();
   EXPECT_EQ(sink->error().code, ErrorCode::unavailable);
   handle.reset();
+}
+
+// The handle may live on for long: the request goes to another server, and is held with all its attempts.
+TEST_F(OpenAiServiceTest, WhatFailsHereIsNotLeftRunningThere) {
+  for (const char* sent : {": ping\n\n", "data: {nonsense\n\n"}) {
+    std::atomic<int> closed{-1};
+    OpenAiOptions options = quiet();
+    options.first_byte_timeout = 50ms;
+    const auto served = serve(
+        [&](RawConnection& connection) {
+          connection.read_request();
+          connection.send(kStreamHead);
+          for (int i = 0; i < 1000 && closed.load() < 0; ++i) {
+            connection.send_chunk(sent);
+            if (connection.closed_within(10ms)) closed = 1;
+          }
+        },
+        options);
+    const auto sink = ask();
+    sink->error();
+    for (int i = 0; i < 5000 && closed.load() < 0; ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_EQ(closed.load(), 1) << sent;
+    for (int i = 0; i < 5000 && client.counts().running > 0; ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_EQ(client.counts().running, 0U);
+    handle.reset();
+  }
 }
 
 TEST_F(OpenAiServiceTest, CancelledAtRandomMomentsNothingLeaks) {
@@ -634,6 +693,33 @@ TEST_F(OpenAiServiceTest, TheServersListTellsHealthContextAndDialect) {
   wait_state(inference::Health::State::ready);
   mode = 2;
   EXPECT_THAT(wait_state(inference::Health::State::degraded), HasSubstr("not available"));
+}
+
+// A key's file may be gone for a moment, while a Secret is replaced.
+TEST_F(OpenAiServiceTest, TheLoadIsReadAgainWhenTheKeyIsBack) {
+  const std::string file = (std::filesystem::temp_directory_path() / ("load-" + std::to_string(::getpid()))).string();
+  std::ofstream(file) << "sk-first";
+  OpenAiOptions options = quiet();
+  options.api_key_file = file;
+  options.load_interval = 5ms;
+  const auto served = serve_each(
+      [](RawConnection& connection, const RawRequest& request) {
+        EXPECT_EQ(request.line, "GET /metrics HTTP/1.1");
+        connection.answer(
+            "vllm:num_requests_running{model_name=\"theirs\"} 3\n"
+            "vllm:num_requests_waiting{model_name=\"theirs\"} 4\n");
+      },
+      options);
+  const auto wait_waiting = [&](double waiting) {
+    for (int i = 0; i < 5000 && service->load().waiting != waiting; ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_EQ(service->load().waiting, waiting);
+  };
+  wait_waiting(4);
+  std::filesystem::remove(file);
+  wait_waiting(0);  // what it was is not known to be still so
+  std::ofstream(file) << "sk-second";
+  wait_waiting(4);
+  std::filesystem::remove(file);
 }
 
 TEST_F(OpenAiServiceTest, RequestsAreCounted) {

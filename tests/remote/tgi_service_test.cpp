@@ -158,6 +158,48 @@ TEST(TgiRequest, Chats) {
   EXPECT_EQ(generate_body(request, "tgi", Dialect::tgi).error().param, "n");
 }
 
+// TGI has a message's content or its calls, and reads past what it does not know.
+TEST(TgiRequest, Messages) {
+  Message image{"user", ""};
+  image.name = "ann";
+  image.parts = {{inference::ContentPart::Kind::text, "See", ""},
+                 {inference::ContentPart::Kind::image, "data:image/png;base64,AA==", "low"}};
+  Message called{"assistant", "\n\n"};
+  called.reasoning = "Hm.";
+  called.tool_calls = {{"a", "look", "{}"}, {"b", "look", "{}"}};
+  Message first{"tool", "seen"};
+  first.tool_call_id = "a";
+  Message second{"tool", ""};
+  second.tool_call_id = "b";
+  GenerateRequest request;
+  request.prompt = std::vector<Message>{image, called, first, second};
+  request.tools = {{"look", "", "{}", true}};
+  const auto body = generate_body(request, "tgi", Dialect::tgi);
+  ASSERT_TRUE(body.ok()) << body.error().message;
+  EXPECT_EQ(json::parse(*body).at("messages"), json::parse(R"([
+    {"role": "user", "name": "ann", "content": [{"type": "text", "text": "See"},
+      {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]},
+    {"role": "assistant", "tool_calls": [
+      {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+      {"id": "b", "type": "function", "function": {"name": "look", "arguments": "{}"}}]},
+    {"role": "tool", "content": "seen"}, {"role": "tool", "content": ""}])"));
+  EXPECT_EQ(json::parse(*body).at("tools").at(0).at("function"), json::parse(R"({"name":"look","parameters":{}})"));
+
+  const auto refusal = [&](std::vector<Message> messages) {
+    request.prompt = std::move(messages);
+    const auto refused = generate_body(request, "tgi", Dialect::tgi);
+    EXPECT_FALSE(refused.ok());
+    if (refused.ok()) return std::string();
+    EXPECT_EQ(refused.error().code, ErrorCode::unsupported);
+    EXPECT_EQ(refused.error().param, "messages");
+    return refused.error().message;
+  };
+  EXPECT_THAT(refusal({called, second, first}), HasSubstr("another order"));
+  called.content = "Let me look.";
+  EXPECT_THAT(refusal({called, first, second}), HasSubstr("both content and tool_calls"));
+  EXPECT_TRUE(generate_body(request, "m", Dialect::vllm).ok());
+}
+
 // ---- Texts ----
 
 TEST_F(TgiServiceTest, AStreamBecomesEvents) {

@@ -416,6 +416,29 @@ TEST_F(TritonServiceTest, GivingUpClosesTheConnectionAndStopsTheEngine) {
   EXPECT_TRUE(sink->events.empty());
 }
 
+TEST_F(TritonServiceTest, ClosingStopsTheEngine) {
+  std::atomic<bool> arrived{false};
+  std::promise<std::string> stopped;
+  std::string id;
+  const auto served = serve([&](RawConnection& connection, const RawRequest& request) {
+    if (request.line == "POST /v2/models/tensorrt_llm/generate HTTP/1.1") {
+      stopped.set_value(request.body);
+      connection.answer("{}");
+      return;
+    }
+    id = json::parse(request.body).at("id").as_string();
+    arrived = true;
+    connection.closed_within(10s);
+  });
+  const auto sink = ask();
+  for (int i = 0; i < 5000 && !arrived.load(); ++i) std::this_thread::sleep_for(1ms);
+  service->close();
+  EXPECT_THAT(sink->error().message, HasSubstr("not running any more"));
+  auto body = stopped.get_future();
+  ASSERT_EQ(body.wait_for(10s), std::future_status::ready);
+  EXPECT_EQ(json::parse(body.get()).at("id"), json::value(id));
+}
+
 TEST_F(TritonServiceTest, IdsAreItsOwnAndSeedsDiffer) {
   std::vector<std::string> ids;
   std::vector<json::value> seeds;

@@ -201,5 +201,16 @@ TEST_F(GuardedTest, TokensAreReservedAndSettled) {
   EXPECT_NEAR(static_cast<double>(used(ask_for("say hello", 1))), 100'000, 60'000);
 }
 
+// Hidden reasoning, several tokens in an event: the usage counts.
+TEST_F(GuardedTest, TokensThatAreNotStreamedArePaid) {
+  constexpr std::int64_t kMinute = 600'000;
+  start_with({key("one", kOne, {Scope::inference}, {0, kMinute})});
+  for (const char* more : {"", R"(,"stream":true)"}) {
+    const std::string body = R"({"model":"scripted","prompt":"hidden 250000","max_tokens":1)" + std::string(more) + "}";
+    EXPECT_EQ(ask("POST", "/v1/completions", "sk-one", body).status, 200);
+  }
+  EXPECT_NEAR(static_cast<double>(kMinute - left(complete("sk-one"), "tokens")), 500'000, 60'000);
+}
+
 }  // namespace
 }  // namespace xgen::server

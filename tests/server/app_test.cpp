@@ -365,6 +365,18 @@ TEST_F(ControllerTest, TheLogCountsTheTokensOfBrokenAnswers) {
   }
 }
 
+TEST_F(ControllerTest, TheLogCountsTokensThatAreNotStreamed) {
+  start();
+  for (const char* stream : {"", R"(,"stream":true)"}) {
+    log::set_level(log::Level::info);
+    ::testing::internal::CaptureStderr();
+    post("/v1/completions",
+         R"({"model":"scripted","prompt":["hidden 50","hidden 7","say x"])" + std::string(stream) + "}");
+    log::set_level(log::Level::error);
+    EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::ContainsRegex("status=200 .*tokens=60\n"));
+  }
+}
+
 TEST_F(ControllerTest, PipelinedCallsAreAnsweredInOrder) {
   start();
   RawClient client(http->port());

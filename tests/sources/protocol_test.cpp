@@ -49,6 +49,11 @@ TEST(Caller, TokensStayWithTheirOrigin) {
   EXPECT_FALSE(redirected(request, "http://hub.example/x"));  // in the clear
   EXPECT_FALSE(redirected(request, ""));
   EXPECT_FALSE(redirected(request, "ftp://x/y"));
+
+  // With a signature of S3 goes its session token.
+  request.headers = {{"x-amz-date", "20130524T000000Z"}, {"X-Amz-Security-Token", "secret"}, {"Accept", "*/*"}};
+  EXPECT_EQ(redirected(request, "/x")->headers.size(), 3u);
+  EXPECT_EQ(redirected(request, "https://cdn.example/x")->headers, (http::Headers{{"Accept", "*/*"}}));
 }
 
 TEST(Hub, Names) {

@@ -11,6 +11,7 @@
 //   drizzle      the same of memory, a byte at a time
 //   drop         is forgotten without a terminal event, as a faulty engine might
 //   think TEXT   reasons "Let me think.", then answers TEXT
+//   hidden N     answers "x" after N tokens that it does not stream
 //   call         calls every function of `tools` with the arguments {"n": its index}, in pieces
 //   else         "tok " up to max_tokens (default 16)
 #pragma once
@@ -226,6 +227,11 @@ class ScriptedService final : public ModelService {
         ++index;
       }
       return finish(FinishReason::tool_calls);
+    }
+    if (job.text.starts_with("hidden ")) {
+      say("x");
+      job.made += std::stoi(job.text.substr(7));
+      return finish(FinishReason::stop);
     }
     if (job.text.starts_with("think ") && job.made == 0) {
       ++job.made;
