@@ -28,7 +28,7 @@ struct ClientRequest {
   std::string ca_file;  // PEM; empty: SSL_CERT_FILE and SSL_CERT_DIR, else where the system has its store
 
   std::chrono::milliseconds connect_timeout{10'000};     // name, connection and TLS together, over all addresses
-  std::chrono::milliseconds first_byte_timeout{60'000};  // from the request sent to the end of the answer's head
+  std::chrono::milliseconds first_byte_timeout{60'000};  // from the request sent to the answer's first body byte
   std::chrono::milliseconds idle_timeout{60'000};        // without progress while sending, or between body bytes
   std::optional<std::chrono::steady_clock::time_point> deadline;  // of the whole call
   std::size_t max_head = 64 << 10;                                // bytes of the answer's head

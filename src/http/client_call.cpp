@@ -292,7 +292,8 @@ bool ClientCall::feed(std::string_view input) {
   for (;;) {
     switch (parser_.next(input, piece)) {
       case ResponseParser::Step::need_more:
-        if (phase_ == Phase::body) set_deadline(Clock::now() + request_.idle_timeout);
+        // Some servers send the head at once and compute then.
+        if (phase_ == Phase::body && body_bytes_ > 0) set_deadline(Clock::now() + request_.idle_timeout);
         return true;
       case ResponseParser::Step::head:
         phase_ = Phase::body;
@@ -428,6 +429,10 @@ void ClientCall::on_timer() {
     case Phase::waiting:
     case Phase::head:
       return finish(fault(ErrorCode::timeout, "no answer within first_byte_timeout"));
+    case Phase::body:
+      if (body_bytes_ == 0)
+        return finish(fault(ErrorCode::timeout, "nothing but the answer's head within first_byte_timeout"));
+      [[fallthrough]];
     default:
       return finish(fault(ErrorCode::timeout, "nothing more of the answer within idle_timeout"));
   }

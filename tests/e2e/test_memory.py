@@ -2,15 +2,17 @@
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 import pathlib
 import re
+import shutil
 import threading
 import time
 
 import pytest
 
-from process import PATIENCE, Process, run
+from process import PATIENCE, ROOT, Process, run
 from test_models import demo, eventually, say, states, write
 
 
@@ -184,3 +186,60 @@ def test_metrics_tell_memory_and_states(tmp_path):
         assert value("xgen_memory_budget_bytes", 'memory="host"') == memory["total_bytes"]
         assert value("xgen_memory_reserved_bytes", 'memory="host"') == memory["reserved_bytes"]
         assert value("xgen_model_reserved_bytes", 'model_name="a"') == states(server)["a"]["reserved_bytes"]
+
+
+def large_model(folder, hidden=2048, layers=4):
+    """A model like the demo but of half a gigabyte, all of it zero: a file with holes."""
+    folder.mkdir()
+    demo = ROOT / "models/demo"
+    for name in ["tokenizer.json", "tokenizer_config.json"]:
+        shutil.copy(demo / name, folder)
+    config = json.loads((demo / "config.json").read_text())
+    config.update(hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers, num_attention_heads=hidden // config["head_dim"],
+                  num_key_value_heads=2, layer_types=["full_attention"] * layers)
+    (folder / "config.json").write_text(json.dumps(config))
+    head, kv = config["head_dim"], 2 * config["head_dim"]
+    shapes = {"model.embed_tokens.weight": [config["vocab_size"], hidden], "model.norm.weight": [hidden]}
+    for layer in range(layers):
+        parts = {"input_layernorm": [hidden], "post_attention_layernorm": [hidden], "self_attn.q_proj": [hidden, hidden],
+                 "self_attn.k_proj": [kv, hidden], "self_attn.v_proj": [kv, hidden], "self_attn.o_proj": [hidden, hidden],
+                 "self_attn.q_norm": [head], "self_attn.k_norm": [head], "mlp.gate_proj": [4 * hidden, hidden],
+                 "mlp.up_proj": [4 * hidden, hidden], "mlp.down_proj": [hidden, 4 * hidden]}
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in parts.items()}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return end
+
+
+def idle_threads(server):
+    """How many threads of the process take only what processor time others leave."""
+    count = 0
+    for task in pathlib.Path(f"/proc/{server.child.pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            count += (task / "stat").read_text().rpartition(")")[2].split()[38] == "5"  # SCHED_IDLE
+    return count
+
+
+def test_a_load_takes_only_the_time_that_others_leave(tmp_path):
+    size = large_model(tmp_path / "large")
+    models = [demo("a"), {"name": "large", "source": str(tmp_path / "large"), "load": "on_demand", "max_model_len": 256}]
+    with Process("--config", write(tmp_path, models)) as server:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            for _ in range(3):
+                loading = pool.submit(server.post, "/admin/load", {"model": "large"})
+                seen = []
+                while not loading.done():
+                    seen.append(idle_threads(server))
+                assert loading.result().json()["state"] == "ready", loading.result().text
+                assert states(server)["large"]["reserved_bytes"] > size
+                # A few threads load, all of them give way, and what serves then does not.
+                assert 1 <= max(seen) <= 4, seen
+                assert idle_threads(server) == 0
+                assert server.post("/admin/unload", {"model": "large"}).json()["state"] == "unloaded"

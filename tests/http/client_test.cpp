@@ -489,6 +489,26 @@ TEST(HttpClient, TimesOutInEveryPhase) {
   }
 }
 
+TEST(HttpClient, AHeadThatComesAtOnceLeavesTimeToCompute) {
+  Client client;
+  RawServer server([](RawConnection& connection) {
+    connection.read_request();
+    connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+    std::this_thread::sleep_for(150ms);
+    connection.send("x");
+    connection.closed_within(150ms);
+    connection.send("y");
+  });
+  ClientRequest request = request_for(server);
+  request.first_byte_timeout = 5s;
+  request.idle_timeout = 50ms;
+  const auto got = call(client, request);
+  EXPECT_EQ(got->body, "x");
+  EXPECT_THAT(got->end->status.error().message, HasSubstr("idle_timeout"));
+  request.first_byte_timeout = 50ms;
+  EXPECT_THAT(call(client, request)->end->status.error().message, HasSubstr("first_byte_timeout"));
+}
+
 TEST(HttpClient, AConnectionThatIsNeverAcceptedTimesOut) {
   // A listener whose queue is full drops what comes.
   const int listener = ::socket(AF_INET, SOCK_STREAM, 0);

@@ -227,7 +227,7 @@ TEST_F(FallbackTest, AllPromptsOfACallGoTogether) {
     RawClient client(http->port());
     client.post("/v1/completions", R"({"model":"first","prompt":["hold","say b"],"stream":true})");
     ASSERT_TRUE(client.read_until(R"("text":"b")"));
-    EXPECT_EQ(service->running.load(), 1);
+    EXPECT_TRUE(eventually([&] { return service->running.load() == 1; }));
     EXPECT_EQ(first->held.load(), 0);
   }
   EXPECT_EQ(first->asked.load(), 6);
