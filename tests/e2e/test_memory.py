@@ -227,6 +227,7 @@ def idle_threads(server):
     return count
 
 
+@pytest.mark.skipif(os.sched_getscheduler(0) == os.SCHED_IDLE, reason="everything gives way here")
 def test_a_load_takes_only_the_time_that_others_leave(tmp_path):
     size = large_model(tmp_path / "large")
     models = [demo("a"), {"name": "large", "source": str(tmp_path / "large"), "load": "on_demand", "max_model_len": 256}]

@@ -531,6 +531,27 @@ TEST_F(RegistryTest, EvictsTheLeastRecentlyUsedModelThatNobodyUses) {
   EXPECT_EQ(state("a"), ModelState::unloaded);
 }
 
+TEST_F(RegistryTest, SleepingModelsAreEvictedUnlessTheyArePinned) {
+  auto a = model("a", 50);
+  auto b = model("b", 50);
+  b.pin = true;
+  auto c = model("c", 60, true);
+  make({a, b, c});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  loader(a).keep_asleep(30 * kMiB);
+  loader(b).keep_asleep(30 * kMiB);
+  EXPECT_TRUE(act(&Registry::sleep, "b").ok());
+  EXPECT_TRUE(act(&Registry::sleep, "a").ok());
+  const Request wants_c = ask("c");
+  EXPECT_TRUE(becomes("c", ModelState::ready));
+  EXPECT_EQ(state("a"), ModelState::unloaded);
+  EXPECT_EQ(state("b"), ModelState::sleeping);
+  EXPECT_EQ(reserved(), 90 * kMiB);
+  EXPECT_EQ(registry_->counts().evictions, 1u);
+  EXPECT_EQ(loader(a).releases(), 1);
+}
+
 TEST_F(RegistryTest, PinnedModelsStay) {
   auto a = model("a", 60);
   a.pin = true;
