@@ -343,13 +343,15 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
   while (requests_in_flight(registry) > 0 && Clock::now() < deadline)
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
-  if (http.drain(std::max(left, std::chrono::milliseconds(100))))
-    return log::info("server", "stopped; every request was finished");
-  const std::uint64_t cut = requests_in_flight(registry);
+  const bool finished = http.drain(std::max(left, std::chrono::milliseconds(100)));
   const Clock::time_point last = Clock::now() + kLastWords;
-  registry.end_requests();
-  http.drain(kLastWords);
+  const std::uint64_t cut = requests_in_flight(registry);
+  if (!finished) {
+    registry.end_requests();
+    http.drain(kLastWords);
+  }
   while (remotes.running() > 0 && Clock::now() < last) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  if (finished) return log::info("server", "stopped; every request was finished");
   log::warn("server", "stopped; drain_timeout cut off running requests", {{"requests", cut}});
 }
 

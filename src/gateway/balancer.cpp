@@ -39,11 +39,15 @@ Balancer::Replica* Balancer::find(std::string_view name) {
   return nullptr;
 }
 
-bool Balancer::is_shut(const Replica& replica, Time now) {
-  return replica.state.open && (now < replica.open_until || replica.probing);
+bool Balancer::is_shut(const Replica& replica, Time now) const {
+  if (!replica.state.open || now < replica.open_until) return replica.state.open;
+  return replica.probing && std::any_of(replicas_.begin(), replicas_.end(),
+                                        [](const Replica& other) { return other.state.healthy && !other.state.open; });
 }
 
-bool Balancer::may_take(const Replica& replica, Time now) { return replica.state.healthy && !is_shut(replica, now); }
+bool Balancer::may_take(const Replica& replica, Time now) const {
+  return replica.state.healthy && !is_shut(replica, now);
+}
 
 double Balancer::work(const Replica& replica) {
   return static_cast<double>(replica.pending) + kRunningWork * replica.state.in_flight + replica.foreign;
@@ -79,6 +83,7 @@ std::optional<Balancer::Pick> Balancer::pick(std::span<const std::uint64_t> chun
   }
   if (best == nullptr) return std::nullopt;
   best->probing = best->state.open;
+  if (best->probing) best->open_until = now + best->open_time;
   ++best->state.in_flight;
   ++best->state.sent;
   best->state.chunks += chunks.size();
@@ -121,7 +126,7 @@ void Balancer::open(Replica& replica, Time now) {
   replica.open_until = now + replica.open_time;
   replica.state.open = true;
   replica.probing = false;
-  replica.failures_in_a_row = 0;
+  replica.failures_in_a_row = replica.own_failures_in_a_row = 0;
   replica.outcomes.clear();
   // It was started anew, or will be: what it had computed is not counted on.
   replica.index.clear();
@@ -131,7 +136,7 @@ void Balancer::open(Replica& replica, Time now) {
 void Balancer::close(Replica& replica) {
   replica.state.open = false;
   replica.probing = false;
-  replica.failures_in_a_row = 0;
+  replica.failures_in_a_row = replica.own_failures_in_a_row = 0;
 }
 
 bool Balancer::ended(const Pick& pick, Outcome outcome, Time now) {
@@ -139,7 +144,10 @@ bool Balancer::ended(const Pick& pick, Outcome outcome, Time now) {
   if (replica == nullptr) return false;
   replica->pending -= std::min(replica->pending, pick.unmatched);
   replica->state.in_flight = std::max(0, replica->state.in_flight - 1);
-  if (pick.answered) replica->answering = std::max(0, replica->answering - 1);
+  if (pick.answered) {
+    replica->answering = std::max(0, replica->answering - 1);
+    if (outcome != Outcome::failed && outcome != Outcome::doubtful) replica->last_answer = now;
+  }
   if (outcome == Outcome::timed_out || outcome == Outcome::cancelled)
     outcome = seems_hung(*replica, pick, outcome, now) ? Outcome::doubtful : Outcome::neutral;
   const bool failed = outcome == Outcome::failed || outcome == Outcome::doubtful;
@@ -148,21 +156,23 @@ bool Balancer::ended(const Pick& pick, Outcome outcome, Time now) {
     // What was sent before it opened says nothing of how the replica is now.
     if (!pick.probe) return failed;
     replica->probing = false;
+    replica->open_until = std::min(replica->open_until, now);
     if (outcome == Outcome::good) close(*replica);
     if (outcome == Outcome::failed || (failed && another_does_well(*replica))) open(*replica, now);
     return failed;
   }
   if (outcome == Outcome::neutral) return false;
   replica->failures_in_a_row = failed ? replica->failures_in_a_row + 1 : 0;
+  replica->own_failures_in_a_row = failed ? replica->own_failures_in_a_row + (outcome == Outcome::failed) : 0;
   std::erase_if(replica->outcomes, [&](const auto& each) { return each.first + options_.window < now; });
   if (replica->outcomes.size() >= kMaxOutcomes) replica->outcomes.erase(replica->outcomes.begin());
   replica->outcomes.emplace_back(now, failed);
   if (!failed) return false;
   const bool in_a_row = replica->failures_in_a_row >= options_.max_failures;
+  const bool its_own = replica->own_failures_in_a_row >= options_.max_failures;
   const bool mostly = replica->outcomes.size() >= static_cast<std::size_t>(options_.min_outcomes) &&
                       failed_share(*replica) > options_.max_failed_share;
-  if ((in_a_row && outcome == Outcome::failed) || ((in_a_row || mostly) && another_does_well(*replica)))
-    open(*replica, now);
+  if (its_own || ((in_a_row || mostly) && another_does_well(*replica))) open(*replica, now);
   return true;
 }
 

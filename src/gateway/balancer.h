@@ -47,7 +47,8 @@ struct BalancerOptions {
 // computing everything anew elsewhere is quicker.
 //
 // A replica that fails is out: its circuit is open. After a while one request, the probe, goes there, and its first
-// token closes the circuit. A fault that may be the request's own (a prompt that no replica can compute fails at all of
+// token closes the circuit; if it is silent, the next goes there after the same while, where no other replica is in. A
+// fault that may be the request's own (a prompt that no replica can compute fails at all of
 // them) counts only while another replica does well, so it never takes out the last one.
 //
 // A replica hangs if it takes requests and answers none. So a request that was given up without a first token counts
@@ -99,19 +100,20 @@ class Balancer {
     std::size_t pending = 0;  // chunks that requests without an answer yet have to compute
     double foreign = 0;       // work of other clients, as of the replica's last report
     int answering = 0;        // requests with a first token, under way
-    Time last_answer{};       // when the latest request got its first token
+    Time last_answer{};       // when a request last got its first token, or ended after it
     Time resting{};
     Time open_until{};
     milliseconds open_time{0};
-    bool probing = false;  // the probe is under way
+    bool probing = false;  // a probe is under way
     int failures_in_a_row = 0;
+    int own_failures_in_a_row = 0;                // of them, those that are beyond doubt
     std::vector<std::pair<Time, bool>> outcomes;  // within the window; true = failed
     PrefixIndex index{0};
   };
 
   Replica* find(std::string_view name);
-  static bool is_shut(const Replica& replica, Time now);
-  static bool may_take(const Replica& replica, Time now);
+  bool is_shut(const Replica& replica, Time now) const;
+  bool may_take(const Replica& replica, Time now) const;
   static double work(const Replica& replica);
   void open(Replica& replica, Time now);
   static void close(Replica& replica);

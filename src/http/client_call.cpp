@@ -287,6 +287,7 @@ void ClientCall::read() {
 
 // False once the call is over.
 bool ClientCall::feed(std::string_view input) {
+  if (phase_ == Phase::sending) set_deadline(Clock::now() + request_.first_byte_timeout);
   if (phase_ < Phase::head) phase_ = Phase::head;
   std::string_view piece;
   for (;;) {

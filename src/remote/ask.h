@@ -42,9 +42,10 @@ void ask(const std::shared_ptr<Endpoint>& endpoint, Ask what, std::function<void
   if (!id) return done(std::move(id).error());
   auto reply = std::make_shared<Reply>(
       [endpoint, id = *id, done = std::move(done), read = std::move(read), route = std::string(what.route),
+       deadline = what.deadline,
        upstream = endpoint->upstream(std::move(key))](const auto& head, std::string_view text, const auto& end) {
         endpoint->leave(id);
-        if (!end.status) return done(endpoint->is_closed() ? endpoint->closed_error() : error_of_call(end, upstream));
+        if (!end.status) return done(endpoint->error_of_end(end, deadline, upstream));
         if (head.status == 404)
           return done(make_error(ErrorCode::unsupported, upstream.says("does not offer " + route)));
         if (head.status != 200) return done(error_of_answer(head, text, upstream));

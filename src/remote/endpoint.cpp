@@ -39,6 +39,14 @@ Error Endpoint::closed_error() const {
   return make_error(ErrorCode::unavailable, "Model " + options.name + " is not running any more.");
 }
 
+Error Endpoint::error_of_end(const http::CallEnd& end, std::optional<std::chrono::steady_clock::time_point> deadline,
+                             const Upstream& upstream) const {
+  if (is_closed()) return closed_error();
+  if (deadline && end.status.error().code == ErrorCode::timeout && std::chrono::steady_clock::now() >= *deadline)
+    return make_error(ErrorCode::timeout, "The request's time limit has passed.");
+  return error_of_call(end, upstream);
+}
+
 Result<std::uint64_t> Endpoint::enter() {
   std::unique_lock lock(mutex_);
   if (closed_.load()) return closed_error();

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -27,7 +28,7 @@ struct EndpointOptions {
   http::Headers headers;     // sent with every request
   std::string ca_file;       // empty: the system's store
   std::chrono::milliseconds connect_timeout{5'000};
-  std::chrono::milliseconds first_byte_timeout{300'000};  // to the head of the answer: queueing and the prompt
+  std::chrono::milliseconds first_byte_timeout{300'000};  // to the first of the answer: queueing and the prompt
   std::chrono::milliseconds idle_timeout{60'000};         // between parts of the answer
   std::chrono::milliseconds health_interval{10'000};      // between looks at whether the server is well; 0: never
   std::chrono::milliseconds load_interval{0};             // between looks at the server's /metrics; 0: never
@@ -49,6 +50,10 @@ class Endpoint {
   // Where servers have what is not OpenAI's: beside /v1.
   std::string root() const;
   Error closed_error() const;
+  // Why a call ended before its answer was complete. Errors: closed_error(); timeout, if the deadline that it was given
+  // has passed; else those of error_of_call.
+  Error error_of_end(const http::CallEnd& end, std::optional<std::chrono::steady_clock::time_point> deadline,
+                     const Upstream& upstream) const;
 
   // A slot for one more call. Errors: overloaded; unavailable once closed.
   Result<std::uint64_t> enter();

@@ -77,7 +77,8 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     if (over_.load() || stream_->done()) return;
     if (!end.status) {
       const bool ended_here = endpoint_->is_closed() || end.status.error().code == ErrorCode::timeout;
-      return ended_here ? give_up(error_of_end(end)) : fail(error_of_end(end));
+      Error error = endpoint_->error_of_end(end, deadline_, upstream_);
+      return ended_here ? give_up(std::move(error)) : fail(std::move(error));
     }
     if (streaming_) {
       Status status = stream_->end(emit_);
@@ -111,13 +112,6 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
   }
 
  private:
-  Error error_of_end(const http::CallEnd& end) const {
-    if (endpoint_->is_closed()) return endpoint_->closed_error();
-    if (deadline_ && end.status.error().code == ErrorCode::timeout && std::chrono::steady_clock::now() >= *deadline_)
-      return make_error(ErrorCode::timeout, "The request's time limit has passed.");
-    return error_of_call(end, upstream_);
-  }
-
   // Comments that keep a connection alive hide from the client that nothing is computed.
   void check_silence() {
     const auto limit = last_event_ ? endpoint_->options.idle_timeout : endpoint_->options.first_byte_timeout;
@@ -189,11 +183,11 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     const auto unheard = std::make_shared<Unheard>();
     unheard->call = endpoint_->client.start(*std::move(call), unheard);
   }
-  // The server may still be at work on it.
+  // The server may still be at work on it. It is told first: when the last request has its answer, the process may end.
   void give_up(Error error) {
     if (over_.load()) return;
-    fail(std::move(error));
     stop_server();
+    fail(std::move(error));
   }
   // The call goes at once: the request may live on elsewhere, and its handle with it.
   void fail(Error error) {

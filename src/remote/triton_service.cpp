@@ -179,12 +179,7 @@ class TritonService final : public RemoteService, public std::enable_shared_from
   }
   Result<GenerationCall> call_after(const inference::GenerateRequest& request, const http::ResponseHead& head,
                                     std::string_view body, const http::CallEnd& end, const Upstream& upstream) {
-    if (!end.status) {
-      if (endpoint_->is_closed()) return endpoint_->closed_error();
-      if (request.deadline && std::chrono::steady_clock::now() >= *request.deadline)
-        return make_error(ErrorCode::timeout, "The request's time limit has passed.");
-      return error_of_call(end, upstream);
-    }
+    if (!end.status) return endpoint_->error_of_end(end, request.deadline, upstream);
     if (head.status >= 500) return error_of_answer(head, body, upstream);
     facts_->read(head, body);
     return make_call(request, *facts_->get());

@@ -94,7 +94,8 @@ Status fetch_with_stop(http::Client& client, http::ClientRequest request,
 }
 
 Result<Answer> call(http::Client& client, const std::function<Result<http::ClientRequest>()>& make,
-                    std::size_t max_body, const Patience& patience, const std::stop_token& stop) {
+                    std::size_t max_body, const Patience& patience, const std::stop_token& stop,
+                    std::string_view region) {
   for (int failures = 1;; ++failures) {
     if (stop.stop_requested()) return stopped_error();
     auto request = make();
@@ -118,7 +119,8 @@ Result<Answer> call(http::Client& client, const std::function<Result<http::Clien
           },
           stop);
       if (!ended || !is_redirect(answer.status) || answer.header("location").empty()) break;
-      if (!answer.header(kBucketRegion).empty()) break;  // the request has to be signed anew for it
+      const std::string_view there = answer.header(kBucketRegion);
+      if (!there.empty() && there != region) break;
       if (redirects >= kMaxRedirects)
         return make_error(ErrorCode::unavailable,
                           request->url.origin() + " redirects more than " + std::to_string(kMaxRedirects) + " times");

@@ -56,11 +56,12 @@ Status fetch_with_stop(http::Client& client, http::ClientRequest request,
                        const std::function<Status(const http::ResponseHead&)>& on_head,
                        const std::function<Status(std::string_view)>& on_body, const std::stop_token& stop);
 
-// A small answer: redirects are followed to the same origin and elsewhere, but not where S3 names another region;
-// failures that may pass are tried again.
+// A small answer: redirects are followed to the same origin and elsewhere, but not where S3 names another region than
+// `region`, for which the request has to be signed anew; failures that may pass are tried again.
 // `make` makes the request for each try (a signature has its time). Errors: unavailable after the last try, naming the
 // origin; too_large; cancelled.
 Result<Answer> call(http::Client& client, const std::function<Result<http::ClientRequest>()>& make,
-                    std::size_t max_body, const Patience& patience, const std::stop_token& stop);
+                    std::size_t max_body, const Patience& patience, const std::stop_token& stop,
+                    std::string_view region = {});
 
 }  // namespace xgen::sources

@@ -104,7 +104,7 @@ Result<Answer> S3::call_in_region(const std::string& method, const std::string& 
   for (bool moved = false;; moved = true) {
     const std::string asked = region(bucket);
     auto answer = call(
-        client_, [&] { return request(method, bucket, key, query, headers); }, kMaxApiBody, patience_, stop);
+        client_, [&] { return request(method, bucket, key, query, headers); }, kMaxApiBody, patience_, stop, asked);
     if (!answer || answer->status == 200 || answer->status == 206 || moved) return answer;
     // A bucket says where it is when it is asked elsewhere.
     std::string there(answer->header(kBucketRegion));

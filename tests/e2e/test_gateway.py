@@ -134,7 +134,7 @@ def test_a_replica_that_is_well_but_answers_no_request_goes_out(tmp_path):
         threading.Thread(target=hung.serve_forever, daemon=True).start()
         urls = [f"http://127.0.0.1:{hung.server_port}/v1", well.url + "/v1"]
         path = write(tmp_path, [{"name": "m", "engine": "openai", "urls": urls, "model": "scripted", "balance": "round_robin"}],
-                     server={"request_timeout": "400ms"})
+                     server={"request_timeout": f"{PATIENCE}s"})
         with Process("--config", path) as front:
             answers = [front.post("/v1/completions", {"model": "m", "prompt": "say x"}).status_code for _ in range(10)]
             assert sorted(answers) == [200] * 5 + [408] * 5

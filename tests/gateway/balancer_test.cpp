@@ -307,6 +307,30 @@ TEST(Balancer, WhatIsGivenUpInALongQueueIsNoFault) {
   EXPECT_EQ(balancer.states(kStart + 90s)[0].failures, 0u);
 }
 
+TEST(Balancer, AnAnswerThatEndedMeanwhileIsASignOfLife) {
+  for (const Outcome how : {Outcome::good, Outcome::cancelled}) {
+    Balancer balancer({});
+    balancer.set_replicas({"a", "b"});
+    auto first = send_to(balancer, "a");
+    balancer.answered(first, kStart);
+    std::vector<Balancer::Pick> queued;
+    for (int i = 0; i < 10; ++i) queued.push_back(send_to(balancer, "a", kStart + 1s));
+    balancer.ended(first, how, kStart + 31s);
+    for (const auto& each : queued) EXPECT_FALSE(balancer.ended(each, Outcome::cancelled, kStart + 31s));
+    EXPECT_EQ(balancer.states(kStart + 31s)[0].failures, 0u);
+  }
+}
+
+TEST(Balancer, DoubtfulFaultsNeverTakeOutTheLastReplica) {
+  Balancer balancer({});
+  balancer.set_replicas({"a"});
+  for (int i = 0; i < 10; ++i) balancer.ended(send_to(balancer, "a"), Outcome::doubtful, kStart);
+  for (int i = 0; i < 4; ++i) balancer.ended(send_to(balancer, "a"), Outcome::failed, kStart);
+  EXPECT_FALSE(balancer.states(kStart)[0].open);
+  balancer.ended(send_to(balancer, "a"), Outcome::failed, kStart);
+  EXPECT_TRUE(balancer.states(kStart)[0].open);
+}
+
 TEST(Balancer, AFullReplicaRestsWhileOthersCan) {
   Balancer balancer({});
   balancer.set_replicas({"a", "b"});

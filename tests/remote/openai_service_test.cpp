@@ -401,6 +401,16 @@ TEST_F(OpenAiServiceTest, TheRequestsDeadlineIsATimeout) {
   EXPECT_THAT(error.message, HasSubstr("time limit"));
 }
 
+TEST_F(OpenAiServiceTest, SoItIsForTokens) {
+  const auto served = serve([](RawConnection& connection) { connection.closed_within(10s); }, quiet());
+  inference::TokenizeRequest text;
+  text.prompt = "x";
+  text.deadline = std::chrono::steady_clock::now() + 50ms;
+  std::promise<Error> tokenized;
+  service->tokenize_async(text, [&](const auto& result) { tokenized.set_value(result.error()); });
+  EXPECT_EQ(tokenized.get_future().get().code, ErrorCode::timeout);
+}
+
 TEST_F(OpenAiServiceTest, WithoutUsageTheStreamIsCounted) {
   const auto served = serve_each([](RawConnection& connection, const RawRequest&) {
     connection.send(kStreamHead);
