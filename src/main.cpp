@@ -320,9 +320,8 @@ http::ServerOptions http_options(const config::Server& server) {
 std::uint64_t requests_in_flight(const registry::Registry& registry) {
   std::uint64_t sum = 0;
   for (const registry::ModelEntry& entry : registry.list()) {
-    const auto model = registry.find(entry.name);
-    if (!model) continue;
-    sum += (*model)->stats().unfinished();
+    sum += entry.waiting;
+    if (entry.service != nullptr) sum += entry.service->stats().unfinished();
   }
   return sum;
 }
@@ -358,7 +357,6 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
 // Waits for the models that are to be there from the start; the first error among them.
 Status load_at_start(registry::Registry& registry, const config::Config& config) {
   using registry::ModelState;
-  constexpr std::chrono::milliseconds kBetweenTries{200};
   std::vector<std::pair<std::string, std::future<Status>>> loads;
   const auto load = [&registry](const std::string& name) {
     auto done = std::make_shared<std::promise<Status>>();
@@ -378,7 +376,7 @@ Status load_at_start(registry::Registry& registry, const config::Config& config)
       const bool no_room = entry->state == ModelState::unloaded && !entry->detail.empty();
       if (no_room && status.error().retry_after_s == 0) return status;
       if (!no_room && entry->state != ModelState::loading) break;  // an operator has unloaded it
-      std::this_thread::sleep_for(kBetweenTries);
+      std::this_thread::sleep_for(std::chrono::seconds(std::max(1, status.error().retry_after_s)));
       loaded = load(name);
     }
   }
@@ -485,6 +483,7 @@ Result<std::string> reload(const Flags& flags, const config::Config& started_wit
   if (started_with.lists_models && !config->lists_models)
     return make_error(ErrorCode::invalid_argument,
                       config->file + ": models: missing; a reload does not replace the models by the demo");
+  if (const auto total = host_budget(*config); !total) return total.error();
   auto planned = plan_models(*config, machine, registry.budget().total());
   if (!planned) return std::move(planned).error();
   Digests models = digests_of(planned->definitions);
@@ -512,7 +511,7 @@ Result<std::string> reload(const Flags& flags, const config::Config& started_wit
 }
 
 // Memory that is freed goes back to the system, for the budget counts it as free: by default the first large free()
-// raises both bounds to up to 64 MiB, which every thread's heap could then keep.
+// raises the bounds to up to 32 and 64 MiB, which every thread's heap could then keep.
 void keep_heaps_small() {
   constexpr int kBytes = 1 << 20;
   mallopt(M_MMAP_THRESHOLD, kBytes);
@@ -597,7 +596,10 @@ int serve(const Flags& flags) {
   }
   (*http)->start();
   const double bind_ms = ms_since(start) - plan_ms;
-  if (Status status = load_at_start(registry, *config); !status) return complain(kFailed, status.error().message);
+  if (Status status = load_at_start(registry, *config); !status) {
+    signals.on_hangup({});
+    return complain(kFailed, status.error().message);
+  }
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();
   print_hints(registry, config->server.host, (*http)->port(), keys != nullptr);

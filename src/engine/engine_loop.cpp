@@ -76,8 +76,8 @@ EngineLoop::EngineLoop(EngineLoopOptions options, const SchedulerOptions& schedu
   publish_stats();
   if (options_.account != nullptr) {
     if (scheduler.least_blocks > 0) {
-      const auto more =
-          static_cast<std::uint64_t>(scheduler.own_blocks - scheduler.least_blocks) * options_.block_bytes;
+      const int others = std::max(0, scheduler.own_blocks - scheduler.least_blocks);
+      const std::uint64_t more = static_cast<std::uint64_t>(others) * options_.block_bytes;
       const std::uint64_t reserved = options_.account->reserved();
       options_.account->may_lend(reserved - std::min(reserved, more), options_.block_bytes);
     }

@@ -236,13 +236,17 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   struct Model {
     // Guarded by mutex_ for writing by the deciding thread and reading by others.
     ModelDefinition definition;
-    std::vector<std::string> fallbacks;  // of the newest definition, whether or not that is loaded
+    // As the newest list has them, whether or not that definition is loaded, or ever can be.
+    std::vector<std::string> aliases;
+    std::vector<std::string> fallbacks;
     std::shared_ptr<Slot> slot;
     ModelState state = ModelState::unloaded;
     std::string detail;
     std::int64_t created = 0;
     bool waits = false;  // requests wait while it is absent
     bool added = false;  // by add(), not by apply()
+    // Not in the list any more, but has a name whose new owner is not ready, or requests that wait.
+    bool retires = false;
     Counts counts;
     std::shared_ptr<std::atomic<double>> progress = std::make_shared<std::atomic<double>>(0);
     std::weak_ptr<MemoryBudget::Account> account;  // of what serves or sleeps
@@ -255,7 +259,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     Account asleep;                         // what it keeps while it sleeps
     std::shared_ptr<Load> load;             // its place in the queue
     bool removed = false;
-    bool retires = false;  // not in the list any more, but still has a name whose new owner is not ready
+    bool awaited = false;  // a name of its is kept elsewhere until it is ready
     int leaving = 0;       // how many Leavings are its own
     Clock::time_point failed_at;
     std::vector<Done> load_waiters;
@@ -319,7 +323,6 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void begin_fetch(const LoadPtr& load);
   void end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome);
   bool loader_in_use(const ModelLoader& loader) const;
-  std::uint64_t given_back_by(const Model& model) const;
   std::vector<ModelPtr> evictable_for(const ModelPtr& beneficiary) const;
   bool evict_one(const ModelPtr& beneficiary);
   void measure(const LoadPtr& load);
@@ -376,7 +379,9 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   std::function<void()> when_fetched_;  // at the end, with the last of them
   std::list<Leaving> leaving_;
   int awaited_ = 0;
-  bool names_kept_ = false;  // some name waits for its new owner
+  bool unsettled_ = false;  // some name waits for its new owner, or a model retires
+  bool applying_ = false;   // a list is half applied: nothing is decided by it yet
+  bool ending_ = false;     // requests are refused for good
 };
 
 // --- What other threads ask.
@@ -410,7 +415,7 @@ Result<Service> Registry::Impl::find(std::string_view name) const {
 ModelEntry Registry::Impl::describe(const Model& model) {
   ModelEntry entry;
   entry.name = model.definition.name;
-  entry.aliases = model.definition.aliases;
+  entry.aliases = model.aliases;
   entry.fallbacks = model.fallbacks;
   entry.engine = model.definition.engine;
   entry.state = model.state;
@@ -421,6 +426,7 @@ ModelEntry Registry::Impl::describe(const Model& model) {
   entry.on_demand = model.definition.on_demand;
   entry.pin = model.definition.pin;
   entry.added = model.added;
+  entry.retires = model.retires;
   entry.counts = model.counts;
   if (const Account account = model.account.lock()) {
     entry.reserved = account->reserved();
@@ -449,7 +455,18 @@ std::vector<std::string> Registry::Impl::fallbacks(std::string_view name) const 
 std::vector<ModelEntry> Registry::Impl::list() const {
   std::shared_lock lock(mutex_);
   std::vector<ModelEntry> out;
-  for (const ModelPtr& model : models_) out.push_back(describe(*model));
+  for (const ModelPtr& model : models_) {
+    ModelEntry& entry = out.emplace_back(describe(*model));
+    // What leads there now: a name may be on its way to another.
+    std::erase_if(entry.aliases, [&](const std::string& alias) {
+      const auto it = by_name_.find(alias);
+      return it == by_name_.end() || it->second != model;
+    });
+    for (const auto& [name, owner] : by_name_) {
+      const bool known = std::find(entry.aliases.begin(), entry.aliases.end(), name) != entry.aliases.end();
+      if (owner == model && name != entry.name && !known) entry.aliases.push_back(name);
+    }
+  }
   return out;
 }
 
@@ -515,7 +532,7 @@ void Registry::Impl::run_decisions() {
     if (!decisions_.wait(next, job)) return;
     try {
       if (job) job();
-      if (names_kept_) {
+      if (unsettled_ && !ending_) {
         name_models();
         retire();
       }
@@ -530,6 +547,7 @@ void Registry::Impl::run_decisions() {
 std::optional<Clock::time_point> Registry::Impl::run_timers() {
   const Clock::time_point now = Clock::now();
   std::optional<Clock::time_point> next;
+  std::vector<ModelPtr> due_loads;
   const auto at = [&next](Clock::time_point time) { next = next ? std::min(*next, time) : time; };
 
   for (Leaving& each : leaving_) {
@@ -560,17 +578,22 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
         at(std::max(model->slot->last_used() + idle, now + std::chrono::seconds(1)));
       }
     }
-    if (model->state == ModelState::failed && model->failed_at != Clock::time_point()) {
+    const bool there_at_start = !newest(*model).on_demand;
+    const bool found_no_room = model->state == ModelState::unloaded && there_at_start;
+    if (model->failed_at != Clock::time_point() && (model->state == ModelState::failed || found_no_room)) {
       const Clock::time_point again = model->failed_at + options_.retry_failed_after;
       if (now >= again) {
         model->failed_at = {};
         set_waits(*model, true);
         model->slot->hold();
+        // Else the next request tries.
+        if (found_no_room || model->awaited) due_loads.push_back(model);
       } else {
         at(again);
       }
     }
   }
+  for (const ModelPtr& model : due_loads) queue_load(model);
   return next;
 }
 
@@ -582,6 +605,7 @@ void Registry::Impl::stop() {
   auto ended = std::make_shared<std::promise<void>>();
   decisions_.push([this, ended] {
     const Error error = stopped_error();
+    ending_ = true;
     for (const ModelPtr& model : models_) {
       model->slot->refuse(error);
       answer(model->load_waiters, error);
@@ -608,6 +632,7 @@ void Registry::Impl::end_requests() {
   auto ended = std::make_shared<std::promise<void>>();
   const auto done = ended->get_future();
   decisions_.push([this, ended = std::move(ended)] {
+    ending_ = true;
     for (const ModelPtr& model : models_)
       if (const Service service = model->slot->refuse(stopped_error())) service->close();
     for (const Leaving& each : leaving_)
@@ -643,6 +668,7 @@ void Registry::Impl::answer(std::vector<Done>& waiters, const Status& status) {
 
 // What add() has brought stays, unless the list takes its name.
 void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
+  applying_ = true;
   std::map<std::string, ModelPtr, std::less<>> old;
   for (const ModelPtr& model : models_) old[model->definition.name] = model;
   for (const auto& [name, model] : old) {
@@ -653,7 +679,9 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
     };
     const bool listed = std::any_of(definitions.begin(), definitions.end(), is_name);
     const bool taken = std::any_of(definitions.begin(), definitions.end(), is_alias);
-    if (!listed && (!model->added || taken)) model->retires = true;
+    if (listed || (model->added && !taken)) continue;
+    std::unique_lock lock(mutex_);
+    model->retires = true;
   }
   std::vector<std::string> order;
   for (ModelDefinition& each : definitions) {
@@ -662,10 +690,9 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
     if (it == old.end()) {
       define(std::move(each), false);
     } else {
-      it->second->retires = false;
       {
         std::unique_lock lock(mutex_);
-        it->second->added = false;
+        it->second->added = it->second->retires = false;
       }
       replace(it->second, std::move(each));
     }
@@ -680,63 +707,72 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
   }
   name_models();
   retire();
+  applying_ = false;
   for (const ModelPtr& model : models_)
     if (model->retires)
       log::info("registry", "a model goes when the one that takes over its name is ready",
                 {{"model", model->definition.name}});
+  advance();
 }
 
 // A name that passes to a model which is to be there but is not ready yet stays where it is meanwhile, if a model
 // serves there; else its requests wait.
 void Registry::Impl::name_models() {
-  std::vector<ModelPtr> awaited;
-  {
-    std::unique_lock lock(mutex_);
-    const auto before = std::exchange(by_name_, {});
-    names_kept_ = false;
-    const auto name = [&](const std::string& text, const ModelPtr& model) {
-      ModelPtr& owner = by_name_[text];
-      owner = model;
-      const auto it = before.find(text);
-      if (it == before.end() || it->second == model || serves(*model) || newest(*model).on_demand) return;
-      if (!it->second->removed && serves(*it->second)) {
-        owner = it->second;
-        names_kept_ = true;
-      } else {
-        awaited.push_back(model);
-      }
-    };
-    for (const ModelPtr& model : models_) {
-      if (model->retires) continue;
-      name(model->definition.name, model);
-      model->fallbacks = newest(*model).fallbacks;
-      for (const std::string& alias : newest(*model).aliases) name(alias, model);
+  std::unique_lock lock(mutex_);
+  const auto before = std::exchange(by_name_, {});
+  unsettled_ = false;
+  const auto name = [&](const std::string& text, const ModelPtr& model) {
+    ModelPtr& owner = by_name_[text];
+    owner = model;
+    const auto it = before.find(text);
+    const bool ready = serves(*model) && !model->next;
+    if (it == before.end() || it->second == model || ready || newest(*model).on_demand) return;
+    if (!it->second->removed && serves(*it->second)) {
+      owner = it->second;
+      model->awaited = unsettled_ = true;
+    } else if (model->state == ModelState::loading && !model->waits) {
+      model->waits = true;
+      model->slot->hold();
     }
-  }
-  for (const ModelPtr& model : awaited) {
-    if (model->state != ModelState::loading || model->waits) continue;
-    set_waits(*model, true);
-    model->slot->hold();
+  };
+  for (const ModelPtr& model : models_) {
+    model->awaited = false;
+    if (model->retires) continue;
+    name(model->definition.name, model);
+    for (const std::string& alias : model->aliases) name(alias, model);
   }
 }
 
-// What the list does not have any more goes, unless a name is kept there.
+// What the list does not have any more goes, unless a name is kept there, or requests wait.
 void Registry::Impl::retire() {
   for (const ModelPtr& model : std::vector<ModelPtr>(models_)) {
+    if (!model->retires) continue;
     const bool named =
         std::any_of(by_name_.begin(), by_name_.end(), [&](const auto& each) { return each.second == model; });
-    if (model->retires && !named) remove(model);
+    if (named || model->slot->waiting() > 0) {
+      unsettled_ = true;
+    } else {
+      remove(model);
+    }
   }
 }
 
 void Registry::Impl::add_now(ModelDefinition definition, const Done& done) {
-  const auto it = by_name_.find(definition.name);
-  if (it == by_name_.end()) {
+  ModelPtr model;
+  if (const auto it = by_name_.find(definition.name); it != by_name_.end()) model = it->second;
+  for (const ModelPtr& each : models_) {
+    if (!each->retires || each->definition.name != definition.name) continue;
+    model = each;  // it stays
+    std::unique_lock lock(mutex_);
+    each->retires = false;
+    each->added = true;
+  }
+  if (model == nullptr) {
     define(std::move(definition), true);
     name_models();
     return done({});
   }
-  const ModelPtr model = it->second;
+  name_models();
   const ModelDefinition& known = newest(*model);
   if (known.name == definition.name && known.fingerprint == definition.fingerprint) {
     load_now(model, {});
@@ -769,6 +805,8 @@ Registry::Impl::ModelPtr Registry::Impl::define(ModelDefinition definition, bool
   model->slot->limit_waiting(definition.max_waiting);
   model->added = added;
   model->waits = definition.on_demand;
+  model->aliases = definition.aliases;
+  model->fallbacks = definition.fallbacks;
   model->definition = std::move(definition);
   if (!model->waits) model->slot->refuse(loading_error(model->definition.name, 0));
   {
@@ -800,8 +838,14 @@ void Registry::Impl::adopt(const ModelPtr& model, ModelDefinition definition) {
 }
 
 void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) {
+  {
+    std::unique_lock lock(mutex_);
+    model->aliases = definition.aliases;
+    model->fallbacks = definition.fallbacks;
+  }
   const bool loading = model->load && model->load->stage == Load::Stage::loading;
   if (loading && model->load->definition.fingerprint == definition.fingerprint) {
+    model->load->definition.loader->set_limit(definition.loader->limit());
     definition.loader = model->load->definition.loader;
     if (!serves(*model) && model->definition.fingerprint == definition.fingerprint) {
       model->next.reset();
@@ -842,6 +886,7 @@ void Registry::Impl::settle(const ModelPtr& model) {
   if (model->leaving > 0) return;  // end_leaving comes back here
   std::unique_lock lock(mutex_);
   model->definition = *std::move(model->next);
+  model->slot->limit_waiting(model->definition.max_waiting);
   model->next.reset();
   model->waits = model->waits || model->definition.on_demand;
 }
@@ -856,6 +901,15 @@ void Registry::Impl::remove(const ModelPtr& model) {
   {
     std::unique_lock lock(mutex_);
     std::erase(models_, model);
+  }
+  // For requests that have found it by a name that has passed on since.
+  for (const std::string& alias : model->aliases) {
+    const auto heir = std::find_if(models_.begin(), models_.end(), [&](const ModelPtr& other) {
+      const std::vector<std::string>& names = other->aliases;
+      const bool named = other->definition.name == alias || std::find(names.begin(), names.end(), alias) != names.end();
+      return named && !other->retires;
+    });
+    if (heir != models_.end()) model->slot->pass_on_to((*heir)->slot);
   }
   if (const Service service = model->slot->refuse(error))
     leave(model, model->definition.loader, service, After::unloaded, Reason::replaced);
@@ -976,20 +1030,15 @@ bool Registry::Impl::loader_in_use(const ModelLoader& loader) const {
                      [&](const Leaving& each) { return each.loader.get() == &loader; });
 }
 
-std::uint64_t Registry::Impl::given_back_by(const Model& model) const {
-  std::uint64_t bytes = 0;
-  for (const Leaving& each : leaving_)
-    if (each.model.get() == &model) bytes += each.reserved;
-  return bytes;
-}
-
 // Moves the first load on that can go on: what does it need, is there room, load. Those before it that wait for room
 // have a claim on what is free.
 void Registry::Impl::advance() {
+  if (applying_) return;
   begin_fetches();
   if (busy_) return;
-  std::uint64_t claimed = 0;
-  std::uint64_t claimed_soon = 0;  // of what is free or on its way to be
+  std::uint64_t coming = 0;  // from what is on its way out
+  for (const Leaving& each : leaving_) coming += each.reserved;
+  std::uint64_t claimed = 0;  // of what is free and of what comes
   for (const LoadPtr& each : load_queue_) {
     const LoadPtr load = each;  // what is called below may change the queue, and ends the loop
     const ModelPtr model = load->model;
@@ -1003,36 +1052,40 @@ void Registry::Impl::advance() {
     const std::uint64_t least = std::max(load->need->least, held) - held;
     const std::uint64_t wanted = std::max(load->need->wanted, held) - held;
     const std::uint64_t unreserved = budget_->unreserved();
-    const std::uint64_t room = unreserved - std::min(unreserved, claimed);
-    if (room >= least) return begin_load(load, std::min(room, wanted));
-    // Its own old service gives back what it has.
-    claimed += least - std::min(least, given_back_by(*model));
-    std::uint64_t soon = unreserved;  // with what drains
-    for (const Leaving& other : leaving_) soon += other.reserved;
-    soon -= std::min(soon, claimed_soon);
-    claimed_soon += least;
-    if (awaited_ > 0) continue;  // end_leaving comes back here
-    std::uint64_t others = 0;    // what could be evicted, and its own old service
+    const std::uint64_t room = unreserved - std::min(unreserved, claimed - std::min(claimed, coming));
+    const std::uint64_t soon = unreserved + coming - std::min(unreserved + coming, claimed);
+    const bool released = !loader_in_use(*load->definition.loader);
+    if (room >= least && released) return begin_load(load, std::min(room, wanted));
+    claimed += least;
+    if (awaited_ > 0 || !released) continue;  // end_leaving comes back here
+    // Nothing goes in vain, nor for a load that nobody waits for where room comes anyway.
+    const bool urgent = model->slot->waiting() > 0 || !model->load_waiters.empty();
+    if (!urgent && soon >= least) continue;
+    std::uint64_t others = 0;  // what could be evicted
     for (const ModelPtr& other : evictable_for(model)) others += reserved_by(*other);
-    if (serves(*model)) others += reserved_by(*model);
-    // Nothing goes in vain.
     if (room + others >= least && evict_one(model)) return advance();
-    if (room + others >= least && serves(*model)) {
+    const std::uint64_t own = serves(*model) ? reserved_by(*model) : 0;
+    if (own > 0 && room + others + own >= least) {
       // No room for both: the old one goes first, and requests wait for the new one.
       set_waits(*model, true);
       model->former = model->definition;
       leave(model, model->definition.loader, model->slot->hold(), After::unloaded, Reason::replaced);
       return advance();
     }
+    if (!leaving_.empty() && soon + others + own >= least) continue;
     std::vector<ModelPtr> retiring;
-    for (const ModelPtr& other : models_)
-      if (other->retires && serves(*other)) retiring.push_back(other);
-    if (!retiring.empty()) {
+    std::uint64_t theirs = 0;
+    for (const ModelPtr& other : models_) {
+      if (!other->retires || !serves(*other)) continue;
+      retiring.push_back(other);
+      if (other->slot->in_use() || other->definition.pin) theirs += reserved_by(*other);  // else counted already
+    }
+    if (theirs > 0 && soon + others + own + theirs >= least) {
       for (const ModelPtr& other : retiring) remove(other);
       name_models();
       return advance();
     }
-    if (model->leaving > 0 || (!leaving_.empty() && soon + others >= least)) continue;
+    if (model->leaving > 0) continue;
     std::string list;
     for (const MemoryBudget::Use& use : budget_->uses())
       if (use.reserved > 0) list += (list.empty() ? "" : ", ") + ("'" + use.owner + "' " + format_bytes(use.reserved));
@@ -1164,13 +1217,14 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
     model->account = account;
     model->waits = model->definition.on_demand;
   }
-  account.reset();
   count(*model, &Counts::loads);
   model->former.reset();
   if (model->next && model->next->fingerprint == model->definition.fingerprint) model->next.reset();
   inference::ModelService& opened = *service;
   model->slot->open(std::move(service));
   watch(model, opened);
+  account->lend(loader->limit());  // a plan that came meanwhile may leave it less
+  account.reset();
   if (old != nullptr) leave(model, old_loader, old, After::unloaded, Reason::replaced);
   answer(model->load_waiters, {});
   finish_load(load);
@@ -1212,9 +1266,10 @@ void Registry::Impl::fail_load(const LoadPtr& load, const Error& error) {
       model->state = no_room ? ModelState::unloaded : ModelState::failed;
       model->detail = error.message;
       model->definition = load->definition;
+      model->slot->limit_waiting(model->definition.max_waiting);
       model->waits = model->waits || no_room;
     }
-    model->failed_at = no_room ? Clock::time_point() : Clock::now();
+    model->failed_at = Clock::now();
     if (no_room) {
       model->slot->hold(error);
     } else {
@@ -1236,7 +1291,7 @@ void Registry::Impl::finish_load(const LoadPtr& load) {
     settle(model);
     if (again || (!serves(*model) && model->slot->waiting() > 0)) {
       queue_load(model);
-    } else if (model->state == ModelState::loading) {
+    } else if (model->state == ModelState::loading || (model->state == ModelState::unloading && model->leaving == 0)) {
       set_state(*model, ModelState::unloaded);
       if (model->waits) model->slot->hold();
     }
@@ -1266,7 +1321,6 @@ struct Registry::Impl::Guard {
       owner->ends_.push([impl = owner.get(), guard = std::move(*this)]() mutable {
         const inference::ModelService* const raw = guard.service.get();
         guard.service.reset();
-        ::malloc_trim(0);  // also for a model that only sleeps
         impl->decisions_.push([impl, raw, guard = std::move(guard)]() mutable {
           impl->service_gone(guard.model, raw, guard.loader, std::move(guard.account));
         });
@@ -1337,7 +1391,10 @@ void Registry::Impl::service_gone(const ModelPtr& model, const inference::ModelS
     account->shrink(std::min(account->reserved(), loader->kept_asleep()));
     model->asleep = std::move(account);
     if (!model->load) set_state(*model, ModelState::sleeping);
-    return end_leaving(model, it);
+    return ends_.push([this, model, it] {
+      ::malloc_trim(0);
+      decisions_.push([this, model, it] { end_leaving(model, it); });
+    });
   }
   it->service = nullptr;  // the address may become another's
   if (model->state == ModelState::draining && !drains(*model)) set_state(*model, ModelState::unloading);
@@ -1406,7 +1463,7 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
   drop_asleep(model);
   // end_leaving and end_load go on.
   if (model->leaving > 0) return set_state(*model, drains(*model) ? ModelState::draining : ModelState::unloading);
-  if (model->load) return;
+  if (model->load) return set_state(*model, ModelState::unloading);
   set_state(*model, ModelState::unloaded);
   settle(model);
   answer(model->unload_waiters, {});

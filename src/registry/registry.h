@@ -96,7 +96,8 @@ struct ModelEntry {
   std::int64_t created = 0;  // Unix seconds of its definition
   bool on_demand = false;
   bool pin = false;
-  bool added = false;  // by Registry::add
+  bool added = false;    // by Registry::add
+  bool retires = false;  // not in the list any more: its own name leads nowhere, `aliases` are kept
   bool in_use = false;
   bool waits = false;       // while it is absent, requests wait for it and have it loaded
   std::size_t waiting = 0;  // such requests

@@ -68,6 +68,16 @@ void Slot::limit_waiting(std::size_t requests) {
   max_waiting_ = requests;
 }
 
+void Slot::pass_on_to(std::shared_ptr<Slot> successor) {
+  std::lock_guard lock(mutex_);
+  successor_ = std::move(successor);
+}
+
+std::shared_ptr<Slot> Slot::successor() const {
+  std::lock_guard lock(mutex_);
+  return service_ == nullptr && refusal_ ? successor_ : nullptr;
+}
+
 Slot::Service Slot::leave() {
   if (service_ != nullptr) capabilities_ = service_->capabilities();
   users_.reset();
@@ -222,6 +232,7 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
     if (handle == nullptr) return nullptr;
     return std::make_unique<Handle>(std::move(use), std::move(handle));
   }
+  if (const auto other = successor()) return other->generate_async(std::move(request), std::move(sink));
   auto state = std::make_shared<WaitingHandle::State>();
   const auto deadline = request.deadline;
   auto shared = std::make_shared<inference::GenerateRequest>(std::move(request));  // std::function copies
@@ -241,6 +252,7 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
 }
 
 void Slot::tokenize_async(inference::TokenizeRequest request, std::function<void(Result<inference::Tokenized>)> done) {
+  if (const auto other = successor()) return other->tokenize_async(std::move(request), std::move(done));
   const auto deadline = request.deadline;
   with_service(deadline, [request = std::move(request), done = std::move(done)](Result<Use> outcome) mutable {
     if (!outcome) return done(std::move(outcome).error());
@@ -251,6 +263,7 @@ void Slot::tokenize_async(inference::TokenizeRequest request, std::function<void
 }
 
 void Slot::detokenize_async(inference::DetokenizeRequest request, std::function<void(Result<std::string>)> done) {
+  if (const auto other = successor()) return other->detokenize_async(std::move(request), std::move(done));
   const auto deadline = request.deadline;
   with_service(deadline, [request = std::move(request), done = std::move(done)](Result<Use> outcome) mutable {
     if (!outcome) return done(std::move(outcome).error());

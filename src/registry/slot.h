@@ -27,6 +27,8 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
   explicit Slot(std::function<void()> wanted);
 
   void limit_waiting(std::size_t requests);
+  // Requests that are refused here go to `successor` instead.
+  void pass_on_to(std::shared_ptr<Slot> successor);
 
   // From now on requests go to `service`, those first that wait.
   void open(std::shared_ptr<inference::ModelService> service);
@@ -77,6 +79,7 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
   // `go` is called once, now or later, unless withdraw() comes first. The id of what waits; 0: it does not.
   std::uint64_t with_service(std::optional<Clock::time_point> deadline, std::function<void(Result<Use>)> go);
   void withdraw(std::uint64_t waiter);
+  std::shared_ptr<Slot> successor() const;
   Use use();
   Service leave();
   bool used() const;
@@ -86,6 +89,7 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
   Service service_;  // null: requests wait, or are refused
   std::shared_ptr<Users> users_;
   std::optional<Error> refusal_;
+  std::shared_ptr<Slot> successor_;
   std::deque<Waiter> waiters_;  // by id
   std::size_t max_waiting_ = 0;
   std::uint64_t last_waiter_ = 0;

@@ -476,7 +476,7 @@ void App::Impl::models(Context context) {
     // What a request could not have, now or by waiting for it, is not offered.
     if (!entry.service && (!entry.waits || entry.state == registry::ModelState::failed)) continue;
     const int length = entry.service ? entry.service->capabilities().max_model_len : 0;
-    cards.push_back({entry.name, entry.name, entry.created, length});
+    if (!entry.retires) cards.push_back({entry.name, entry.name, entry.created, length});
     for (const std::string& alias : entry.aliases) cards.push_back({alias, entry.name, entry.created, length});
   }
   context.respond({.body = api::models_json(cards)});

@@ -1156,6 +1156,308 @@ TEST_F(RegistryTest, AReloadTakesFromOneModelWhatAnotherNeeds) {
   account->on_reclaim({});
 }
 
+// A plan that comes while a model loads holds for it as well.
+TEST_F(RegistryTest, AShareThatChangesDuringALoadCounts) {
+  Giver giver;
+  auto a = model("a", 30);
+  a.pin = true;
+  a.loader = std::make_shared<FakeLoader>(30 * kMiB, 90 * kMiB);
+  loader(a).hold();
+  loader(a).borrow(giver);
+  make({a});
+  ASSERT_TRUE(eventually([&] { return loader(a).loads() == 1; }));
+  auto same = model("a", 30);
+  same.pin = true;
+  loader(same).set_limit(50 * kMiB);
+  ASSERT_TRUE(registry_->apply({same, model("b", 50)}).ok());
+  loader(a).let_go();
+  EXPECT_TRUE(becomes("b", ModelState::ready));
+  EXPECT_EQ(registry_->entry("a")->reserved, 50 * kMiB);
+}
+
+TEST_F(RegistryTest, WhatWaitsForADrainLeavesTheRestToOthers) {
+  auto a = model("a", 30);
+  auto y = model("y", 5, true);
+  make({a, y});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request running = ask("a");
+  ASSERT_TRUE(registry_->apply({model("x", 75), y}).ok());
+  Request small = ask("y");
+  EXPECT_TRUE(becomes("y", ModelState::ready));
+  EXPECT_EQ(state("x"), ModelState::loading);
+  running.handle.reset();
+  EXPECT_TRUE(becomes("x", ModelState::ready));
+}
+
+TEST_F(RegistryTest, AReplacementTakesItsOwnRoomFirst) {
+  auto a = model("a", 60);
+  auto b = model("b", 20, true);
+  auto c = model("c", 20, true);
+  make({a, b, c});
+  for (const char* name : {"b", "c"}) {
+    const Request used = ask(name);
+    ASSERT_TRUE(becomes(name, ModelState::ready));
+  }
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(registry_->apply({model("a", 55), b, c}).ok());
+  ASSERT_TRUE(eventually([&] { return registry_->counts().loads == 4; }));
+  EXPECT_EQ(registry_->counts().evictions, 0u);
+  // With what it needs beyond that it evicts no more than it must.
+  ASSERT_TRUE(registry_->apply({model("a", 75), b, c}).ok());
+  ASSERT_TRUE(eventually([&] { return registry_->counts().loads == 5; }));
+  EXPECT_EQ(registry_->counts().evictions, 1u);
+}
+
+TEST_F(RegistryTest, AReloadWaitsForWhatGoesRatherThanEvict) {
+  auto x = model("x", 40);
+  auto a = model("a", 50);
+  make({x, a});
+  ASSERT_TRUE(becomes("x", ModelState::ready));
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  Request running = ask("a");
+  ASSERT_TRUE(registry_->apply({x, model("b", 50)}).ok());
+  std::this_thread::sleep_for(20ms);
+  EXPECT_EQ(state("x"), ModelState::ready);
+  running.handle.reset();
+  EXPECT_TRUE(becomes("b", ModelState::ready));
+  EXPECT_EQ(registry_->counts().evictions, 0u);
+}
+
+TEST_F(RegistryTest, WhatStillAnswersToANameDoesNotGoInVain) {
+  auto a = model("a", 10);
+  a.aliases = {"default"};
+  auto pinned = model("pinned", 50);
+  pinned.pin = true;
+  auto c = model("c", 60, true);
+  make({a, pinned, c});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(becomes("pinned", ModelState::ready));
+  auto b = model("b", 10);
+  b.aliases = {"default"};
+  loader(b).fail_with("broken");
+  ASSERT_TRUE(registry_->apply({b, pinned, c}).ok());
+  ASSERT_TRUE(becomes("b", ModelState::failed));
+  Request using_it = ask("default");
+  Request never = ask("c");
+  ASSERT_TRUE(never.sink->wait());
+  EXPECT_EQ(registry_->entry("default")->name, "a");
+  // It is told under the names that lead there.
+  const auto list = registry_->list();
+  EXPECT_EQ(list.back().name, "a");
+  EXPECT_TRUE(list.back().retires);
+  EXPECT_EQ(list.back().aliases, std::vector<std::string>{"default"});
+  EXPECT_TRUE(list.front().aliases.empty());
+  // Whoever brings a model of its name takes it up again.
+  std::promise<Status> added;
+  registry_->add(model("a", 10), [&](Status status) { added.set_value(std::move(status)); });
+  EXPECT_TRUE(added.get_future().get().ok());
+  EXPECT_EQ(registry_->entry("a")->name, "a");
+  EXPECT_EQ(registry_->list().size(), 4u);
+}
+
+TEST_F(RegistryTest, ANewOwnerThatFailedIsTriedAgainByItself) {
+  auto a = model("a", 20);
+  a.aliases = {"default"};
+  RegistryOptions options;
+  options.retry_failed_after = 20ms;
+  make({a}, options);
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  auto b = model("b", 20);
+  b.aliases = {"default"};
+  loader(b).fail_with("network");
+  ASSERT_TRUE(registry_->apply({b}).ok());
+  ASSERT_TRUE(eventually([&] { return loader(b).loads() >= 2; }));
+  loader(b).fail_with("");
+  EXPECT_TRUE(eventually([&] { return registry_->entry("default")->name == "b"; }));
+}
+
+TEST_F(RegistryTest, AModelOfTheStartThatFoundNoRoomIsTriedAgain) {
+  auto a = model("a", 60, true);
+  RegistryOptions options;
+  options.retry_failed_after = 20ms;
+  make({a}, options);
+  Request running = ask("a");
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(registry_->apply({a, model("b", 60)}).ok());
+  ASSERT_TRUE(eventually([&] { return registry_->counts().failures > 0; }));
+  running.handle.reset();
+  EXPECT_TRUE(becomes("b", ModelState::ready));
+}
+
+TEST_F(RegistryTest, ANameThatPassesToAChangedModelWaitsForTheChange) {
+  auto a = model("a", 20);
+  a.aliases = {"default"};
+  auto b = model("b", 20);
+  make({a, b});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  auto changed = model("b", 25);
+  changed.aliases = {"default"};
+  loader(changed).hold();
+  ASSERT_TRUE(registry_->apply({model("a", 20), changed}).ok());
+  ASSERT_TRUE(eventually([&] { return loader(changed).loads() == 1; }));
+  EXPECT_EQ(registry_->entry("default")->name, "a");
+  loader(changed).let_go();
+  EXPECT_TRUE(eventually([&] { return registry_->entry("default")->name == "b"; }));
+  EXPECT_EQ(registry_->entry("default")->reserved, 25 * kMiB);
+}
+
+TEST_F(RegistryTest, RequestsThatFoundAModelWhichGoesAreServed) {
+  auto a = model("a", 20, true);
+  a.aliases = {"default"};
+  loader(a).hold();
+  make({a});
+  const auto found = *registry_->find("default");
+  Request waiting = ask("default");
+  ASSERT_TRUE(eventually([&] { return loader(a).loads() == 1; }));
+  auto b = model("b", 20, true);
+  b.aliases = {"default"};
+  ASSERT_TRUE(registry_->apply({b}).ok());
+  EXPECT_EQ(registry_->entry("default")->name, "b");
+  loader(a).let_go();
+  ASSERT_TRUE(eventually([&] { return loader(a).service() != nullptr; }));
+  loader(a).finish_everything();
+  ASSERT_TRUE(waiting.sink->wait());
+  EXPECT_FALSE(waiting.sink->error);
+  waiting.handle.reset();
+  ASSERT_TRUE(eventually([&] { return registry_->list().size() == 1 && reserved() == 0; }));
+  // And who comes too late goes where the name leads.
+  Request late;
+  late.handle = found->generate_async({}, late.sink);
+  ASSERT_TRUE(becomes("b", ModelState::ready));
+  loader(b).finish_everything();
+  EXPECT_TRUE(late.sink->wait());
+  EXPECT_FALSE(late.sink->error);
+}
+
+TEST_F(RegistryTest, TheEndRefusesAlsoWhereANameIsKept) {
+  auto a = model("a", 20);
+  a.aliases = {"default"};
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  auto b = model("b", 20);
+  b.aliases = {"default"};
+  loader(b).hold();
+  ASSERT_TRUE(registry_->apply({b}).ok());
+  ASSERT_TRUE(eventually([&] { return loader(b).loads() == 1; }));
+  const auto found = *registry_->find("default");
+  registry_->end_requests();
+  Request request = ask("default");
+  EXPECT_TRUE(request.sink->wait());
+  loader(b).let_go();
+  registry_.reset();
+  Request late;
+  late.handle = found->generate_async({}, late.sink);
+  EXPECT_TRUE(late.sink->wait());
+}
+
+TEST_F(RegistryTest, WhatIsUnloadedWhileItLoadsSaysSo) {
+  auto a = model("a", 40);
+  loader(a).hold();
+  make({a});
+  ASSERT_TRUE(eventually([&] { return loader(a).loads() == 1; }));
+  registry_->unload("a", {});
+  ASSERT_TRUE(becomes("a", ModelState::unloading));
+  Request request = ask("a");
+  ASSERT_TRUE(request.sink->wait());
+  EXPECT_THAT(request.sink->error->message, HasSubstr("operator"));
+  loader(a).let_go();
+  EXPECT_TRUE(becomes("a", ModelState::unloaded));
+}
+
+TEST_F(RegistryTest, AChangedLimitOfWaitingRequestsCountsAtOnce) {
+  auto a = model("a", 40, true);
+  a.max_waiting = 1;
+  make({a});
+  auto changed = model("a", 41, true);
+  changed.max_waiting = 2;
+  loader(changed).hold();
+  ASSERT_TRUE(registry_->apply({changed}).ok());
+  Request first = ask("a");
+  Request second = ask("a");
+  EXPECT_FALSE(second.sink->wait(10ms));
+  loader(changed).let_go();
+}
+
+// Sleeping, a is wanted again and waits for room; b is wanted as well and takes what a keeps. Room that comes meanwhile
+// does not let a load begin while that is given back.
+TEST_F(RegistryTest, ALoadWaitsUntilItsLoaderIsReleased) {
+  Giver giver;
+  auto a = model("a", 40);
+  auto d = model("d", 15);
+  auto b = model("b", 10, true);
+  auto e = model("e", 60);
+  e.pin = true;
+  e.loader = std::make_shared<FakeLoader>(5 * kMiB, 60 * kMiB);
+  make({d, b});
+  ASSERT_TRUE(becomes("d", ModelState::ready));
+  std::promise<Status> added;
+  registry_->add(a, [&](Status status) { added.set_value(std::move(status)); });
+  ASSERT_TRUE(added.get_future().get().ok());
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  loader(a).keep_asleep(20 * kMiB);
+  ASSERT_TRUE(act(&Registry::sleep, "a").ok());
+  loader(e).borrow(giver);
+  ASSERT_TRUE(registry_->apply({d, b, e}).ok());
+  ASSERT_TRUE(becomes("e", ModelState::ready));
+  Request in_d = ask("d");
+  ASSERT_TRUE(registry_->apply({b, e}).ok());
+  Request wake = ask("a");
+  std::this_thread::sleep_for(20ms);
+  loader(a).hold_release();
+  Request wants_b = ask("b");
+  std::this_thread::sleep_for(20ms);
+  auto less = model("e", 60);
+  less.pin = true;
+  loader(less).set_limit(10 * kMiB);
+  ASSERT_TRUE(registry_->apply({b, less}).ok());
+  std::this_thread::sleep_for(20ms);
+  loader(a).let_go();
+  EXPECT_TRUE(becomes("a", ModelState::ready));
+  EXPECT_TRUE(becomes("b", ModelState::ready));
+  EXPECT_FALSE(loader(a).abused());
+  in_d.handle.reset();
+}
+
+// While lists change and loads wait, a name that every list has leads somewhere at every moment.
+TEST_F(RegistryTest, ANameOfEveryListAlwaysLeadsSomewhere) {
+  log::set_level(log::Level::off);
+  std::set<std::string> faults;
+  for (int round = 0; round < 100; ++round) {
+    budget_ = std::make_shared<MemoryBudget>(100 * kMiB);
+    auto a = model("a", 30);
+    a.aliases = {"default"};
+    auto other = model("other", 40);
+    make({a, other});
+    ASSERT_TRUE(becomes("a", ModelState::ready));
+    ASSERT_TRUE(becomes("other", ModelState::ready));
+    std::atomic<bool> over = false;
+    std::thread poll([&] {
+      while (!over)
+        if (const auto found = registry_->find("default"); !found) faults.insert(found.error().message);
+    });
+    Request in_other = ask("other");
+    auto waits = model("waits", 65);
+    ASSERT_TRUE(registry_->apply({a, waits}).ok());
+    ASSERT_TRUE(eventually([&] { return loader(waits).needs() > 0; }));
+    Request in_a = ask("a");
+    auto b = model("b", 25);
+    b.aliases = {"default"};
+    ASSERT_TRUE(registry_->apply({model("new", 5), waits, b}).ok());
+    in_other.handle.reset();
+    in_a.handle.reset();
+    ASSERT_TRUE(eventually([&] { return registry_->entry("default")->name == "b"; }));
+    auto large = model("large", 90);
+    large.aliases = {"default"};
+    ASSERT_TRUE(registry_->apply({large}).ok());
+    ASSERT_TRUE(becomes("large", ModelState::ready));
+    over = true;
+    poll.join();
+    registry_.reset();
+  }
+  EXPECT_TRUE(faults.empty()) << *faults.begin();
+}
+
 TEST_F(RegistryTest, NothingIsEvictedInVain) {
   auto a = model("a", 50);
   auto b = model("b", 20, true);
@@ -1673,16 +1975,24 @@ TEST_F(RegistryTest, AnyInterleavingKeepsTheBudgetAndEndsEveryRequestOnce) {
         if (pick(4) == 0) each.aliases = {std::string("also ") + static_cast<char>('a' + list.size())};
         list.push_back(std::move(each));
       }
+      if (list.empty()) list.push_back(model("a", 20));
+      list[pick(static_cast<unsigned>(list.size()))].aliases.push_back("always");
       return list;
     };
     make({}, options);
+    std::vector<ModelDefinition> current = definitions();
+    std::vector<ModelDefinition> all = current;
+    ASSERT_TRUE(registry_->apply(current).ok());
     std::atomic<bool> over{false};
     std::atomic<bool> exceeded{false};
+    std::atomic<bool> lost{false};
     std::thread watcher([&] {
       while (!over) {
         std::uint64_t sum = 0;
         for (const auto& use : budget_->uses()) sum += use.reserved + use.borrowed;
         if (sum > budget_->total()) exceeded = true;
+        const auto found = registry_->find("always");
+        if (!found && found.error().code == ErrorCode::not_found) lost = true;
         std::this_thread::yield();
       }
     });
@@ -1692,9 +2002,6 @@ TEST_F(RegistryTest, AnyInterleavingKeepsTheBudgetAndEndsEveryRequestOnce) {
     };
     std::vector<Asked> asked;
     std::vector<std::shared_ptr<std::atomic<int>>> answers;  // to operators
-    std::vector<ModelDefinition> current = definitions();
-    std::vector<ModelDefinition> all = current;
-    ASSERT_TRUE(registry_->apply(current).ok());
     for (int step = 0; step < 80; ++step) {
       const std::string name = (pick(4) == 0 ? "also " : "") + std::string(1, static_cast<char>('a' + pick(4)));
       const auto done = [&answers] {
@@ -1768,10 +2075,11 @@ TEST_F(RegistryTest, AnyInterleavingKeepsTheBudgetAndEndsEveryRequestOnce) {
       return ended;
     };
     EXPECT_TRUE(eventually(rests)) << "seed " << seed;
-    registry_.reset();
     over = true;
     watcher.join();
     EXPECT_FALSE(exceeded);
+    EXPECT_FALSE(lost) << "seed " << seed;
+    registry_.reset();
     for (const auto& each : answers) EXPECT_EQ(*each, 1) << "seed " << seed;
     for (const ModelDefinition& each : all) {
       loader(each).finish_everything();  // and the engines, what runs
