@@ -262,6 +262,8 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     bool awaited = false;  // a name of its is kept elsewhere until it is ready
     int leaving = 0;       // how many Leavings are its own
     Clock::time_point failed_at;
+    Clock::time_point retry_at;  // loads by itself then
+    int retries = 0;             // in vain, one after the other
     std::vector<Done> load_waiters;
     std::vector<Done> unload_waiters;
   };
@@ -300,6 +302,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
 
   void run_decisions();
   std::optional<Clock::time_point> run_timers();
+  void retry_loads();
 
   void apply_now(std::vector<ModelDefinition> definitions);
   void add_now(ModelDefinition definition, const Done& done);
@@ -350,11 +353,19 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     const Account account = model.account.lock();
     return account == nullptr ? 0 : account->reserved();
   }
+  // Whether it is to be loaded at retry_at.
+  bool retries(const Model& model) const {
+    return !ending_ && !model.retires && !model.load && !serves(model) && model.retry_at != Clock::time_point();
+  }
   static bool serves(const Model& model) { return model.slot->service() != nullptr; }
   static void answer(std::vector<Done>& waiters, const Status& status);
 
   Error unknown(std::string_view name) const;
-  static ModelEntry describe(const Model& model);
+  static bool has_name(const Model& model, const std::string& name) {
+    return model.definition.name == name ||
+           std::find(model.aliases.begin(), model.aliases.end(), name) != model.aliases.end();
+  }
+  ModelEntry describe(const ModelPtr& of) const;
 
   const std::shared_ptr<MemoryBudget> budget_;
   const RegistryOptions options_;
@@ -380,7 +391,6 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   std::list<Leaving> leaving_;
   int awaited_ = 0;
   bool unsettled_ = false;  // some name waits for its new owner, or a model retires
-  bool applying_ = false;   // a list is half applied: nothing is decided by it yet
   bool ending_ = false;     // requests are refused for good
 };
 
@@ -389,6 +399,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
 Error Registry::Impl::unknown(std::string_view name) const {
   std::string known;
   for (const ModelPtr& model : models_) {
+    if (model->retires) continue;
     if (known.size() > 500) {
       known += ", …";
       break;
@@ -412,10 +423,13 @@ Result<Service> Registry::Impl::find(std::string_view name) const {
   return Service(model.slot);
 }
 
-ModelEntry Registry::Impl::describe(const Model& model) {
+ModelEntry Registry::Impl::describe(const ModelPtr& of) const {
+  const Model& model = *of;
   ModelEntry entry;
   entry.name = model.definition.name;
-  entry.aliases = model.aliases;
+  // What leads there now: a name may be on its way to another.
+  for (const auto& [name, owner] : by_name_)
+    if (owner == of && name != entry.name) entry.aliases.push_back(name);
   entry.fallbacks = model.fallbacks;
   entry.engine = model.definition.engine;
   entry.state = model.state;
@@ -443,7 +457,7 @@ Result<ModelEntry> Registry::Impl::entry(std::string_view name) const {
   std::shared_lock lock(mutex_);
   const auto it = by_name_.find(name);
   if (it == by_name_.end()) return unknown(name);
-  return describe(*it->second);
+  return describe(it->second);
 }
 
 std::vector<std::string> Registry::Impl::fallbacks(std::string_view name) const {
@@ -455,18 +469,7 @@ std::vector<std::string> Registry::Impl::fallbacks(std::string_view name) const 
 std::vector<ModelEntry> Registry::Impl::list() const {
   std::shared_lock lock(mutex_);
   std::vector<ModelEntry> out;
-  for (const ModelPtr& model : models_) {
-    ModelEntry& entry = out.emplace_back(describe(*model));
-    // What leads there now: a name may be on its way to another.
-    std::erase_if(entry.aliases, [&](const std::string& alias) {
-      const auto it = by_name_.find(alias);
-      return it == by_name_.end() || it->second != model;
-    });
-    for (const auto& [name, owner] : by_name_) {
-      const bool known = std::find(entry.aliases.begin(), entry.aliases.end(), name) != entry.aliases.end();
-      if (owner == model && name != entry.name && !known) entry.aliases.push_back(name);
-    }
-  }
+  for (const ModelPtr& model : models_) out.push_back(describe(model));
   return out;
 }
 
@@ -528,18 +531,24 @@ void Registry::Impl::act(Action action, std::string name, Done done) {
 void Registry::Impl::run_decisions() {
   Inbox::Job job;
   for (;;) {
-    const auto next = run_timers();
-    if (!decisions_.wait(next, job)) return;
+    std::optional<Clock::time_point> next;
     try {
       if (job) job();
-      if (unsettled_ && !ending_) {
-        name_models();
-        retire();
+      job = nullptr;  // with what it holds
+      if (!ending_) {
+        if (unsettled_) {
+          name_models();
+          retire();
+        }
+        retry_loads();
+        advance();
       }
+      next = run_timers();
     } catch (const std::exception& fault) {
       log::error("registry", "a decision failed", {{"reason", fault.what()}});
+      job = nullptr;
     }
-    job = nullptr;  // with what it holds
+    if (!decisions_.wait(next, job)) return;
   }
 }
 
@@ -547,7 +556,6 @@ void Registry::Impl::run_decisions() {
 std::optional<Clock::time_point> Registry::Impl::run_timers() {
   const Clock::time_point now = Clock::now();
   std::optional<Clock::time_point> next;
-  std::vector<ModelPtr> due_loads;
   const auto at = [&next](Clock::time_point time) { next = next ? std::min(*next, time) : time; };
 
   for (Leaving& each : leaving_) {
@@ -565,11 +573,12 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
         model->slot->expire(now,
                             loading_error(model->definition.name, model->progress->load(), model->fetch != nullptr));
         due = model->slot->next_deadline();
+        if (model->retires) at(now);  // it may go now
       }
       if (due) at(*due);
     }
     const auto idle = model->definition.idle_unload;
-    if (model->state == ModelState::ready && !model->load && idle.count() > 0) {
+    if (model->state == ModelState::ready && !model->load && idle.count() > 0 && !model->retires) {
       if (const Service service = model->slot->hold_if_unused(now - idle)) {
         log::info("registry", "unloading an idle model", {{"model", model->definition.name}});
         set_waits(*model, true);
@@ -578,23 +587,37 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
         at(std::max(model->slot->last_used() + idle, now + std::chrono::seconds(1)));
       }
     }
-    const bool there_at_start = !newest(*model).on_demand;
-    const bool found_no_room = model->state == ModelState::unloaded && there_at_start;
-    if (model->failed_at != Clock::time_point() && (model->state == ModelState::failed || found_no_room)) {
+    if (model->state == ModelState::failed && model->failed_at != Clock::time_point() && !ending_) {
       const Clock::time_point again = model->failed_at + options_.retry_failed_after;
       if (now >= again) {
         model->failed_at = {};
         set_waits(*model, true);
         model->slot->hold();
-        // Else the next request tries.
-        if (found_no_room || model->awaited) due_loads.push_back(model);
       } else {
         at(again);
       }
     }
+    if (retries(*model)) at(std::max(now, model->retry_at));  // retry_loads comes next
   }
-  for (const ModelPtr& model : due_loads) queue_load(model);
   return next;
+}
+
+// Loads by themselves what no request may ask for: a model that a kept name waits for, and one of the start that found
+// no room.
+void Registry::Impl::retry_loads() {
+  const Clock::time_point now = Clock::now();
+  std::vector<ModelPtr> due;
+  for (const ModelPtr& model : models_) {
+    const bool absent = model->state == ModelState::unloaded || model->state == ModelState::sleeping;
+    const bool never_tried = model->awaited && absent && model->waits && model->retry_at == Clock::time_point();
+    if (never_tried ? !model->load : retries(*model) && model->retry_at <= now) due.push_back(model);
+  }
+  for (const ModelPtr& model : due) {
+    model->failed_at = {};
+    set_waits(*model, true);
+    model->slot->hold();
+    queue_load(model);
+  }
 }
 
 void Registry::Impl::stop() {
@@ -668,7 +691,6 @@ void Registry::Impl::answer(std::vector<Done>& waiters, const Status& status) {
 
 // What add() has brought stays, unless the list takes its name.
 void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
-  applying_ = true;
   std::map<std::string, ModelPtr, std::less<>> old;
   for (const ModelPtr& model : models_) old[model->definition.name] = model;
   for (const auto& [name, model] : old) {
@@ -707,26 +729,24 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
   }
   name_models();
   retire();
-  applying_ = false;
   for (const ModelPtr& model : models_)
     if (model->retires)
       log::info("registry", "a model goes when the one that takes over its name is ready",
                 {{"model", model->definition.name}});
-  advance();
 }
 
 // A name that passes to a model which is to be there but is not ready yet stays where it is meanwhile, if a model
 // serves there; else its requests wait.
 void Registry::Impl::name_models() {
   std::unique_lock lock(mutex_);
-  const auto before = std::exchange(by_name_, {});
+  decltype(by_name_) names;
   unsettled_ = false;
   const auto name = [&](const std::string& text, const ModelPtr& model) {
-    ModelPtr& owner = by_name_[text];
+    ModelPtr& owner = names[text];
     owner = model;
-    const auto it = before.find(text);
+    const auto it = by_name_.find(text);
     const bool ready = serves(*model) && !model->next;
-    if (it == before.end() || it->second == model || ready || newest(*model).on_demand) return;
+    if (it == by_name_.end() || it->second == model || ready || newest(*model).on_demand) return;
     if (!it->second->removed && serves(*it->second)) {
       owner = it->second;
       model->awaited = unsettled_ = true;
@@ -737,10 +757,14 @@ void Registry::Impl::name_models() {
   };
   for (const ModelPtr& model : models_) {
     model->awaited = false;
-    if (model->retires) continue;
+    if (model->retires) {
+      unsettled_ = true;
+      continue;
+    }
     name(model->definition.name, model);
     for (const std::string& alias : model->aliases) name(alias, model);
   }
+  by_name_.swap(names);
 }
 
 // What the list does not have any more goes, unless a name is kept there, or requests wait.
@@ -749,30 +773,30 @@ void Registry::Impl::retire() {
     if (!model->retires) continue;
     const bool named =
         std::any_of(by_name_.begin(), by_name_.end(), [&](const auto& each) { return each.second == model; });
-    if (named || model->slot->waiting() > 0) {
-      unsettled_ = true;
-    } else {
-      remove(model);
-    }
+    if (!named && model->slot->waiting() == 0) remove(model);
   }
 }
 
 void Registry::Impl::add_now(ModelDefinition definition, const Done& done) {
   ModelPtr model;
-  if (const auto it = by_name_.find(definition.name); it != by_name_.end()) model = it->second;
-  for (const ModelPtr& each : models_) {
-    if (!each->retires || each->definition.name != definition.name) continue;
-    model = each;  // it stays
-    std::unique_lock lock(mutex_);
-    each->retires = false;
-    each->added = true;
-  }
+  for (const ModelPtr& each : models_)
+    if (!each->retires && has_name(*each, definition.name)) model = each;
   if (model == nullptr) {
-    define(std::move(definition), true);
+    const auto goes = std::find_if(models_.begin(), models_.end(),
+                                   [&](const ModelPtr& each) { return each->definition.name == definition.name; });
+    if (goes == models_.end()) {
+      define(std::move(definition), true);
+      name_models();
+      return done({});
+    }
+    model = *goes;  // it stays
+    {
+      std::unique_lock lock(mutex_);
+      model->retires = false;
+      model->added = true;
+    }
     name_models();
-    return done({});
   }
-  name_models();
   const ModelDefinition& known = newest(*model);
   if (known.name == definition.name && known.fingerprint == definition.fingerprint) {
     load_now(model, {});
@@ -855,6 +879,7 @@ void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) 
     } else {
       model->next = definition;
     }
+    if (!serves(*model) && model->waits) model->slot->hold();
     model->load->definition = std::move(definition);
     return;
   }
@@ -903,14 +928,14 @@ void Registry::Impl::remove(const ModelPtr& model) {
     std::erase(models_, model);
   }
   // For requests that have found it by a name that has passed on since.
-  for (const std::string& alias : model->aliases) {
-    const auto heir = std::find_if(models_.begin(), models_.end(), [&](const ModelPtr& other) {
-      const std::vector<std::string>& names = other->aliases;
-      const bool named = other->definition.name == alias || std::find(names.begin(), names.end(), alias) != names.end();
-      return named && !other->retires;
-    });
-    if (heir != models_.end()) model->slot->pass_on_to((*heir)->slot);
+  std::set<ModelPtr> heirs;
+  for (const ModelPtr& other : models_) {
+    const bool heir = has_name(*other, model->definition.name) ||
+                      std::any_of(model->aliases.begin(), model->aliases.end(),
+                                  [&](const std::string& alias) { return has_name(*other, alias); });
+    if (heir && !other->retires) heirs.insert(other);
   }
+  if (heirs.size() == 1) model->slot->pass_on_to((*heirs.begin())->slot);
   if (const Service service = model->slot->refuse(error))
     leave(model, model->definition.loader, service, After::unloaded, Reason::replaced);
   if (model->leaving == 0 && !model->load) answer(model->unload_waiters, {});
@@ -936,6 +961,8 @@ void Registry::Impl::wanted(const ModelPtr& model) {
 }
 
 void Registry::Impl::queue_load(const ModelPtr& model) {
+  if (ending_) return;
+  model->retry_at = {};
   if (model->load) {
     model->load->again = model->load->called_off;
     return;
@@ -948,7 +975,6 @@ void Registry::Impl::queue_load(const ModelPtr& model) {
     if (model->waits) model->slot->hold();
   }
   load_queue_.push_back(model->load);
-  advance();
 }
 
 void Registry::Impl::measure_again(Load& load) {
@@ -1019,10 +1045,9 @@ void Registry::Impl::end_fetch(const LoadPtr& load, const FetchPtr& fetch, const
     return;
   }
   // One that was stopped was another definition's, or nobody wants it any more.
-  if (load->called_off || fetch->stop.stop_requested()) return advance();
+  if (load->called_off || fetch->stop.stop_requested()) return;
   if (!outcome) return fail_load(load, outcome.error());
   load->fetched = true;
-  advance();
 }
 
 bool Registry::Impl::loader_in_use(const ModelLoader& loader) const {
@@ -1033,7 +1058,6 @@ bool Registry::Impl::loader_in_use(const ModelLoader& loader) const {
 // Moves the first load on that can go on: what does it need, is there room, load. Those before it that wait for room
 // have a claim on what is free.
 void Registry::Impl::advance() {
-  if (applying_) return;
   begin_fetches();
   if (busy_) return;
   std::uint64_t coming = 0;  // from what is on its way out
@@ -1063,7 +1087,10 @@ void Registry::Impl::advance() {
     if (!urgent && soon >= least) continue;
     std::uint64_t others = 0;  // what could be evicted
     for (const ModelPtr& other : evictable_for(model)) others += reserved_by(*other);
-    if (room + others >= least && evict_one(model)) return advance();
+    if (room + others >= least && others > 0) {
+      evict_one(model);
+      return advance();
+    }
     const std::uint64_t own = serves(*model) ? reserved_by(*model) : 0;
     if (own > 0 && room + others + own >= least) {
       // No room for both: the old one goes first, and requests wait for the new one.
@@ -1095,19 +1122,23 @@ void Registry::Impl::advance() {
                                                format_bytes(budget_->total()) + " only " + format_bytes(room + held) +
                                                " is free" + (list.empty() ? "" : " (in use: " + list + ")") + ".");
     error.retry_after_s = load->need->least <= budget_->total() ? kRetryForRoomSeconds : 0;  // 0: never
-    return fail_load(load, error);
+    fail_load(load, error);
+    return advance();
   }
 }
 
-// The models that nobody uses, first the one that was used longest ago. Those of remote engines would free nothing.
+// The models that nobody uses, first the one that was used longest ago, last those whose names wait for others. Those
+// of remote engines would free nothing.
 std::vector<Registry::Impl::ModelPtr> Registry::Impl::evictable_for(const ModelPtr& beneficiary) const {
   std::vector<ModelPtr> out;
   for (const ModelPtr& model : models_) {
     const bool unused = model->asleep != nullptr || (model->state == ModelState::ready && !model->slot->in_use());
     if (unused && !model->definition.pin && model != beneficiary && reserved_by(*model) > 0) out.push_back(model);
   }
-  std::sort(out.begin(), out.end(),
-            [](const ModelPtr& a, const ModelPtr& b) { return a->slot->last_used() < b->slot->last_used(); });
+  std::sort(out.begin(), out.end(), [](const ModelPtr& a, const ModelPtr& b) {
+    const auto key = [](const Model& model) { return std::pair(model.retires, model.slot->last_used()); };
+    return key(*a) < key(*b);
+  });
   return out;
 }
 
@@ -1143,7 +1174,6 @@ void Registry::Impl::measure(const LoadPtr& load) {
       const bool counts = !load->called_off && !std::exchange(load->stale, false);
       if (counts && !need) return fail_load(load, need.error());
       if (counts) load->need = *need;
-      advance();
     });
   });
 }
@@ -1219,6 +1249,8 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
   }
   count(*model, &Counts::loads);
   model->former.reset();
+  model->failed_at = model->retry_at = {};
+  model->retries = 0;
   if (model->next && model->next->fingerprint == model->definition.fingerprint) model->next.reset();
   inference::ModelService& opened = *service;
   model->slot->open(std::move(service));
@@ -1263,13 +1295,19 @@ void Registry::Impl::fail_load(const LoadPtr& load, const Error& error) {
     {
       std::unique_lock lock(mutex_);
       // What found no room may find some later: the next request tries again.
-      model->state = no_room ? ModelState::unloaded : ModelState::failed;
+      const ModelState kept = model->asleep ? ModelState::sleeping : ModelState::unloaded;
+      model->state = no_room ? kept : ModelState::failed;
       model->detail = error.message;
       model->definition = load->definition;
       model->slot->limit_waiting(model->definition.max_waiting);
       model->waits = model->waits || no_room;
     }
-    model->failed_at = Clock::now();
+    model->failed_at = no_room ? Clock::time_point() : Clock::now();
+    if (model->awaited || (no_room && !model->asleep && !model->definition.on_demand)) {
+      constexpr int kMostDoublings = 6;
+      model->retry_at = Clock::now() + options_.retry_failed_after * (1 << std::min(model->retries, kMostDoublings));
+      ++model->retries;
+    }
     if (no_room) {
       model->slot->hold(error);
     } else {
@@ -1296,7 +1334,6 @@ void Registry::Impl::finish_load(const LoadPtr& load) {
       if (model->waits) model->slot->hold();
     }
   }
-  advance();
 }
 
 // --- Leaving.
@@ -1385,18 +1422,19 @@ void Registry::Impl::service_gone(const ModelPtr& model, const inference::ModelS
       std::find_if(leaving_.begin(), leaving_.end(), [&](const Leaving& each) { return each.service == service; });
   if (it == leaving_.end()) return;  // everything ends
   count(*model, &Counts::unloads);
+  it->service = nullptr;  // the address may become another's
   if (it->after == After::sleeping && !model->removed && !model->next && !serves(*model) &&
       loader == model->definition.loader) {
     account->give_back(account->borrowed());
     account->shrink(std::min(account->reserved(), loader->kept_asleep()));
     model->asleep = std::move(account);
+    it->reserved = 0;
     if (!model->load) set_state(*model, ModelState::sleeping);
     return ends_.push([this, model, it] {
       ::malloc_trim(0);
       decisions_.push([this, model, it] { end_leaving(model, it); });
     });
   }
-  it->service = nullptr;  // the address may become another's
   if (model->state == ModelState::draining && !drains(*model)) set_state(*model, ModelState::unloading);
   give_back(model, it, std::move(account), ends_);
 }
@@ -1425,14 +1463,16 @@ void Registry::Impl::end_leaving(const ModelPtr& model, std::list<Leaving>::iter
   --model->leaving;
   leaving_.erase(it);
   const bool was_going = model->state == ModelState::draining || model->state == ModelState::unloading;
-  if (was_going && model->leaving == 0) set_state(*model, model->load ? ModelState::loading : ModelState::unloaded);
+  if (was_going && model->leaving == 0)
+    set_state(*model, !model->load              ? ModelState::unloaded
+                      : model->load->called_off ? ModelState::unloading
+                                                : ModelState::loading);
   if (model->leaving == 0 && !(model->load && model->load->called_off)) answer(model->unload_waiters, {});
   if (!model->removed) {
     settle(model);
     // A request may have come for it meanwhile.
     if (!serves(*model) && model->slot->waiting() > 0) queue_load(model);
   }
-  advance();
 }
 
 // --- Operators.
@@ -1446,6 +1486,7 @@ void Registry::Impl::load_now(const ModelPtr& model, Done done) {
     model->failed_at = {};
     model->slot->hold();
   }
+  model->retries = 0;
   queue_load(model);
 }
 
@@ -1454,7 +1495,7 @@ void Registry::Impl::unload_now(const ModelPtr& model, Done done) {
   const Error error = unloaded_error(model->definition.name);
   call_off(model, error);
   model->former.reset();
-  model->failed_at = {};
+  model->failed_at = model->retry_at = {};
   set_waits(*model, model->definition.on_demand);
   const Service service = model->definition.on_demand ? model->slot->hold(error) : model->slot->refuse(error);
   for (Leaving& each : leaving_)

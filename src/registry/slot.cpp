@@ -210,12 +210,14 @@ std::uint64_t Slot::with_service(std::optional<Clock::time_point> deadline, std:
 
 void Slot::withdraw(std::uint64_t waiter) {
   Waiter gone;  // what it holds ends outside the lock
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   const auto it = std::lower_bound(waiters_.begin(), waiters_.end(), waiter,
                                    [](const Waiter& each, std::uint64_t id) { return each.id < id; });
   if (it == waiters_.end() || it->id != waiter) return;
   gone = std::move(*it);
   waiters_.erase(it);
+  lock.unlock();
+  wanted_();
 }
 
 std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::GenerateRequest request,

@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 // that has left the slot lives as long as its last request.
 class Slot final : public inference::ModelService, public std::enable_shared_from_this<Slot> {
  public:
-  // `wanted` is called (from any thread) when a request begins to wait; it must not call back.
+  // `wanted` is called (from any thread) when a request begins to wait, or does not any more; it must not call back.
   explicit Slot(std::function<void()> wanted);
 
   void limit_waiting(std::size_t requests);

@@ -422,7 +422,8 @@ void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
 // A name may be left out where there is nothing to choose from.
 Result<std::shared_ptr<inference::ModelService>> App::Impl::find_model(std::string_view name) const {
   if (!name.empty()) return registry.find(name);
-  const auto all = registry.list();
+  auto all = registry.list();
+  std::erase_if(all, [](const registry::ModelEntry& each) { return each.retires; });
   if (all.size() == 1) return registry.find(all.front().name);
   return make_error(ErrorCode::invalid_argument, "'model' is required where several models are served", "model");
 }

@@ -1284,6 +1284,110 @@ TEST_F(RegistryTest, AModelOfTheStartThatFoundNoRoomIsTriedAgain) {
   EXPECT_TRUE(becomes("b", ModelState::ready));
 }
 
+TEST_F(RegistryTest, WhatHasBeenTriedAgainIsNotLoadedForEver) {
+  auto a = model("a", 60, true);
+  RegistryOptions options;
+  options.retry_failed_after = 10ms;
+  make({a}, options);
+  Request running = ask("a");
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  auto b = model("b", 60);
+  b.idle_unload = 20ms;
+  ASSERT_TRUE(registry_->apply({a, b}).ok());
+  ASSERT_TRUE(eventually([&] { return registry_->counts().failures > 0; }));
+  running.handle.reset();
+  ASSERT_TRUE(eventually([&] { return loader(b).loads() == 1; }));
+  ASSERT_TRUE(becomes("b", ModelState::unloaded));
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(loader(b).loads(), 1);
+}
+
+TEST_F(RegistryTest, ANameThatPassesToAnAbsentModelLoadsIt) {
+  auto a = model("a", 20);
+  a.aliases = {"default"};
+  auto b = model("b", 20);
+  auto c = model("c", 20);
+  make({a, b, c});
+  for (const char* name : {"a", "b", "c"}) ASSERT_TRUE(becomes(name, ModelState::ready));
+  loader(b).keep_asleep(10 * kMiB);
+  ASSERT_TRUE(act(&Registry::sleep, "b").ok());
+  auto b2 = model("b", 20);
+  b2.aliases = {"default"};
+  ASSERT_TRUE(registry_->apply({b2, c}).ok());
+  EXPECT_TRUE(eventually([&] { return registry_->entry("default")->name == "b" && registry_->list().size() == 2; }));
+  // What an operator has unloaded stays so, and the name where it is.
+  ASSERT_TRUE(act(&Registry::unload, "c").ok());
+  auto c2 = model("c", 20);
+  c2.aliases = {"default"};
+  ASSERT_TRUE(registry_->apply({c2}).ok());
+  std::this_thread::sleep_for(20ms);
+  EXPECT_EQ(registry_->entry("default")->name, "b");
+  EXPECT_EQ(state("c"), ModelState::unloaded);
+  // Nor does what answers to it go for being idle.
+  EXPECT_TRUE(act(&Registry::load, "c").ok());
+  EXPECT_TRUE(eventually([&] { return registry_->entry("default")->name == "c"; }));
+}
+
+TEST_F(RegistryTest, WhatRetiresIsNotForgotten) {
+  auto a = model("a", 20, true);
+  a.aliases = {"default"};
+  loader(a).hold();
+  make({a});
+  Request waiting = ask("default");
+  ASSERT_TRUE(eventually([&] { return loader(a).loads() == 1; }));
+  auto b = model("b", 20, true);
+  b.aliases = {"default"};
+  ASSERT_TRUE(registry_->apply({b}).ok());
+  std::promise<Status> added;
+  registry_->add(model("other", 10), [&](Status status) { added.set_value(std::move(status)); });
+  ASSERT_TRUE(added.get_future().get().ok());
+  loader(a).let_go();
+  ASSERT_TRUE(eventually([&] {
+    loader(a).finish_everything();
+    return waiting.sink->wait(0ms);
+  }));
+  waiting.handle.reset();
+  EXPECT_TRUE(eventually([&] { return registry_->list().size() == 2; }));
+  // Nor is one whose requests have been given up.
+  auto c = model("c", 20, true);
+  loader(c).hold();
+  loader(b).hold();
+  ASSERT_TRUE(registry_->apply({b, c}).ok());
+  Request blocks = ask("b");
+  Request given_up = ask("c");
+  ASSERT_TRUE(registry_->apply({b}).ok());
+  EXPECT_EQ(registry_->list().size(), 3u);
+  given_up.handle.reset();
+  EXPECT_TRUE(eventually([&] { return registry_->list().size() == 2; }));
+  loader(b).let_go();
+  loader(c).let_go();
+}
+
+TEST_F(RegistryTest, ARenamedModelIsFoundByBothNames) {
+  auto a = model("a", 20);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  const auto found = *registry_->find("a");
+  auto b = model("b", 20);
+  b.aliases = {"a"};
+  loader(b).hold();
+  ASSERT_TRUE(registry_->apply({b}).ok());
+  // Who brings a model of that name has come too late.
+  std::promise<Status> added;
+  registry_->add(model("a", 10), [&](Status status) { added.set_value(std::move(status)); });
+  EXPECT_EQ(added.get_future().get().error().code, ErrorCode::invalid_argument);
+  EXPECT_EQ(registry_->entry("a")->name, "a");
+  loader(b).let_go();
+  EXPECT_TRUE(eventually([&] { return registry_->entry("a")->name == "b" && registry_->list().size() == 1; }));
+  Request late;
+  late.handle = found->generate_async({}, late.sink);
+  EXPECT_TRUE(eventually([&] {
+    loader(b).finish_everything();
+    return late.sink->wait(0ms);
+  }));
+  EXPECT_FALSE(late.sink->error);
+}
+
 TEST_F(RegistryTest, ANameThatPassesToAChangedModelWaitsForTheChange) {
   auto a = model("a", 20);
   a.aliases = {"default"};
@@ -1315,18 +1419,20 @@ TEST_F(RegistryTest, RequestsThatFoundAModelWhichGoesAreServed) {
   ASSERT_TRUE(registry_->apply({b}).ok());
   EXPECT_EQ(registry_->entry("default")->name, "b");
   loader(a).let_go();
-  ASSERT_TRUE(eventually([&] { return loader(a).service() != nullptr; }));
-  loader(a).finish_everything();
-  ASSERT_TRUE(waiting.sink->wait());
+  const auto finished = [](FakeLoader& by, const Request& request) {
+    return eventually([&] {
+      by.finish_everything();
+      return request.sink->wait(0ms);
+    });
+  };
+  ASSERT_TRUE(finished(loader(a), waiting));
   EXPECT_FALSE(waiting.sink->error);
   waiting.handle.reset();
   ASSERT_TRUE(eventually([&] { return registry_->list().size() == 1 && reserved() == 0; }));
   // And who comes too late goes where the name leads.
   Request late;
   late.handle = found->generate_async({}, late.sink);
-  ASSERT_TRUE(becomes("b", ModelState::ready));
-  loader(b).finish_everything();
-  EXPECT_TRUE(late.sink->wait());
+  EXPECT_TRUE(finished(loader(b), late));
   EXPECT_FALSE(late.sink->error);
 }
 
