@@ -354,30 +354,27 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
   log::warn("server", "stopped; drain_timeout cut off running requests", {{"requests", cut}});
 }
 
-// Waits for the models that are to be there from the start; the first error among them.
+// Waits for the models that are to be there from the start; the first error among them. What an operator unloads or a
+// reload removes meanwhile is not waited for; one that finds no room, since requests have had others loaded, is.
 Status load_at_start(registry::Registry& registry, const config::Config& config) {
   using registry::ModelState;
+  constexpr std::chrono::milliseconds kBetweenLooks{100};
   std::vector<std::pair<std::string, std::future<Status>>> loads;
-  const auto load = [&registry](const std::string& name) {
+  for (const config::Model& model : config.models) {
+    if (model.settings.on_demand) continue;
     auto done = std::make_shared<std::promise<Status>>();
-    registry.load(name, [done](Status status) { done->set_value(std::move(status)); });
-    return done->get_future();
-  };
-  for (const config::Model& model : config.models)
-    if (!model.settings.on_demand) loads.emplace_back(model.name, load(model.name));
+    loads.emplace_back(model.name, done->get_future());
+    registry.load(model.name, [done](Status status) { done->set_value(std::move(status)); });
+  }
   for (auto& [name, loaded] : loads) {
+    if (loaded.get()) continue;
     for (;;) {
-      const Status status = loaded.get();
-      if (status) break;
+      std::this_thread::sleep_for(kBetweenLooks);
       const auto entry = registry.entry(name);
-      if (!entry || entry->name != name) break;  // a reload has removed it
-      if (entry->state == ModelState::failed) return status;
-      // Requests may have loaded another model meanwhile.
-      const bool no_room = entry->state == ModelState::unloaded && !entry->detail.empty();
-      if (no_room && status.error().retry_after_s == 0) return status;
-      if (!no_room && entry->state != ModelState::loading) break;  // an operator has unloaded it
-      std::this_thread::sleep_for(std::chrono::seconds(std::max(1, status.error().retry_after_s)));
-      loaded = load(name);
+      if (!entry || entry->name != name) break;
+      if (entry->state == ModelState::failed) return make_error(ErrorCode::unavailable, entry->detail);
+      const bool no_room = entry->state == ModelState::unloaded && !entry->detail.empty();  // it is tried again
+      if (entry->state != ModelState::loading && !no_room) break;
     }
   }
   return {};
