@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <ctime>
+#include <thread>
 
 namespace xgen {
 namespace {
@@ -43,6 +45,19 @@ void prefetch(std::span<const std::byte> range, const std::function<void(std::si
     at += bytes;
     progress(std::min(at, end) - begin);
   }
+}
+
+void Pace::rest(bool others) {
+  constexpr int kRestsPerWork = 9;
+  constexpr std::chrono::milliseconds kLongestRest{50};
+  const auto used = [] {
+    timespec now{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+  };
+  if (others)
+    std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>((used() - used_) * kRestsPerWork, kLongestRest));
+  used_ = used();
 }
 
 // Not by niceness: even one of niceness 19 keeps a processor to itself for milliseconds while two that

@@ -1,6 +1,7 @@
 // Prefetch: brings the pages of mapped files in before they are needed; and who gives way while that goes on.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <future>
@@ -13,6 +14,18 @@ namespace xgen {
 // called now and then with the bytes of `range` that are there; what it throws ends it. No error: pages that cannot be
 // read are met again by whoever needs them.
 void prefetch(std::span<const std::byte> range, const std::function<void(std::size_t)>& progress);
+
+// Spreads work over time where others compute: a thread that only takes what they leave still delays one of them that
+// waits for a moment, by as long as the system needs to take the processor back.
+class Pace {
+ public:
+  // Between pieces of the calling thread's work. If `others` compute, it rests until it has used no more than a tenth
+  // of a processor since the last call; what it waited for (a disk) does not count.
+  void rest(bool others);
+
+ private:
+  std::chrono::nanoseconds used_{0};
+};
 
 // Makes the calling thread, and those that it starts, take only what processor time all others leave. It cannot go
 // back.

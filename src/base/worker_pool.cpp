@@ -49,6 +49,7 @@ struct WorkerPool::Threads {
   FairShare turns;
   std::vector<User*> users;  // by FairShare::User
   std::atomic<int> asking{0};
+  std::atomic<bool> taken{false};  // the turn is somebody's
 
   ~Threads();
   void section(int count, void (*part_fn)(void*, int), void* part_ctx);
@@ -110,6 +111,7 @@ void WorkerPool::Threads::pass_on(FairShare::Time now) {
     users[*next]->granted = true;
     users[*next]->turn_came.notify_one();
   }
+  taken.store(!turns.free(), std::memory_order_relaxed);
 }
 
 void WorkerPool::Threads::take_turn(User& user) {
@@ -176,6 +178,8 @@ WorkerPool::Threads::~Threads() {
   wake.notify_all();
   for (std::thread& thread : threads) thread.join();
 }
+
+bool WorkerPool::busy() const { return threads_->taken.load(std::memory_order_relaxed); }
 
 int WorkerPool::size() const { return static_cast<int>(threads_->threads.size()) + 1; }
 

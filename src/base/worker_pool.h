@@ -21,6 +21,8 @@ class WorkerPool {
   int size() const;
   // Whether there are other users.
   bool shared() const { return threads_.use_count() > 1; }
+  // Whether one of its users computes now. Takes no lock.
+  bool busy() const;
 
   // Calls fn(part) for every part in [0, parts), on the workers and the calling thread, and returns when all are done.
   // Parts are handed out dynamically, so results must not depend on which thread ran a part. Workers spin for a few

@@ -84,8 +84,13 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   };
   const auto prepare = [&]() -> Result<Prepared> {
     // Their threads have the priority of this one.
-    std::future<void> weights =
-        std::async(std::launch::async, [&] { decoder_->prefetch([&](double share) { report(0.05 + 0.85 * share); }); });
+    std::future<void> weights = std::async(std::launch::async, [&] {
+      Pace pace;
+      decoder_->prefetch([&](double share) {
+        report(0.05 + 0.85 * share);
+        pace.rest(options_.pool->busy());
+      });
+    });
     std::future<Result<std::shared_ptr<const text::Tokenizer>>> reading;
     if (tokenizer_ == nullptr)
       reading = std::async(std::launch::async, [this] { return load_tokenizer(*options_.files); });

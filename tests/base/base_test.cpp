@@ -188,6 +188,35 @@ TEST(Background, GivesWayWhereOthersCompute) {
   EXPECT_EQ(policy(), own);
 }
 
+TEST(Background, APaceRestsOnlyWhereOthersCompute) {
+  using Clock = std::chrono::steady_clock;
+  const auto paced = [](bool others) {
+    const auto computed = [] { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; };
+    Pace pace;
+    pace.rest(false);
+    const auto begin = Clock::now();
+    const double until = computed() + 0.003;  // of this process, whose only busy thread this is
+    while (computed() < until) {
+    }
+    pace.rest(others);
+    return Clock::now() - begin;
+  };
+  EXPECT_GE(paced(true), std::chrono::milliseconds(25));
+  const auto least = std::min({paced(false), paced(false), paced(false)});
+  EXPECT_LT(least, std::chrono::milliseconds(25));
+}
+
+TEST(WorkerPool, TellsWhetherAUserComputes) {
+  WorkerPool pool(2);
+  WorkerPool user(pool, 1);
+  EXPECT_FALSE(pool.busy());
+  {
+    const WorkerPool::Turn turn(user);
+    EXPECT_TRUE(pool.busy());
+  }
+  EXPECT_FALSE(pool.busy());
+}
+
 TEST(WorkerPool, AnIdlePoolSleeps) {
   WorkerPool pool(2);
   pool.run(2, [](int) {});
