@@ -48,8 +48,8 @@ struct BalancerOptions {
 //
 // A replica that fails is out: its circuit is open. After a while one request, the probe, goes there, and its first
 // token closes the circuit; if it is silent, the next goes there after the same while, where no other replica is in. A
-// fault that may be the request's own (a prompt that no replica can compute fails at all of
-// them) counts only while another replica does well, so it never takes out the last one.
+// fault that may be the request's own (a prompt that no replica can compute fails at all of them) counts only while
+// another replica does well, so it never takes out the last one.
 //
 // A replica hangs if it takes requests and answers none. So a request that was given up without a first token counts
 // as such a fault if, in all the time since it was sent, the replica has answered no other and no answer of it was

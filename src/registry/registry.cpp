@@ -310,6 +310,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void retire();
   ModelPtr define(ModelDefinition definition, bool added);
   void replace(const ModelPtr& model, ModelDefinition definition);
+  void take_up(Model& model, const ModelDefinition& definition);
   void adopt(const ModelPtr& model, ModelDefinition definition);
   void settle(const ModelPtr& model);
   void remove(const ModelPtr& model);
@@ -826,11 +827,9 @@ Registry::Impl::ModelPtr Registry::Impl::define(ModelDefinition definition, bool
   });
   model->created =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-  model->slot->limit_waiting(definition.max_waiting);
   model->added = added;
   model->waits = definition.on_demand;
-  model->aliases = definition.aliases;
-  model->fallbacks = definition.fallbacks;
+  take_up(*model, definition);
   model->definition = std::move(definition);
   if (!model->waits) model->slot->refuse(loading_error(model->definition.name, 0));
   {
@@ -839,6 +838,14 @@ Registry::Impl::ModelPtr Registry::Impl::define(ModelDefinition definition, bool
   }
   if (!model->definition.on_demand) queue_load(model);
   return model;
+}
+
+// What holds as soon as a list says so, whatever is loaded.
+void Registry::Impl::take_up(Model& model, const ModelDefinition& definition) {
+  std::unique_lock lock(mutex_);
+  model.aliases = definition.aliases;
+  model.fallbacks = definition.fallbacks;
+  model.slot->limit_waiting(definition.max_waiting);
 }
 
 // The same model with other settings of the kind that need no loading: it keeps its loader.
@@ -862,11 +869,7 @@ void Registry::Impl::adopt(const ModelPtr& model, ModelDefinition definition) {
 }
 
 void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) {
-  {
-    std::unique_lock lock(mutex_);
-    model->aliases = definition.aliases;
-    model->fallbacks = definition.fallbacks;
-  }
+  take_up(*model, definition);
   const bool loading = model->load && model->load->stage == Load::Stage::loading;
   if (loading && model->load->definition.fingerprint == definition.fingerprint) {
     model->load->definition.loader->set_limit(definition.loader->limit());
@@ -911,7 +914,6 @@ void Registry::Impl::settle(const ModelPtr& model) {
   if (model->leaving > 0) return;  // end_leaving comes back here
   std::unique_lock lock(mutex_);
   model->definition = *std::move(model->next);
-  model->slot->limit_waiting(model->definition.max_waiting);
   model->next.reset();
   model->waits = model->waits || model->definition.on_demand;
 }
@@ -1086,7 +1088,8 @@ void Registry::Impl::advance() {
     const bool urgent = model->slot->waiting() > 0 || !model->load_waiters.empty();
     if (!urgent && soon >= least) continue;
     std::uint64_t others = 0;  // what could be evicted
-    for (const ModelPtr& other : evictable_for(model)) others += reserved_by(*other);
+    const std::vector<ModelPtr> evictable = evictable_for(model);
+    for (const ModelPtr& other : evictable) others += reserved_by(*other);
     if (room + others >= least && others > 0) {
       evict_one(model);
       return advance();
@@ -1105,7 +1108,8 @@ void Registry::Impl::advance() {
     for (const ModelPtr& other : models_) {
       if (!other->retires || !serves(*other)) continue;
       retiring.push_back(other);
-      if (other->slot->in_use() || other->definition.pin) theirs += reserved_by(*other);  // else counted already
+      // Asked anew, it might be in use no more, and counted nowhere.
+      if (std::find(evictable.begin(), evictable.end(), other) == evictable.end()) theirs += reserved_by(*other);
     }
     if (theirs > 0 && soon + others + own + theirs >= least) {
       for (const ModelPtr& other : retiring) remove(other);
@@ -1241,7 +1245,6 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
   {
     std::unique_lock lock(mutex_);
     model->definition = load->definition;
-    model->slot->limit_waiting(model->definition.max_waiting);
     model->state = ModelState::ready;
     model->detail = std::exchange(model->note, {});
     model->account = account;
@@ -1299,7 +1302,6 @@ void Registry::Impl::fail_load(const LoadPtr& load, const Error& error) {
       model->state = no_room ? kept : ModelState::failed;
       model->detail = error.message;
       model->definition = load->definition;
-      model->slot->limit_waiting(model->definition.max_waiting);
       model->waits = model->waits || no_room;
     }
     model->failed_at = no_room ? Clock::time_point() : Clock::now();
