@@ -561,9 +561,10 @@ int serve(const Flags& flags) {
   };
   app_options.keys = keys;
   const bool has_file = !config->file.empty();
+  const bool reloads = has_file || keys != nullptr;
   std::optional<Reloader> reloader;
   std::optional<Reloader> keys_reloader;  // ends first: it hands on to the other
-  if (has_file || keys != nullptr) {
+  if (reloads) {
     app_options.reload = [&](Reloader::Done done) {
       if (!keys_reloader) return reloader->request(std::move(done));
       keys_reloader->request([&, done = std::move(done)](Result<std::string> read) {
@@ -585,7 +586,7 @@ int serve(const Flags& flags) {
   // Only now: an older list must not come after a newer one.
   if (has_file) reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry, current); });
   if (keys != nullptr) keys_reloader.emplace(keys_file, [&] { return load_keys(keys_file, *keys); });
-  if (has_file || keys != nullptr) {
+  if (reloads) {
     signals.on_hangup([&] {
       if (reloader) reloader->request({});
       if (keys_reloader) keys_reloader->request({});

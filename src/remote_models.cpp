@@ -92,13 +92,6 @@ std::shared_ptr<inference::ModelService> replica_per_address(gateway::GatewayOpt
 
 }  // namespace
 
-void add_fault(std::optional<Error>& faults, const Error& error) {
-  if (faults)
-    faults->message += "\n" + error.message;
-  else
-    faults = error;
-}
-
 Result<registry::ModelLoader::Need> RemoteModelLoader::need() {
   std::optional<Error> faults;
   for (const std::string& each : model_.remote.urls) {

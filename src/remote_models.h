@@ -42,9 +42,6 @@ class RemoteClient {
   std::unique_ptr<http::Client> client_;
 };
 
-// One more of several faults: each has a line of the message, and the first gives the code.
-void add_fault(std::optional<Error>& faults, const Error& error);
-
 class RemoteModelLoader final : public registry::ModelLoader {
  public:
   RemoteModelLoader(config::Model model, std::shared_ptr<RemoteClient> client)

@@ -1,9 +1,10 @@
 #include "base/file_set.h"
 
 #include <algorithm>
-#include <cctype>
 #include <filesystem>
 #include <system_error>
+
+#include "base/split_name.h"
 
 namespace xgen {
 namespace {
@@ -74,27 +75,6 @@ class EmbeddedFiles final : public FileSet {
   std::string title_;
   std::vector<EmbeddedFile> files_;
 };
-
-// "model-00001-of-00003.gguf" -> all three names; any other name -> itself.
-std::vector<std::string> with_other_parts(const std::string& name) {
-  const auto of = name.rfind("-of-");
-  const auto digits = [&](std::size_t at) {
-    return at + 5 <= name.size() && std::all_of(name.begin() + static_cast<std::ptrdiff_t>(at),
-                                                name.begin() + static_cast<std::ptrdiff_t>(at + 5),
-                                                [](unsigned char c) { return std::isdigit(c) != 0; });
-  };
-  if (of == std::string::npos || of < 6 || name[of - 6] != '-' || !digits(of - 5) || !digits(of + 4)) return {name};
-  const int count = std::stoi(name.substr(of + 4, 5));
-  if (count < 1) return {name};
-  std::vector<std::string> names;
-  for (int i = 1; i <= count; ++i) {
-    std::string number = std::to_string(i);
-    number.insert(0, 5 - number.size(), '0');
-    names.push_back(name.substr(0, of - 5) + number + name.substr(of));
-  }
-  return names;
-}
-
 }  // namespace
 
 Result<std::shared_ptr<const FileSet>> open_files(const std::string& path) {
@@ -117,7 +97,7 @@ Result<std::shared_ptr<const FileSet>> open_files(const std::string& path) {
   }
   const fs::path file(path);
   std::vector<std::string> names;
-  for (std::string& name : with_other_parts(file.filename().string())) {
+  for (std::string& name : all_parts(file.filename().string())) {
     if (fs::is_regular_file(file.parent_path() / name, error)) names.push_back(std::move(name));
   }
   return std::shared_ptr<const FileSet>(std::make_shared<FolderFiles>(path, file.parent_path(), std::move(names)));

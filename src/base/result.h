@@ -37,6 +37,14 @@ inline Error make_error(ErrorCode code, std::string message, std::string param =
   return Error{code, std::move(message), std::move(param), 0, {}};
 }
 
+// One more of several faults: each has a line of the message, and the first gives the code.
+inline void add_fault(std::optional<Error>& faults, const Error& error) {
+  if (faults)
+    faults->message += "\n" + error.message;
+  else
+    faults = error;
+}
+
 template <class T>
 class [[nodiscard]] Result {
  public:

@@ -16,6 +16,7 @@
 
 #include "base/bytes.h"
 #include "base/model_source.h"
+#include "base/split_name.h"
 #include "base/units.h"
 #include "base/utf8.h"
 
@@ -1059,20 +1060,16 @@ void append_names(std::vector<std::string>& out, const std::string& path, const 
   for (const Key<S>& key : keys) out.push_back(path + std::string(key.name));
 }
 
-// A file (with its other parts, where it is the first of a split .gguf), or the files of a folder, with what tells that
+// A file (with its other parts, where it is one of a split .gguf), or the files of a folder, with what tells that
 // they have changed.
 void add_files(std::string& out, const fs::path& path) {
   std::error_code error;
-  std::vector<fs::path> files{path};
-  const bool folder = fs::is_directory(path, error);
-  const std::string name = path.filename().string();
-  const std::size_t parts = folder ? std::string::npos : name.find("-00001-of-");
-  if (folder || parts != std::string::npos) {
-    files.clear();
-    for (const auto& entry : fs::directory_iterator(folder ? path : path.parent_path(), error))
-      if (folder || entry.path().filename().string().starts_with(name.substr(0, parts + 1)))
-        files.push_back(entry.path());
+  std::vector<fs::path> files;
+  if (fs::is_directory(path, error)) {
+    for (const auto& entry : fs::directory_iterator(path, error)) files.push_back(entry.path());
     std::sort(files.begin(), files.end());
+  } else {
+    for (const std::string& name : all_parts(path.filename().string())) files.push_back(path.parent_path() / name);
   }
   for (const fs::path& file : files) {
     const auto size = fs::file_size(file, error);

@@ -36,13 +36,9 @@ void AddressWatch::start() {
 }
 
 void AddressWatch::look(const std::string& host) {
-  auto done = [weak = weak_from_this(), host](http::Client::Addresses addresses) {
+  client_.resolve(host, [weak = weak_from_this(), host](http::Client::Addresses addresses) {
     if (const auto self = weak.lock()) self->take(host, std::move(addresses));
-  };
-  if (options_.resolve)
-    options_.resolve(host, std::move(done));
-  else
-    client_.resolve(host, std::move(done));
+  });
 }
 
 void AddressWatch::take(const std::string& host, http::Client::Addresses addresses) {

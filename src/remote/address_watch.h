@@ -20,8 +20,6 @@ struct AddressOptions {
   std::vector<http::Url> urls;
   std::chrono::milliseconds interval{10'000};  // between looks; without any address it is looked sooner
   std::size_t max_addresses = 256;             // of all URLs together
-  // How a host is looked up; empty: by the client.
-  std::function<void(const std::string& host, std::function<void(http::Client::Addresses)> done)> resolve;
 };
 
 // A name that has no address any more has none here; while it cannot be looked up, what was known stays. Of a name with

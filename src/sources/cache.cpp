@@ -23,6 +23,7 @@
 #include "base/bytes.h"
 #include "base/json.h"
 #include "base/model_source.h"
+#include "base/split_name.h"
 
 namespace xgen::sources {
 namespace {

@@ -2,17 +2,16 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <map>
-#include <optional>
 #include <set>
 #include <string_view>
+
+#include "base/split_name.h"
 
 namespace xgen::sources {
 namespace {
 
 constexpr std::size_t kMaxListed = 20;  // names in a message
-constexpr int kMaxParts = 1000;
 
 // Beside the weights; what is not there is not needed.
 constexpr std::array<std::string_view, 12> kPlainFiles = {"config.json",        "generation_config.json",
@@ -23,31 +22,6 @@ constexpr std::array<std::string_view, 12> kPlainFiles = {"config.json",        
                                                           "chat_template.json", "chat_template.jinja"};
 constexpr std::string_view kSingle = "model.safetensors";
 constexpr std::string_view kIndex = "model.safetensors.index.json";
-
-struct Part {
-  std::string stem;  // before "-00001-of-00003.gguf"
-  int number = 0;
-  int count = 0;
-};
-
-std::optional<Part> as_part(const std::string& name) {
-  const std::size_t dot = name.rfind('.');
-  const std::string_view head = std::string_view(name).substr(0, std::min(dot, name.size()));
-  constexpr std::size_t kTail = 15;  // "-00001-of-00003"
-  if (dot == std::string::npos || head.size() <= kTail) return {};
-  const std::string_view tail = head.substr(head.size() - kTail);
-  const auto digits = [](std::string_view text) {
-    return std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
-  };
-  if (tail[0] != '-' || tail.substr(6, 4) != "-of-" || !digits(tail.substr(1, 5)) || !digits(tail.substr(10)))
-    return {};
-  Part part;
-  part.stem = head.substr(0, head.size() - kTail);
-  part.number = std::stoi(std::string(tail.substr(1, 5)));
-  part.count = std::stoi(std::string(tail.substr(10)));
-  if (part.number < 1 || part.number > part.count || part.count > kMaxParts) return {};
-  return part;
-}
 
 bool is_gguf(std::string_view name) { return name.ends_with(".gguf"); }
 
@@ -93,20 +67,6 @@ Result<Choice> choose_gguf(const std::map<std::string, const RemoteFile*>& by_pa
 
 }  // namespace
 
-std::vector<std::string> all_parts(const std::string& name) {
-  const auto part = as_part(name);
-  if (!part) return {name};
-  const std::string ending = name.substr(name.rfind('.'));
-  std::vector<std::string> names;
-  const auto five = [](int number) {
-    const std::string digits = std::to_string(number);
-    return std::string(5 - digits.size(), '0') + digits;
-  };
-  for (int i = 1; i <= part->count; ++i)
-    names.push_back(part->stem + "-" + five(i) + "-of-" + five(part->count) + ending);
-  return names;
-}
-
 Result<Choice> choose_files(const std::vector<RemoteFile>& listed, const std::string& path, const std::string& where) {
   std::map<std::string, const RemoteFile*> by_path;
   for (const RemoteFile& file : listed) by_path[file.path] = &file;
@@ -148,10 +108,10 @@ Result<Choice> choose_files(const std::vector<RemoteFile>& listed, const std::st
     // What reads them takes model.safetensors alone, else what the index names, else every file. Beside shards there is
     // often a second copy of the weights in one file, or an adapter.
     const bool has_parts = std::any_of(weights.begin(), weights.end(),
-                                       [](const RemoteFile* file) { return as_part(file->path).has_value(); });
+                                       [](const RemoteFile* file) { return split_name(file->path).has_value(); });
     for (const RemoteFile* file : weights) {
       const bool wanted = has_single ? file->path == folder + std::string(kSingle)
-                                     : index == nullptr || !has_parts || as_part(file->path).has_value();
+                                     : index == nullptr || !has_parts || split_name(file->path).has_value();
       if (wanted) choice.files.push_back(*file);
     }
     if (index != nullptr && !has_single) choice.files.push_back(*index);

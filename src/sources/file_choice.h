@@ -28,7 +28,4 @@ struct Choice {
 // not.
 Result<Choice> choose_files(const std::vector<RemoteFile>& listed, const std::string& path, const std::string& where);
 
-// "model-00001-of-00003.gguf" -> its three names; any other name -> itself.
-std::vector<std::string> all_parts(const std::string& name);
-
 }  // namespace xgen::sources

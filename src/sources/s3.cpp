@@ -7,6 +7,7 @@
 #include <ctime>
 
 #include "base/log.h"
+#include "base/split_name.h"
 #include "sources/hub.h"
 
 namespace xgen::sources {

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/split_name.h"
 #include "weights/metadata_builder.h"
 #include "weights/tensor_store_builder.h"
 
@@ -304,27 +305,6 @@ class GgufParser {
   Reader in_;
 };
 
-// "NAME-00002-of-00005.gguf" -> {"NAME", 2, 5}.
-struct Part {
-  std::string_view name;
-  int number = 0;
-  int count = 0;
-};
-std::optional<Part> part_of(std::string_view file) {
-  constexpr std::size_t kTail = std::string_view("-00001-of-00001.gguf").size();
-  if (file.size() < kTail || !file.ends_with(".gguf")) return std::nullopt;
-  const std::string_view tail = file.substr(file.size() - kTail);
-  if (tail[0] != '-' || tail.substr(6, 4) != "-of-") return std::nullopt;
-  const auto number = [&](std::size_t at) {
-    int value = 0;
-    for (const char c : tail.substr(at, 5)) value = c >= '0' && c <= '9' && value >= 0 ? value * 10 + (c - '0') : -1;
-    return value;
-  };
-  const Part part{file.substr(0, file.size() - kTail), number(1), number(10)};
-  if (part.number < 1 || part.count < 1 || part.number > part.count) return std::nullopt;
-  return part;
-}
-
 // The files of the only GGUF model of the set, in order.
 Result<std::vector<std::string>> gguf_files(const FileSet& files) {
   std::vector<std::string> names;
@@ -332,11 +312,11 @@ Result<std::vector<std::string>> gguf_files(const FileSet& files) {
     if (name.ends_with(".gguf")) names.push_back(std::move(name));
   }
   if (names.empty()) return make_error(ErrorCode::not_found, files.describe() + ": no .gguf file");
-  const std::optional<Part> first = part_of(names.front());
+  const std::optional<SplitName> first = split_name(names.front());
   if (names.size() == 1 && (!first || first->count == 1)) return names;
   for (const std::string& name : names) {
-    const std::optional<Part> part = part_of(name);
-    if (!first || !part || part->name != first->name || part->count != first->count) {
+    const std::optional<SplitName> part = split_name(name);
+    if (!first || !part || part->stem != first->stem || part->count != first->count) {
       return make_error(ErrorCode::invalid_argument, files.describe() + ": several GGUF models (" + names.front() +
                                                          ", " + names.back() + "…): name the file of one");
     }
@@ -344,7 +324,7 @@ Result<std::vector<std::string>> gguf_files(const FileSet& files) {
   // Sorted names of one model with distinct numbers 1..count: all are there if there are as many.
   if (names.size() != static_cast<std::size_t>(first->count)) {
     return make_error(ErrorCode::not_found, files.describe() + ": only " + std::to_string(names.size()) + " of " +
-                                                std::to_string(first->count) + " parts of " + std::string(first->name) +
+                                                std::to_string(first->count) + " parts of " + first->stem +
                                                 " are there");
   }
   return names;

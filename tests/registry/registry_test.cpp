@@ -1537,9 +1537,9 @@ TEST_F(RegistryTest, ANameOfEveryListAlwaysLeadsSomewhere) {
     make({a, other});
     ASSERT_TRUE(becomes("a", ModelState::ready));
     ASSERT_TRUE(becomes("other", ModelState::ready));
-    std::atomic<bool> over = false;
-    std::thread poll([&] {
-      while (!over)
+    // Joined by itself, also where an assertion leaves the test.
+    std::jthread poll([&](const std::stop_token& over) {
+      while (!over.stop_requested())
         if (const auto found = registry_->find("default"); !found) faults.insert(found.error().message);
     });
     Request in_other = ask("other");
@@ -1557,7 +1557,7 @@ TEST_F(RegistryTest, ANameOfEveryListAlwaysLeadsSomewhere) {
     large.aliases = {"default"};
     ASSERT_TRUE(registry_->apply({large}).ok());
     ASSERT_TRUE(becomes("large", ModelState::ready));
-    over = true;
+    poll.request_stop();
     poll.join();
     registry_.reset();
   }

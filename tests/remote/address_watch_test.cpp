@@ -18,28 +18,41 @@ using namespace std::chrono_literals;
 using ::testing::HasSubstr;
 using Names = std::vector<std::string>;
 
-// A watch over a name server that a test writes.
+// What a test says of names. Looked up on threads that nobody joins, so it lives as long as they do.
+struct NameServer {
+  http::Client::Addresses look_up(const std::string& host) {
+    std::unique_lock lock(mutex);
+    ++looks;
+    changed.notify_all();
+    changed.wait(lock, [&] { return host != silent || over; });
+    const auto it = answers.find(host);
+    return it != answers.end() ? it->second
+                               : http::Client::Addresses(make_error(ErrorCode::not_found, host + ": unknown"));
+  }
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::map<std::string, http::Client::Addresses> answers;
+  std::string silent;  // a host that is never answered
+  bool over = false;
+  int looks = 0;
+};
+
 class AddressWatchTest : public ::testing::Test {
  protected:
   void SetUp() override { log::set_level(log::Level::error); }
-  void TearDown() override { log::set_level(log::Level::info); }
+  void TearDown() override {
+    log::set_level(log::Level::info);
+    std::lock_guard lock(names->mutex);
+    names->over = true;
+    names->changed.notify_all();
+  }
 
   void start(const Names& urls, AddressOptions options = {.interval = 1ms}) {
     options.model = "m";
     for (const std::string& each : urls) options.urls.push_back(*http::parse_url(each));
-    options.resolve = [this](const std::string& host, const std::function<void(http::Client::Addresses)>& done) {
-      http::Client::Addresses answer = make_error(ErrorCode::not_found, host + ": unknown");
-      {
-        std::lock_guard lock(mutex);
-        ++looks;
-        if (host == silent) return;
-        if (const auto it = answers.find(host); it != answers.end()) answer = it->second;
-        changed.notify_all();
-      }
-      done(std::move(answer));
-    };
     watch = std::make_shared<AddressWatch>(std::move(options), client, [this](const std::vector<http::Url>& all) {
-      std::lock_guard lock(mutex);
+      std::lock_guard lock(names->mutex);
       found.clear();
       for (const http::Url& each : all) {
         found.push_back(replica_name(each));
@@ -47,35 +60,31 @@ class AddressWatchTest : public ::testing::Test {
         hosts.push_back(each.host);
       }
       ++calls;
-      changed.notify_all();
+      names->changed.notify_all();
     });
     watch->start();
   }
   void set(const std::string& host, http::Client::Addresses answer) {
-    std::lock_guard lock(mutex);
-    answers.insert_or_assign(host, std::move(answer));
+    std::lock_guard lock(names->mutex);
+    names->answers.insert_or_assign(host, std::move(answer));
   }
   // After whole looks with the answers of now.
   Names settled(int more = 3) {
-    std::unique_lock lock(mutex);
-    const int until = looks + more * static_cast<int>(answers.size() + 1);
-    EXPECT_TRUE(changed.wait_for(lock, 5s, [&] { return looks >= until; }));
+    std::unique_lock lock(names->mutex);
+    const int until = names->looks + more * static_cast<int>(names->answers.size() + 1);
+    EXPECT_TRUE(names->changed.wait_for(lock, 5s, [&] { return names->looks >= until; }));
     return found;
   }
   int call_count() {
-    std::lock_guard lock(mutex);
+    std::lock_guard lock(names->mutex);
     return calls;
   }
 
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::map<std::string, http::Client::Addresses> answers;
-  std::string silent;  // a host that is never answered
-  int looks = 0;
-  Names found;
+  const std::shared_ptr<NameServer> names = std::make_shared<NameServer>();
+  Names found;  // this and what follows under the mutex of `names`
   Names hosts;
   int calls = 0;
-  http::Client client;
+  http::Client client{{.look_up = [names = names](const std::string& host) { return names->look_up(host); }}};
   std::shared_ptr<AddressWatch> watch;
 };
 
@@ -107,13 +116,13 @@ TEST_F(AddressWatchTest, OnlyANameThatIsGoneHasNoAddresses) {
 TEST_F(AddressWatchTest, ANameThatIsNotThereYetIsToldAndLookedUpSoon) {
   start({"http://pods.test/v1"}, {.interval = 1h});
   {
-    std::unique_lock lock(mutex);
-    ASSERT_TRUE(changed.wait_for(lock, 5s, [&] { return calls == 1; }));
+    std::unique_lock lock(names->mutex);
+    ASSERT_TRUE(names->changed.wait_for(lock, 5s, [&] { return calls == 1; }));
     EXPECT_EQ(found, Names{});
   }
   set("pods.test", Names{"10.0.0.1"});
-  std::unique_lock lock(mutex);
-  ASSERT_TRUE(changed.wait_for(lock, 5s, [&] { return calls == 2; }));
+  std::unique_lock lock(names->mutex);
+  ASSERT_TRUE(names->changed.wait_for(lock, 5s, [&] { return calls == 2; }));
   EXPECT_EQ(found, (Names{"http://10.0.0.1/v1"}));
 }
 
@@ -140,7 +149,7 @@ TEST_F(AddressWatchTest, SeveralNamesAndNoServerTwice) {
 
 TEST_F(AddressWatchTest, ASilentNameHoldsUpNoOther) {
   set("good.test", Names{"10.0.0.1"});
-  silent = "silent.test";
+  names->silent = "silent.test";
   start({"http://silent.test/v1", "http://good.test/v1"});
   EXPECT_EQ(settled(), (Names{"http://10.0.0.1/v1"}));
   set("good.test", Names{"10.0.0.2"});
@@ -180,7 +189,7 @@ TEST_F(AddressWatchTest, NothingIsFoundAfterItsEnd) {
   watch.reset();
   set("pods.test", Names{"10.0.0.2"});
   std::this_thread::sleep_for(50ms);
-  std::lock_guard lock(mutex);
+  std::lock_guard lock(names->mutex);
   EXPECT_EQ(found, (Names{"http://10.0.0.1/v1"}));
 }
 

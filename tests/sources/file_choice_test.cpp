@@ -118,15 +118,5 @@ TEST(FileChoice, RefusalsSayWhatThereIs) {
   }
 }
 
-TEST(FileChoice, Parts) {
-  EXPECT_EQ(all_parts("a.gguf"), std::vector<std::string>{"a.gguf"});
-  EXPECT_EQ(all_parts("x/a-00002-of-00002.gguf"),
-            (std::vector<std::string>{"x/a-00001-of-00002.gguf", "x/a-00002-of-00002.gguf"}));
-  // Not the names of parts.
-  for (const char* name : {"a-00003-of-00002.gguf", "a-00000-of-00002.gguf", "a-0001-of-0002.gguf",
-                           "a-00001-of-99999.gguf", "-00001-of-00002.gguf"})
-    EXPECT_EQ(all_parts(name), std::vector<std::string>{name});
-}
-
 }  // namespace
 }  // namespace xgen::sources
