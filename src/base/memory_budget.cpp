@@ -10,11 +10,11 @@ namespace xgen {
 
 MemoryBudget::~MemoryBudget() { assert(reserved_ == 0 && borrowed_ == 0); }
 
-MemoryBudget::Account::~Account() {
+void MemoryBudget::Account::close() {
   on_reclaim({});
   std::lock_guard lock(budget_.mutex_);
-  budget_.reserved_ -= reserved_;
-  budget_.borrowed_ -= borrowed_;
+  budget_.reserved_ -= std::exchange(reserved_, 0);
+  budget_.borrowed_ -= std::exchange(borrowed_, 0);
   budget_.accounts_.remove(this);
   budget_.given_back_.notify_all();
 }

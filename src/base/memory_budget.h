@@ -25,12 +25,16 @@ class MemoryBudget {
   MemoryBudget(const MemoryBudget&) = delete;
   MemoryBudget& operator=(const MemoryBudget&) = delete;
 
-  // Returns everything when it is destroyed. The budget must outlive it.
+  // Closed when it is destroyed. The budget must outlive it.
   class Account : public std::enable_shared_from_this<Account> {
    public:
-    ~Account();
+    ~Account() { close(); }
     Account(const Account&) = delete;
     Account& operator=(const Account&) = delete;
+
+    // Returns everything, for good: others may hold a reference for a moment longer. Neither its owner nor its reclaim
+    // may be at work.
+    void close();
 
     std::uint64_t reserved() const;
     std::uint64_t borrowed() const;

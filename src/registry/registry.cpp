@@ -16,6 +16,7 @@
 #include <set>
 #include <shared_mutex>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -260,6 +261,8 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     std::shared_ptr<Load> load;             // its place in the queue
     bool removed = false;
     bool awaited = false;  // a name of its is kept elsewhere until it is ready
+    bool keeps = false;    // keeps a name for another until that is ready
+    bool yields = false;   // is about to go: keeps no name
     int leaving = 0;       // how many Leavings are its own
     Clock::time_point failed_at;
     Clock::time_point retry_at;  // loads by itself then
@@ -314,6 +317,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void adopt(const ModelPtr& model, ModelDefinition definition);
   void settle(const ModelPtr& model);
   void remove(const ModelPtr& model);
+  void end(const std::vector<ModelPtr>& models);
   void load_now(const ModelPtr& model, Done done);
   void unload_now(const ModelPtr& model, Done done);
   void sleep_now(const ModelPtr& model, Done done);
@@ -328,6 +332,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
   void end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome);
   bool loader_in_use(const ModelLoader& loader) const;
   std::vector<ModelPtr> evictable_for(const ModelPtr& beneficiary) const;
+  static std::vector<ModelPtr> by_last_use(std::vector<ModelPtr> models);
   bool evict_one(const ModelPtr& beneficiary);
   void measure(const LoadPtr& load);
   void begin_load(const LoadPtr& load, std::uint64_t bytes);
@@ -430,7 +435,7 @@ ModelEntry Registry::Impl::describe(const ModelPtr& of) const {
   entry.name = model.definition.name;
   // What leads there now: a name may be on its way to another.
   for (const auto& [name, owner] : by_name_)
-    if (owner == of && name != entry.name) entry.aliases.push_back(name);
+    if (owner == of && (name != entry.name || model.retires)) entry.aliases.push_back(name);
   entry.fallbacks = model.fallbacks;
   entry.engine = model.definition.engine;
   entry.state = model.state;
@@ -488,6 +493,7 @@ Status Registry::Impl::apply(std::vector<ModelDefinition> definitions) {
   auto shared = std::make_shared<std::vector<ModelDefinition>>(std::move(definitions));
   auto owed = std::make_shared<Owed>([applied](Status status) { applied->set_value(std::move(status)); });
   decisions_.push([this, shared, owed = std::move(owed)] {
+    if (ending_) return;  // `owed` says so
     apply_now(std::move(*shared));
     std::exchange(owed->done, nullptr)({});
   });
@@ -497,6 +503,7 @@ Status Registry::Impl::apply(std::vector<ModelDefinition> definitions) {
 void Registry::Impl::add(ModelDefinition definition, Done done) {
   auto owed = std::make_shared<Owed>(std::move(done));
   decisions_.push([this, definition = std::move(definition), owed = std::move(owed)]() mutable {
+    if (ending_) return;  // `owed` says so
     add_now(std::move(definition), std::exchange(owed->done, nullptr));
   });
 }
@@ -504,6 +511,7 @@ void Registry::Impl::add(ModelDefinition definition, Done done) {
 void Registry::Impl::act(Action action, std::string name, Done done) {
   auto owed = std::make_shared<Owed>(std::move(done));
   decisions_.push([this, action, name = std::move(name), owed = std::move(owed)] {
+    if (ending_) return;  // `owed` says so
     const auto it = by_name_.find(name);
     Done answer_to = std::exchange(owed->done, nullptr);
     if (it == by_name_.end()) return answer_to(unknown(name));
@@ -520,9 +528,7 @@ void Registry::Impl::act(Action action, std::string name, Done done) {
         return sleep_now(model, std::move(answer_to));
       case Action::remove:
         unload_now(model, std::move(answer_to));
-        if (!model->added) return;
-        remove(model);
-        name_models();
+        if (model->added) end({model});
     }
   });
 }
@@ -548,6 +554,7 @@ void Registry::Impl::run_decisions() {
     } catch (const std::exception& fault) {
       log::error("registry", "a decision failed", {{"reason", fault.what()}});
       job = nullptr;
+      next = Clock::now() + std::chrono::seconds(1);  // what is due is not forgotten
     }
     if (!decisions_.wait(next, job)) return;
   }
@@ -579,7 +586,7 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
       if (due) at(*due);
     }
     const auto idle = model->definition.idle_unload;
-    if (model->state == ModelState::ready && !model->load && idle.count() > 0 && !model->retires) {
+    if (model->state == ModelState::ready && !model->load && idle.count() > 0 && !model->keeps) {
       if (const Service service = model->slot->hold_if_unused(now - idle)) {
         log::info("registry", "unloading an idle model", {{"model", model->definition.name}});
         set_waits(*model, true);
@@ -657,8 +664,10 @@ void Registry::Impl::end_requests() {
   const auto done = ended->get_future();
   decisions_.push([this, ended = std::move(ended)] {
     ending_ = true;
-    for (const ModelPtr& model : models_)
+    for (const ModelPtr& model : models_) {
+      call_off(model, stopped_error());
       if (const Service service = model->slot->refuse(stopped_error())) service->close();
+    }
     for (const Leaving& each : leaving_)
       if (const Service service = each.alive.lock()) service->close();
     ended->set_value();
@@ -703,8 +712,13 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
     const bool listed = std::any_of(definitions.begin(), definitions.end(), is_name);
     const bool taken = std::any_of(definitions.begin(), definitions.end(), is_alias);
     if (listed || (model->added && !taken)) continue;
-    std::unique_lock lock(mutex_);
-    model->retires = true;
+    {
+      std::unique_lock lock(mutex_);
+      model->retires = true;
+    }
+    if (!serves(*model)) continue;
+    call_off(model, make_error(ErrorCode::unavailable, "The change was taken back."));
+    model->next.reset();
   }
   std::vector<std::string> order;
   for (ModelDefinition& each : definitions) {
@@ -736,7 +750,7 @@ void Registry::Impl::apply_now(std::vector<ModelDefinition> definitions) {
                 {{"model", model->definition.name}});
 }
 
-// A name that passes to a model which is to be there but is not ready yet stays where it is meanwhile, if a model
+// A name that passes to a model which is to be there but is not ready yet is kept where it is meanwhile, if a model
 // serves there; else its requests wait.
 void Registry::Impl::name_models() {
   std::unique_lock lock(mutex_);
@@ -748,16 +762,18 @@ void Registry::Impl::name_models() {
     const auto it = by_name_.find(text);
     const bool ready = serves(*model) && !model->next;
     if (it == by_name_.end() || it->second == model || ready || newest(*model).on_demand) return;
-    if (!it->second->removed && serves(*it->second)) {
-      owner = it->second;
-      model->awaited = unsettled_ = true;
+    const ModelPtr& before = it->second;
+    if (!before->removed && !before->yields && serves(*before)) {
+      owner = before;
+      before->keeps = model->awaited = unsettled_ = true;
     } else if (model->state == ModelState::loading && !model->waits) {
       model->waits = true;
       model->slot->hold();
     }
   };
+  for (const ModelPtr& model : models_) model->awaited = model->keeps = false;
   for (const ModelPtr& model : models_) {
-    model->awaited = false;
+    if (model->removed) continue;
     if (model->retires) {
       unsettled_ = true;
       continue;
@@ -796,6 +812,7 @@ void Registry::Impl::add_now(ModelDefinition definition, const Done& done) {
       model->retires = false;
       model->added = true;
     }
+    take_up(*model, definition);
     name_models();
   }
   const ModelDefinition& known = newest(*model);
@@ -870,7 +887,10 @@ void Registry::Impl::adopt(const ModelPtr& model, ModelDefinition definition) {
 
 void Registry::Impl::replace(const ModelPtr& model, ModelDefinition definition) {
   take_up(*model, definition);
-  const bool loading = model->load && model->load->stage == Load::Stage::loading;
+  if (definition.on_demand) model->retry_at = {};
+  // One that was called off where a model serves is of a change that was taken back.
+  const bool loading =
+      model->load && model->load->stage == Load::Stage::loading && !(model->load->called_off && serves(*model));
   if (loading && model->load->definition.fingerprint == definition.fingerprint) {
     model->load->definition.loader->set_limit(definition.loader->limit());
     definition.loader = model->load->definition.loader;
@@ -941,6 +961,13 @@ void Registry::Impl::remove(const ModelPtr& model) {
   if (const Service service = model->slot->refuse(error))
     leave(model, model->definition.loader, service, After::unloaded, Reason::replaced);
   if (model->leaving == 0 && !model->load) answer(model->unload_waiters, {});
+}
+
+// The models go, first from under their names, so that no request meets them on the way.
+void Registry::Impl::end(const std::vector<ModelPtr>& models) {
+  for (const ModelPtr& model : models) model->removed = true;
+  name_models();
+  for (const ModelPtr& model : models) remove(model);
 }
 
 // What a sleeping model keeps is let go.
@@ -1020,7 +1047,7 @@ void Registry::Impl::begin_fetch(const LoadPtr& load) {
     std::unique_lock lock(mutex_);
     load->model->fetch = fetch;
   }
-  fetch->thread = std::thread([this, load, fetch] {
+  const auto work = [this, load, fetch] {
     const Status outcome = contained([&]() -> Status {
       return fetch->loader->fetch(
           [&](double share, std::string what) {
@@ -1031,11 +1058,17 @@ void Registry::Impl::begin_fetch(const LoadPtr& load) {
           fetch->stop.get_token());
     });
     decisions_.push([this, load, fetch, outcome] { end_fetch(load, fetch, outcome); });
-  });
+  };
+  try {
+    fetch->thread = std::thread(work);
+  } catch (const std::system_error& fault) {
+    const Error outcome = make_error(ErrorCode::internal, std::string("no thread for its download: ") + fault.what());
+    decisions_.push([this, load, fetch, outcome] { end_fetch(load, fetch, outcome); });
+  }
 }
 
 void Registry::Impl::end_fetch(const LoadPtr& load, const FetchPtr& fetch, const Status& outcome) {
-  fetch->thread.join();
+  if (fetch->thread.joinable()) fetch->thread.join();
   std::erase(fetches_, fetch);
   load->fetch.reset();
   {
@@ -1103,17 +1136,18 @@ void Registry::Impl::advance() {
       return advance();
     }
     if (!leaving_.empty() && soon + others + own >= least) continue;
-    std::vector<ModelPtr> retiring;
+    std::vector<ModelPtr> retiring;  // as many as it takes of those that requests use
     std::uint64_t theirs = 0;
-    for (const ModelPtr& other : models_) {
-      if (!other->retires || !serves(*other)) continue;
-      retiring.push_back(other);
+    for (const ModelPtr& other : by_last_use(models_)) {
+      if (!other->retires || other == model || reserved_by(*other) == 0) continue;
       // Asked anew, it might be in use no more, and counted nowhere.
-      if (std::find(evictable.begin(), evictable.end(), other) == evictable.end()) theirs += reserved_by(*other);
+      if (!serves(*other) || std::find(evictable.begin(), evictable.end(), other) != evictable.end()) continue;
+      if (soon + others + own + theirs >= least) break;
+      retiring.push_back(other);
+      theirs += reserved_by(*other);
     }
-    if (theirs > 0 && soon + others + own + theirs >= least) {
-      for (const ModelPtr& other : retiring) remove(other);
-      name_models();
+    if (!retiring.empty() && soon + others + own + theirs >= least) {
+      end(retiring);
       return advance();
     }
     if (model->leaving > 0) continue;
@@ -1131,27 +1165,38 @@ void Registry::Impl::advance() {
   }
 }
 
-// The models that nobody uses, first the one that was used longest ago, last those whose names wait for others. Those
-// of remote engines would free nothing.
+// First the one that was used longest ago, last those that keep names for others.
+std::vector<Registry::Impl::ModelPtr> Registry::Impl::by_last_use(std::vector<ModelPtr> models) {
+  std::vector<std::pair<std::pair<bool, Clock::time_point>, ModelPtr>> keyed;  // a time may change meanwhile
+  for (ModelPtr& model : models)
+    keyed.emplace_back(std::pair(model->keeps, model->slot->last_used()), std::move(model));
+  std::stable_sort(keyed.begin(), keyed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::transform(keyed.begin(), keyed.end(), models.begin(), [](auto& each) { return std::move(each.second); });
+  return models;
+}
+
+// The models that nobody uses. Those of remote engines would free nothing.
 std::vector<Registry::Impl::ModelPtr> Registry::Impl::evictable_for(const ModelPtr& beneficiary) const {
   std::vector<ModelPtr> out;
   for (const ModelPtr& model : models_) {
     const bool unused = model->asleep != nullptr || (model->state == ModelState::ready && !model->slot->in_use());
     if (unused && !model->definition.pin && model != beneficiary && reserved_by(*model) > 0) out.push_back(model);
   }
-  std::sort(out.begin(), out.end(), [](const ModelPtr& a, const ModelPtr& b) {
-    const auto key = [](const Model& model) { return std::pair(model.retires, model.slot->last_used()); };
-    return key(*a) < key(*b);
-  });
-  return out;
+  return by_last_use(std::move(out));
 }
 
 bool Registry::Impl::evict_one(const ModelPtr& beneficiary) {
   for (const ModelPtr& model : evictable_for(beneficiary)) {
     if (model->asleep) {
       drop_asleep(model);
+    } else if (model->retires) {
+      end({model});
     } else {
+      // First from under the names that it keeps: a request that came by one would have it loaded again.
+      model->yields = model->keeps;
+      if (model->yields) name_models();
       const Service service = model->slot->hold_if_unused(Clock::now());
+      model->yields = false;
       if (service == nullptr) continue;
       set_waits(*model, true);
       leave(model, model->definition.loader, service, After::unloaded, Reason::evicted);
@@ -1224,7 +1269,7 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
   const ModelPtr model = load->model;
   const std::shared_ptr<ModelLoader> loader = load->definition.loader;
   if (!outcome) {
-    account.reset();
+    if (account != nullptr) account->close();
     return fail_load(load, outcome.error());
   }
   Service service = guard(model, loader, *std::move(outcome), account);
@@ -1333,7 +1378,7 @@ void Registry::Impl::finish_load(const LoadPtr& load) {
       queue_load(model);
     } else if (model->state == ModelState::loading || (model->state == ModelState::unloading && model->leaving == 0)) {
       set_state(*model, ModelState::unloaded);
-      if (model->waits) model->slot->hold();
+      if (model->waits && !ending_) model->slot->hold();
     }
   }
 }
@@ -1454,7 +1499,7 @@ void Registry::Impl::give_back(const ModelPtr& model, std::list<Leaving>::iterat
     loader->release();
     ::malloc_trim(0);  // what the threads' heaps keep would add up over many loads
     decisions_.push([this, model, it, account = std::move(account)]() mutable {
-      account.reset();
+      account->close();
       end_leaving(model, it);
     });
   });
@@ -1481,7 +1526,8 @@ void Registry::Impl::end_leaving(const ModelPtr& model, std::list<Leaving>::iter
 
 void Registry::Impl::load_now(const ModelPtr& model, Done done) {
   model->load_waiters.push_back(std::move(done));
-  if (!model->load && serves(*model)) return answer(model->load_waiters, {});
+  const bool loads = model->load && (!model->load->called_off || model->load->again);
+  if (!loads && serves(*model)) return answer(model->load_waiters, {});
   // One that is on its way already goes on refusing or holding requests as it did.
   if (!serves(*model) && (!model->load || model->load->called_off)) {
     set_waits(*model, true);

@@ -97,7 +97,7 @@ struct ModelEntry {
   bool on_demand = false;
   bool pin = false;
   bool added = false;    // by Registry::add
-  bool retires = false;  // not in the list any more: its own name leads nowhere, `aliases` are kept
+  bool retires = false;  // not in the list any more: `aliases` are all names that still lead there
   bool in_use = false;
   bool waits = false;       // while it is absent, requests wait for it and have it loaded
   std::size_t waiting = 0;  // such requests

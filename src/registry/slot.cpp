@@ -73,11 +73,6 @@ void Slot::pass_on_to(std::shared_ptr<Slot> successor) {
   successor_ = std::move(successor);
 }
 
-std::shared_ptr<Slot> Slot::successor() const {
-  std::lock_guard lock(mutex_);
-  return service_ == nullptr && refusal_ ? successor_ : nullptr;
-}
-
 Slot::Service Slot::leave() {
   if (service_ != nullptr) capabilities_ = service_->capabilities();
   users_.reset();
@@ -125,13 +120,20 @@ Slot::Service Slot::hold(const Error& error) {
 Slot::Service Slot::refuse(const Error& error) {
   Service left;
   std::deque<Waiter> waiters;
+  std::shared_ptr<Slot> next;
   {
     std::lock_guard lock(mutex_);
     left = leave();
     refusal_ = error;
+    next = successor_;
     waiters.swap(waiters_);
   }
-  for (Waiter& each : waiters) each.go(error);
+  for (Waiter& each : waiters) {
+    if (next != nullptr)
+      next->enter(std::move(each));
+    else
+      each.go(error);
+  }
   return left;
 }
 
@@ -182,13 +184,22 @@ Slot::Service Slot::service() const {
 }
 
 std::uint64_t Slot::with_service(std::optional<Clock::time_point> deadline, std::function<void(Result<Use>)> go) {
+  static std::atomic<std::uint64_t> last{0};
+  const std::uint64_t id = ++last;
+  enter({id, deadline.value_or(Clock::now() + kPatience), std::move(go)});
+  return id;
+}
+
+void Slot::enter(Waiter waiter) {
   std::optional<Result<Use>> outcome;  // none: it waits
-  std::uint64_t id = 0;
+  std::shared_ptr<Slot> next;
   {
     std::lock_guard lock(mutex_);
     last_used_ = Clock::now();
     if (service_ != nullptr) {
       outcome = use();
+    } else if (refusal_ && successor_ != nullptr) {
+      next = successor_;
     } else if (refusal_) {
       outcome = *refusal_;
     } else if (waiters_.size() >= max_waiting_) {
@@ -196,16 +207,18 @@ std::uint64_t Slot::with_service(std::optional<Clock::time_point> deadline, std:
       error.retry_after_s = 1;
       outcome = std::move(error);
     } else {
-      id = ++last_waiter_;
-      waiters_.push_back({id, deadline.value_or(Clock::now() + kPatience), std::exchange(go, nullptr)});
+      const auto place = std::upper_bound(waiters_.begin(), waiters_.end(), waiter.id,
+                                          [](std::uint64_t id, const Waiter& each) { return id < each.id; });
+      waiters_.insert(place, std::move(waiter));
     }
   }
-  if (outcome) {
-    go(*std::move(outcome));
+  if (next != nullptr) {
+    next->enter(std::move(waiter));
+  } else if (outcome) {
+    waiter.go(*std::move(outcome));
   } else {
     wanted_();
   }
-  return id;
 }
 
 void Slot::withdraw(std::uint64_t waiter) {
@@ -213,7 +226,12 @@ void Slot::withdraw(std::uint64_t waiter) {
   std::unique_lock lock(mutex_);
   const auto it = std::lower_bound(waiters_.begin(), waiters_.end(), waiter,
                                    [](const Waiter& each, std::uint64_t id) { return each.id < id; });
-  if (it == waiters_.end() || it->id != waiter) return;
+  if (it == waiters_.end() || it->id != waiter) {
+    const std::shared_ptr<Slot> next = successor_;
+    lock.unlock();
+    if (next != nullptr) next->withdraw(waiter);
+    return;
+  }
   gone = std::move(*it);
   waiters_.erase(it);
   lock.unlock();
@@ -234,7 +252,6 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
     if (handle == nullptr) return nullptr;
     return std::make_unique<Handle>(std::move(use), std::move(handle));
   }
-  if (const auto other = successor()) return other->generate_async(std::move(request), std::move(sink));
   auto state = std::make_shared<WaitingHandle::State>();
   const auto deadline = request.deadline;
   auto shared = std::make_shared<inference::GenerateRequest>(std::move(request));  // std::function copies
@@ -254,7 +271,6 @@ std::unique_ptr<inference::RequestHandle> Slot::generate_async(inference::Genera
 }
 
 void Slot::tokenize_async(inference::TokenizeRequest request, std::function<void(Result<inference::Tokenized>)> done) {
-  if (const auto other = successor()) return other->tokenize_async(std::move(request), std::move(done));
   const auto deadline = request.deadline;
   with_service(deadline, [request = std::move(request), done = std::move(done)](Result<Use> outcome) mutable {
     if (!outcome) return done(std::move(outcome).error());
@@ -265,7 +281,6 @@ void Slot::tokenize_async(inference::TokenizeRequest request, std::function<void
 }
 
 void Slot::detokenize_async(inference::DetokenizeRequest request, std::function<void(Result<std::string>)> done) {
-  if (const auto other = successor()) return other->detokenize_async(std::move(request), std::move(done));
   const auto deadline = request.deadline;
   with_service(deadline, [request = std::move(request), done = std::move(done)](Result<Use> outcome) mutable {
     if (!outcome) return done(std::move(outcome).error());

@@ -27,7 +27,7 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
   explicit Slot(std::function<void()> wanted);
 
   void limit_waiting(std::size_t requests);
-  // Requests that are refused here go to `successor` instead.
+  // Requests that would be refused here go to `successor` instead, from the next refuse() on also those that wait.
   void pass_on_to(std::shared_ptr<Slot> successor);
 
   // From now on requests go to `service`, those first that wait.
@@ -69,17 +69,17 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
     std::shared_ptr<Users> users;
   };
   struct Waiter {
-    std::uint64_t id = 0;
+    std::uint64_t id = 0;  // unique over all slots
     Clock::time_point deadline;
     std::function<void(Result<Use>)> go;
   };
   class Handle;
   class WaitingHandle;
 
-  // `go` is called once, now or later, unless withdraw() comes first. The id of what waits; 0: it does not.
+  // `go` is called once, now or later, unless withdraw() comes first with the id that is returned.
   std::uint64_t with_service(std::optional<Clock::time_point> deadline, std::function<void(Result<Use>)> go);
+  void enter(Waiter waiter);
   void withdraw(std::uint64_t waiter);
-  std::shared_ptr<Slot> successor() const;
   Use use();
   Service leave();
   bool used() const;
@@ -92,7 +92,6 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
   std::shared_ptr<Slot> successor_;
   std::deque<Waiter> waiters_;  // by id
   std::size_t max_waiting_ = 0;
-  std::uint64_t last_waiter_ = 0;
   inference::Capabilities capabilities_;
   Clock::time_point last_used_ = Clock::now();
 };

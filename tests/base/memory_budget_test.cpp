@@ -31,6 +31,19 @@ TEST(MemoryBudget, ReservesAndReturns) {
   EXPECT_TRUE(budget.uses().empty());
 }
 
+TEST(MemoryBudget, AClosedAccountHasNothingHoweverLongSomebodyHoldsIt) {
+  MemoryBudget budget(100);
+  const auto a = *budget.reserve("a", 60, 0ms);
+  EXPECT_TRUE(a->borrow(30));
+  a->on_reclaim([](std::uint64_t, bool) { FAIL() << "it has nothing to give"; });
+  a->close();
+  EXPECT_EQ(budget.unreserved(), 100u);
+  EXPECT_TRUE(budget.uses().empty());
+  EXPECT_EQ(a->reserved(), 0u);
+  EXPECT_TRUE(budget.reserve("b", 100, 0ms).ok());
+  a->close();
+}
+
 TEST(MemoryBudget, WhatIsNotReservedMayBeBorrowed) {
   MemoryBudget budget(100);
   const auto a = *budget.reserve("a", 60, 0ms);

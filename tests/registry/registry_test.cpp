@@ -1253,6 +1253,93 @@ TEST_F(RegistryTest, WhatStillAnswersToANameDoesNotGoInVain) {
   EXPECT_TRUE(added.get_future().get().ok());
   EXPECT_EQ(registry_->entry("a")->name, "a");
   EXPECT_EQ(registry_->list().size(), 4u);
+  // Without the name that it kept only for another.
+  loader(b).fail_with("");
+  EXPECT_TRUE(act(&Registry::load, "b").ok());
+  EXPECT_TRUE(eventually([&] { return registry_->entry("default")->name == "b"; }));
+}
+
+TEST_F(RegistryTest, WhatKeepsANameIsNotUnloadedForBeingIdle) {
+  auto a = model("a", 10);
+  a.aliases = {"default"};
+  a.idle_unload = 10ms;
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  auto listed = model("a", 10);
+  listed.idle_unload = 10ms;
+  auto b = model("b", 10);
+  b.aliases = {"default"};
+  loader(b).fail_with("broken");
+  ASSERT_TRUE(registry_->apply({listed, b}).ok());
+  ASSERT_TRUE(becomes("b", ModelState::failed));
+  std::this_thread::sleep_for(1200ms);  // idle models are looked at once a second
+  EXPECT_EQ(registry_->entry("default")->name, "a");
+  EXPECT_EQ(registry_->entry("default")->state, ModelState::ready);
+  loader(b).fail_with("");
+  EXPECT_TRUE(act(&Registry::load, "b").ok());
+  EXPECT_TRUE(becomes("a", ModelState::unloaded)) << "it keeps nothing any more";
+}
+
+// The one that was used longest ago, and none that would free nothing.
+TEST_F(RegistryTest, NoMoreOfWhatRetiresEndsThanIsNeeded) {
+  auto remote = model("remote", 0);
+  remote.aliases = {"x"};
+  auto first = model("first", 30);
+  first.aliases = {"y"};
+  auto second = model("second", 30);
+  second.aliases = {"z"};
+  make({remote, first, second});
+  for (const char* name : {"remote", "first", "second"}) ASSERT_TRUE(becomes(name, ModelState::ready));
+  std::vector<Request> running;
+  for (const char* name : {"x", "y", "z"}) {
+    running.push_back(ask(name));
+    std::this_thread::sleep_for(2ms);
+  }
+  auto heir = model("heir", 1);
+  heir.aliases = {"x", "y", "z"};
+  loader(heir).fail_with("broken");
+  ASSERT_TRUE(registry_->apply({heir, model("large", 60)}).ok());
+  ASSERT_TRUE(eventually([&] { return registry_->entry("y")->name == "heir"; }));
+  EXPECT_EQ(registry_->entry("x")->name, "remote");
+  EXPECT_EQ(registry_->entry("z")->name, "second");
+  running[1].handle.reset();
+  EXPECT_TRUE(becomes("large", ModelState::ready));
+  EXPECT_EQ(registry_->entry("x")->name, "remote");
+  EXPECT_EQ(registry_->entry("z")->name, "second");
+}
+
+TEST_F(RegistryTest, AChangeOfWhatRetiresIsTakenBack) {
+  auto a = model("a", 20);
+  a.aliases = {"default"};
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  auto changed = model("a", 30);
+  changed.aliases = {"default"};
+  loader(changed).hold();
+  ASSERT_TRUE(registry_->apply({changed}).ok());
+  ASSERT_TRUE(eventually([&] { return loader(changed).loads() == 1; }));
+  auto b = model("b", 10);
+  b.aliases = {"default"};
+  loader(b).hold();
+  ASSERT_TRUE(registry_->apply({b}).ok());
+  loader(changed).let_go();
+  ASSERT_TRUE(eventually([&] { return loader(b).loads() == 1; }));
+  EXPECT_EQ(registry_->entry("default")->reserved, 20 * kMiB) << "it goes on as it was";
+  EXPECT_EQ(registry_->counts().loads, 1u);
+  // One that comes back into the list, changed, while its load is thrown away, is loaded after all.
+  auto again = model("a", 40);
+  again.aliases = {"default"};
+  loader(again).hold();
+  loader(b).let_go();
+  ASSERT_TRUE(registry_->apply({again}).ok());
+  ASSERT_TRUE(eventually([&] { return loader(again).loads() == 1; }));
+  ASSERT_TRUE(registry_->apply({b}).ok());
+  auto last = model("a", 40);
+  last.aliases = {"default"};
+  ASSERT_TRUE(registry_->apply({last}).ok());
+  loader(again).let_go();
+  EXPECT_TRUE(eventually([&] { return registry_->entry("default")->reserved == 40 * kMiB; }));
+  EXPECT_EQ(registry_->entry("default")->name, "a");
 }
 
 TEST_F(RegistryTest, ANewOwnerThatFailedIsTriedAgainByItself) {
@@ -1282,6 +1369,23 @@ TEST_F(RegistryTest, AModelOfTheStartThatFoundNoRoomIsTriedAgain) {
   ASSERT_TRUE(eventually([&] { return registry_->counts().failures > 0; }));
   running.handle.reset();
   EXPECT_TRUE(becomes("b", ModelState::ready));
+}
+
+TEST_F(RegistryTest, WhatIsToWaitForARequestIsNotTriedAgain) {
+  auto a = model("a", 60, true);
+  RegistryOptions options;
+  options.retry_failed_after = 20ms;
+  make({a}, options);
+  Request running = ask("a");
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  ASSERT_TRUE(registry_->apply({a, model("b", 60)}).ok());
+  ASSERT_TRUE(eventually([&] { return registry_->counts().failures > 0; }));
+  const auto on_demand = model("b", 60, true);
+  ASSERT_TRUE(registry_->apply({a, on_demand}).ok());
+  running.handle.reset();
+  std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(registry_->counts().loads, 1u);
+  EXPECT_EQ(state("a"), ModelState::ready);
 }
 
 TEST_F(RegistryTest, WhatHasBeenTriedAgainIsNotLoadedForEver) {
@@ -1323,7 +1427,6 @@ TEST_F(RegistryTest, ANameThatPassesToAnAbsentModelLoadsIt) {
   std::this_thread::sleep_for(20ms);
   EXPECT_EQ(registry_->entry("default")->name, "b");
   EXPECT_EQ(state("c"), ModelState::unloaded);
-  // Nor does what answers to it go for being idle.
   EXPECT_TRUE(act(&Registry::load, "c").ok());
   EXPECT_TRUE(eventually([&] { return registry_->entry("default")->name == "c"; }));
 }
@@ -1377,6 +1480,7 @@ TEST_F(RegistryTest, ARenamedModelIsFoundByBothNames) {
   registry_->add(model("a", 10), [&](Status status) { added.set_value(std::move(status)); });
   EXPECT_EQ(added.get_future().get().error().code, ErrorCode::invalid_argument);
   EXPECT_EQ(registry_->entry("a")->name, "a");
+  EXPECT_EQ(registry_->list().back().aliases, std::vector<std::string>{"a"});  // under which clients are told of it
   loader(b).let_go();
   EXPECT_TRUE(eventually([&] { return registry_->entry("a")->name == "b" && registry_->list().size() == 1; }));
   Request late;
@@ -1451,6 +1555,14 @@ TEST_F(RegistryTest, TheEndRefusesAlsoWhereANameIsKept) {
   Request request = ask("default");
   EXPECT_TRUE(request.sink->wait());
   loader(b).let_go();
+  ASSERT_TRUE(becomes("b", ModelState::unloaded));
+  for (const char* name : {"b", "default"}) {
+    Request after = ask(name);
+    ASSERT_TRUE(after.sink->wait());
+    EXPECT_THAT(after.sink->error->message, HasSubstr("shutting down"));
+  }
+  EXPECT_THAT(act(&Registry::load, "b").error().message, HasSubstr("shutting down"));
+  EXPECT_THAT(registry_->apply({model("c", 10)}).error().message, HasSubstr("shutting down"));
   registry_.reset();
   Request late;
   late.handle = found->generate_async({}, late.sink);
@@ -1525,11 +1637,12 @@ TEST_F(RegistryTest, ALoadWaitsUntilItsLoaderIsReleased) {
   in_d.handle.reset();
 }
 
-// While lists change and loads wait, a name that every list has leads somewhere at every moment.
+// While lists change and loads wait, a request by a name that every list has is taken at every moment.
 TEST_F(RegistryTest, ANameOfEveryListAlwaysLeadsSomewhere) {
   log::set_level(log::Level::off);
   std::set<std::string> faults;
   for (int round = 0; round < 100; ++round) {
+    const bool pauses = round % 2 == 0;
     budget_ = std::make_shared<MemoryBudget>(100 * kMiB);
     auto a = model("a", 30);
     a.aliases = {"default"};
@@ -1539,8 +1652,14 @@ TEST_F(RegistryTest, ANameOfEveryListAlwaysLeadsSomewhere) {
     ASSERT_TRUE(becomes("other", ModelState::ready));
     // Joined by itself, also where an assertion leaves the test.
     std::jthread poll([&](const std::stop_token& over) {
-      while (!over.stop_requested())
-        if (const auto found = registry_->find("default"); !found) faults.insert(found.error().message);
+      while (!over.stop_requested()) {
+        const Request request = ask("default");
+        {
+          std::lock_guard lock(request.sink->mutex);
+          if (request.sink->error) faults.insert(request.sink->error->message);
+        }
+        if (pauses) std::this_thread::sleep_for(50us);  // then nobody uses it, now and then
+      }
     });
     Request in_other = ask("other");
     auto waits = model("waits", 65);
