@@ -41,6 +41,7 @@
 #include "server/api_keys.h"
 #include "server/app.h"
 #include "server/lifecycle.h"
+#include "trace/otlp_exporter.h"
 
 namespace xgen {
 namespace {
@@ -180,6 +181,17 @@ Result<std::uint64_t> host_budget(const config::Config& config) {
   return config.memory.host.of(available);
 }
 
+// Where spans go; nothing if they go nowhere. Errors: invalid_argument.
+Result<std::optional<http::Url>> collector(const config::Config& config) {
+  if (config.tracing.endpoint.empty()) return std::optional<http::Url>();
+  auto url = http::parse_url(config.tracing.endpoint);
+  if (!url)
+    return make_error(ErrorCode::invalid_argument,
+                      (config.file.empty() ? "" : config.file + ": ") + "tracing.endpoint: " + url.error().message);
+  if (url->target == "/") url->target = "/v1/traces";
+  return std::optional(*std::move(url));
+}
+
 int check(const Flags& flags) {
   auto config = load_config(flags);
   if (!config) return complain(kMisused, config.error().message);
@@ -189,6 +201,7 @@ int check(const Flags& flags) {
   if (!config->server.api_keys_file.empty())
     if (const auto loaded = load_keys(config->server.api_keys_file, keys); !loaded)
       return complain(kMisused, loaded.error().message);
+  if (const auto url = collector(*config); !url) return complain(kMisused, url.error().message);
   const auto total = host_budget(*config);
   if (!total) return complain(kMisused, total.error().message);
   const auto planned = plan_models(*config, *machine, *total);
@@ -380,6 +393,12 @@ Status load_at_start(registry::Registry& registry, const config::Config& config)
   return {};
 }
 
+void apply_log(const config::Log& settings) {
+  log::set_level(settings.level);
+  log::set_format(settings.format);
+  log::set_content(settings.content);
+}
+
 // The sections that only a new process takes up, where they differ: "server, memory".
 std::string needs_restart(const config::Config& before, const config::Config& now) {
   std::string sections;
@@ -390,6 +409,7 @@ std::string needs_restart(const config::Config& before, const config::Config& no
   compare("memory", before.memory == now.memory);
   compare("compute", before.compute == now.compute);
   compare("sources", before.sources == now.sources);
+  compare("tracing", before.tracing == now.tracing);
   return sections;
 }
 
@@ -496,8 +516,7 @@ Result<std::string> reload(const Flags& flags, const config::Config& started_wit
   if (!readable) return readable.error();
   changed.clear();
   if (Status status = registry.apply(std::move(planned->definitions)); !status) return std::move(status).error();
-  log::set_level(config->log.level);
-  log::set_format(config->log.format);
+  apply_log(config->log);
   const std::string sections = needs_restart(started_with, *config);
   std::lock_guard lock(current.mutex);
   std::string text = changes(current.models, models);
@@ -523,14 +542,15 @@ int serve(const Flags& flags) {
 
   auto config = load_config(flags);
   if (!config) return complain(kMisused, config.error().message);
-  log::set_level(config->log.level);
-  log::set_format(config->log.format);
+  apply_log(config->log);
   const auto machine = make_machine(*config);
   if (!machine) return complain(kMisused, machine.error().message);
   const std::string keys_file = config->server.api_keys_file;
   const auto keys = keys_file.empty() ? nullptr : std::make_shared<server::ApiKeys>();
   if (keys != nullptr)
     if (const auto loaded = load_keys(keys_file, *keys); !loaded) return complain(kMisused, loaded.error().message);
+  auto traces = collector(*config);
+  if (!traces) return complain(kMisused, traces.error().message);
   const auto total = host_budget(*config);
   if (!total) return complain(kMisused, total.error().message);
   auto budget = std::make_shared<MemoryBudget>(*total);
@@ -555,6 +575,17 @@ int serve(const Flags& flags) {
   Current current;
   current.defaults = config->defaults;
   current.models = digests_of(planned->definitions);
+  if (*traces) {
+    const auto exporter = std::make_shared<trace::OtlpExporter>(trace::OtlpOptions{.url = **std::move(traces),
+                                                                                   .ca_file = config->tracing.ca_file,
+                                                                                   .service = "xgen-model",
+                                                                                   .version = XGEN_VERSION});
+    app_options.tracing = {exporter, config->tracing.sample};
+    app_options.span_counts = [exporter] {
+      const trace::OtlpExporter::Counts counts = exporter->counts();
+      return server::SpanCounts{counts.sent, counts.dropped};
+    };
+  }
   app_options.gateway_operators = config->server.operators == "gateway";
   app_options.make_model = [&](const server::LoadRequest& request) {
     return model_of(request, *machine, budget->total(), current);

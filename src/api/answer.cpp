@@ -14,7 +14,6 @@ namespace {
 using inference::ChoiceFinished;
 using inference::Delta;
 using inference::Event;
-using inference::FinishReason;
 using inference::Started;
 using inference::TokenLogprob;
 using inference::ToolCall;
@@ -23,26 +22,10 @@ using inference::Usage;
 
 constexpr int kMaxAnsweredCalls = 1024;  // of one choice
 
-std::string_view finish_name(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::stop:
-      return "\"stop\"";
-    case FinishReason::length:
-      return "\"length\"";
-    case FinishReason::abort:
-      return "\"abort\"";
-    case FinishReason::tool_calls:
-      return "\"tool_calls\"";
-    case FinishReason::content_filter:
-      return "\"content_filter\"";
-  }
-  return "null";
-}
-
 void append_finish(std::string& out, const ChoiceFinished& end) {
-  out += "\"finish_reason\":";
-  out += finish_name(end.reason);
-  out += ",\"stop_reason\":";
+  out += "\"finish_reason\":\"";
+  out += inference::finish_name(end.reason);
+  out += "\",\"stop_reason\":";
   if (!end.stop_reason)
     out += "null";
   else if (const auto* text = std::get_if<std::string>(&*end.stop_reason))

@@ -3,11 +3,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <ctime>
+#include <iterator>
 
 #include "base/json_text.h"
 
@@ -16,6 +18,7 @@ namespace {
 
 std::atomic<Level> g_level{Level::info};
 std::atomic<Format> g_format{Format::text};
+std::atomic<bool> g_content{false};
 
 constexpr std::string_view kLevelNames[] = {"debug", "info", "warn", "error", "off"};
 
@@ -51,12 +54,21 @@ Field::Field(std::string_view name, Decimal number) : key(name), is_number(std::
 
 void set_level(Level level) { g_level.store(level, std::memory_order_relaxed); }
 void set_format(Format format) { g_format.store(format, std::memory_order_relaxed); }
+Level level() { return g_level.load(std::memory_order_relaxed); }
+std::string_view level_name(Level level) { return kLevelNames[static_cast<std::size_t>(level)]; }
+std::optional<Level> level_of(std::string_view name) {
+  const auto* const found = std::find(std::begin(kLevelNames), std::end(kLevelNames), name);
+  if (found == std::end(kLevelNames)) return {};
+  return static_cast<Level>(found - std::begin(kLevelNames));
+}
+void set_content(bool logged) { g_content.store(logged, std::memory_order_relaxed); }
+bool content() { return g_content.load(std::memory_order_relaxed); }
 bool enabled(Level level) { return level >= g_level.load(std::memory_order_relaxed) && level != Level::off; }
 
 void write(Level level, std::string_view component, std::string_view message, std::span<const Field> fields) {
   std::string line;
   line.reserve(160);
-  const std::string_view name = kLevelNames[static_cast<std::size_t>(level)];
+  const std::string_view name = level_name(level);
   if (g_format.load(std::memory_order_relaxed) == Format::json) {
     line += "{\"time\":\"";
     append_time(line);

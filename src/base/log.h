@@ -4,6 +4,7 @@
 #include <concepts>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -43,6 +44,13 @@ struct Field {
 void set_level(Level level);
 void set_format(Format format);
 bool enabled(Level level);
+Level level();
+std::string_view level_name(Level level);
+// Nothing for a name that is none.
+std::optional<Level> level_of(std::string_view name);
+// Whether prompts and answers may be logged. Default: no.
+void set_content(bool logged);
+bool content();
 
 // Thread-safe. `component` names the room: "http", "engine", "loader", "server".
 void write(Level level, std::string_view component, std::string_view message, std::span<const Field> fields);

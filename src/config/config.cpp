@@ -286,6 +286,10 @@ const std::vector<Key<Log>>& log_keys() {
           "format", {"text", "json"}, [](Log& l, std::size_t i) { l.format = static_cast<log::Format>(i); },
           [](const Log& l) { return static_cast<std::size_t>(l.format); },
           "Lines for people, or one JSON object a line."),
+      boolean(
+          "content", &Log::content,
+          "Also log what is asked and answered, up to 32KiB each, at level info: for tracking down faults; it holds "
+          "whatever people write."),
   };
   return keys;
 }
@@ -334,6 +338,38 @@ const std::vector<Key<Sources>>& sources_keys() {
       duration("timeout", &Sources::timeout, kShortest, "A connection that brings nothing for so long is tried again."),
       integer("retries", &Sources::retries, 0, 100,
               "Failures in a row, with less than 64KiB of progress each, before a download is given up."),
+  };
+  return keys;
+}
+
+const std::vector<Key<Tracing>>& tracing_keys() {
+  static const std::vector<Key<Tracing>> keys = {
+      {"endpoint", "a URL",
+       "An OpenTelemetry collector, which takes OTLP over HTTP: `http://otel-collector:4318`; `/v1/traces` is added "
+       "where "
+       "the URL has no path. Without it no spans are sent.",
+       text("", &Tracing::endpoint, "a URL such as http://otel-collector:4318", "").read,
+       [](const Tracing& t) { return t.endpoint.empty() ? std::string("none") : t.endpoint; }},
+      {"sample", "a number from 0 to 1",
+       "Share of the requests for inference that are traced, of those whose caller has not decided it (traceparent).",
+       [](Tracing& t, const YAML::Node& node) -> Fault {
+         constexpr std::string_view kWhat = "a number from 0 to 1";
+         if (!node.IsScalar()) return expected(std::string(kWhat), node);
+         const std::string& value = node.Scalar();
+         double share = 0;
+         const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), share);
+         if (error != std::errc{} || end != value.data() + value.size() || !(share >= 0 && share <= 1))
+           return expected(std::string(kWhat), node);
+         t.sample = share;
+         return {};
+       },
+       [](const Tracing& t) {
+         char text[32];
+         return std::string(text, std::to_chars(text, text + sizeof(text), t.sample).ptr);
+       }},
+      file("ca_file", &Tracing::ca_file,
+           "Certificates (PEM) that the collector's is checked against, relative to this file; by default the "
+           "system's."),
   };
   return keys;
 }
@@ -562,6 +598,8 @@ bool with_section(Config& config, std::string_view name, Use use) {
     use(compute_keys(), config.compute);
   else if (name == "sources")
     use(sources_keys(), config.sources);
+  else if (name == "tracing")
+    use(tracing_keys(), config.tracing);
   else if (name == "defaults")
     use(settings_keys(), config.defaults);
   else
@@ -833,13 +871,15 @@ class Reader {
         has_models = true;
       } else if (!with_section(config_, name,
                                [&](const auto& keys, auto& section) { read_section(keys, section, name, value); })) {
-        fault(at.Mark(), name, "unknown key; expected one of: server, log, memory, compute, sources, defaults, models");
+        fault(at.Mark(), name,
+              "unknown key; expected one of: server, log, memory, compute, sources, tracing, defaults, models");
       }
     });
     // "~" and "$NAME" are the user's, and not resolved here.
     std::string& cache = config_.sources.cache;
     if (!cache.empty() && cache.find_first_of("/~$") != 0) cache = (fs::path(file_).parent_path() / cache).string();
     make_absolute(config_.server.api_keys_file);
+    make_absolute(config_.tracing.ca_file);
     if (!has_models) {
       config_.models = demo_config().models;
       config_.models.front().settings = config_.defaults;
@@ -1198,6 +1238,7 @@ std::vector<std::string> key_names() {
   append_names(out, "memory.", memory_keys());
   append_names(out, "compute.", compute_keys());
   append_names(out, "sources.", sources_keys());
+  append_names(out, "tracing.", tracing_keys());
   append_names(out, "defaults.", settings_keys());
   append_names(out, "models[].", model_keys());
   append_names(out, "models[].", settings_keys());
@@ -1250,6 +1291,7 @@ models:
   append_reference(out, "memory", "memory.", memory_keys());
   append_reference(out, "compute", "compute.", compute_keys());
   append_reference(out, "sources", "sources.", sources_keys());
+  append_reference(out, "tracing", "tracing.", tracing_keys());
   append_reference(out, "models", "models[].", model_keys());
   append_reference(out, "Settings of a model (under `models[]`, or for all models under `defaults`)", "",
                    settings_keys());

@@ -43,6 +43,15 @@ struct Server {
 struct Log {
   log::Level level = log::Level::info;
   log::Format format = log::Format::text;
+  bool content = false;
+};
+
+// Where spans go.
+struct Tracing {
+  std::string endpoint;  // a URL; empty: nowhere
+  double sample = 1;     // 0–1
+  std::string ca_file;   // absolute; empty: the system's store
+  bool operator==(const Tracing&) const = default;
 };
 
 // A share of what there is, or a number of bytes.
@@ -128,6 +137,7 @@ struct Config {
   Memory memory;
   Compute compute;
   Sources sources;
+  Tracing tracing;
   ModelSettings defaults;
   std::vector<Model> models;
   bool lists_models = true;  // false: nothing does, and the one there is is the demo

@@ -9,6 +9,22 @@ Error refusal(const std::string& param, const std::string& what) {
 
 }  // namespace
 
+std::string_view finish_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::stop:
+      return "stop";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::abort:
+      return "abort";
+    case FinishReason::tool_calls:
+      return "tool_calls";
+    case FinishReason::content_filter:
+      return "content_filter";
+  }
+  return "unknown";
+}
+
 std::optional<Error> not_offered(const Prompt& prompt, const Capabilities& capabilities) {
   const auto* messages = std::get_if<std::vector<Message>>(&prompt);
   if (messages == nullptr) return std::nullopt;

@@ -6,11 +6,13 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "base/result.h"
+#include "base/trace.h"
 
 namespace xgen::inference {
 
@@ -112,6 +114,7 @@ struct GenerateRequest {
   std::vector<Extension> extensions;
   std::optional<std::chrono::steady_clock::time_point> deadline;
   int hops = 0;  // servers like this one that it has come through
+  trace::Carrier trace;
 };
 
 struct TopLogprob {
@@ -128,6 +131,7 @@ struct TokenLogprob {
 };
 
 enum class FinishReason : std::uint8_t { stop, length, abort, tool_calls, content_filter };
+std::string_view finish_name(FinishReason reason);  // as OpenAI's API has it
 
 struct Usage {
   int prompt_tokens = 0;

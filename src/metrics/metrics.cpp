@@ -179,6 +179,10 @@ struct ProcessMetric {
 #define XGEN_VALUE(expression) [](const ProcessSample& s) -> double { return static_cast<double>(expression); }
 constexpr ProcessMetric kProcessMetrics[] = {
     {"xgen_http_open_connections", Type::gauge, "Open HTTP connections.", XGEN_VALUE(s.http_connections)},
+    {"xgen_trace_spans_total", Type::counter, "Spans that the collector of traces has taken.",
+     XGEN_VALUE(s.spans_sent)},
+    {"xgen_trace_spans_dropped_total", Type::counter,
+     "Spans that found no room in the queue, or that the collector has not taken.", XGEN_VALUE(s.spans_dropped)},
     {"process_start_time_seconds", Type::gauge, "Start of the process, Unix time.", XGEN_VALUE(s.start_time_seconds)},
     {"process_cpu_seconds_total", Type::counter, "User and system CPU time.", XGEN_VALUE(s.cpu_seconds)},
     {"process_resident_memory_bytes", Type::gauge, "Resident memory.", XGEN_VALUE(s.resident_bytes)},

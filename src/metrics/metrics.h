@@ -33,6 +33,8 @@ struct ProcessSample {
   std::uint64_t max_fds = 0;
   std::uint64_t threads = 0;
   std::uint64_t http_connections = 0;
+  std::uint64_t spans_sent = 0;  // to a collector of traces
+  std::uint64_t spans_dropped = 0;
   std::vector<HttpResponses> http_responses;
 };
 // Reads all but those of HTTP from /proc and getrusage.

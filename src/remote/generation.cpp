@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/log.h"
 #include "remote/ask.h"
 #include "remote/sse.h"
 
@@ -41,7 +42,8 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
         stream_(call.read(std::move(upstream))),
         count_(std::move(call.count)),
         count_here_(std::move(call.count_here)),
-        stop_(std::move(call.stop)) {
+        stop_(std::move(call.stop)),
+        trace_(request.trace) {
     times_.begin(request);
     endpoint_->stats.arrived(request);
   }
@@ -52,6 +54,7 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
   // On the client's thread.
   void on_head(http::ResponseHead head) override {
     head_ = std::move(head);
+    status_.store(head_.status);
     streaming_ = head_.status == 200 && head_.header("Content-Type").starts_with("text/event-stream");
   }
   void on_body(std::string_view chunk) override {
@@ -89,6 +92,13 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     fail(error_of_answer(head_, body_, upstream_));
   }
 
+  // What the call tells the server of the trace.
+  http::Headers trace_headers() const {
+    if (!span_) return {};
+    http::Headers headers{{"traceparent", span_.parent()}};
+    if (!span_.state.empty()) headers.emplace_back("tracestate", span_.state);
+    return headers;
+  }
   // Its call has been started, and may have brought by then what made it useless.
   void began(http::Call& call) {
     if (useless_.load()) call.cancel();
@@ -100,6 +110,7 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     if (!over_.exchange(true)) {
       endpoint_->leave(id_);
       endpoint_->stats.ended(times_, RequestStats::End::abort);
+      end_span("cancelled");
       call->cancel();
       stop_server();
       std::unique_ptr<http::Call> counting;
@@ -168,6 +179,7 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     inference::Usage usage = stream_->usage();
     if (prompt_tokens > 0) usage.prompt_tokens = prompt_tokens;
     endpoint_->stats.finished(times_, usage);
+    end_span({});
     end(inference::Finished{usage, times_.timings()});
     if (stream_->cut()) stop_server();
   }
@@ -195,7 +207,32 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     if (over_.exchange(true)) return;
     endpoint_->cancel(id_);
     endpoint_->stats.ended(times_, RequestStats::End::error);
+    end_span(error.message);
     end(inference::Failed{std::move(error)});
+  }
+  // Of the call, which begins where this does.
+  void end_span(std::string_view fault) const {
+    if (trace_.sink == nullptr) return;
+    trace::Span span;
+    span.context = span_;
+    span.parent_id = trace_.context.span_id;
+    span.name = "call " + endpoint_->options.model;
+    span.kind = trace::Span::Kind::client;
+    span.start = trace::wall_time(begun_);
+    span.end = std::chrono::system_clock::now();
+    const http::Url& url = endpoint_->options.url;
+    span.attributes = {{"gen_ai.request.model", endpoint_->options.model},
+                       {"http.request.method", "POST"},
+                       {"server.address", url.address.empty() ? url.host : url.address},
+                       {"server.port", std::int64_t{url.port}}};
+    if (const int status = status_.load(); status != 0)
+      span.attributes.emplace_back("http.response.status_code", std::int64_t{status});
+    if (!fault.empty()) {
+      span.failed = true;
+      span.error = fault.substr(0, log::kMaxQuoted);
+      span.attributes.emplace_back("error.type", status_.load() >= 400 ? std::to_string(status_.load()) : "failed");
+    }
+    trace_.sink->add(std::move(span));
   }
   void end(Event event) {
     endpoint_->leave(id_);
@@ -220,6 +257,9 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
   std::optional<GenerationCall::Count> count_;
   const std::function<void(std::function<void(int)>)> count_here_;
   const std::optional<GenerationCall::Stop> stop_;
+  const trace::Carrier trace_;
+  const trace::Context span_ = trace_.sink != nullptr ? trace::child_of(trace_.context) : trace_.context;
+  std::atomic<int> status_{0};  // of the answer, once there is one
   const std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::optional<std::chrono::steady_clock::time_point> last_event_;
   const AnswerStream::Emit emit_ = [this](Event event) { return emit(std::move(event)); };
@@ -266,6 +306,8 @@ std::unique_ptr<inference::RequestHandle> generate(const std::shared_ptr<Endpoin
   if (!id) return refuse(std::move(id).error());
   auto running = std::make_shared<Generation>(endpoint, request, *std::move(call), endpoint->upstream(std::move(key)),
                                               std::move(sink), *id);
+  const http::Headers trace = running->trace_headers();
+  post->headers.insert(post->headers.end(), trace.begin(), trace.end());
   std::shared_ptr<http::Call> started = endpoint->client.start(*std::move(post), running);
   endpoint->began(*id, started);
   running->began(*started);

@@ -82,7 +82,8 @@ Status check_operator(const http::Request& request) {
   return {};
 }
 
-Result<std::string> parse_model_name(std::string_view body) {
+Result<std::string> parse_name(std::string_view body, std::string_view field) {
+  const std::string quoted = "'" + std::string(field) + "'";
   auto value = parse_json(body, {.max_depth = 4, .max_size = 65536});
   if (!value) {
     Error error = std::move(value).error();
@@ -91,17 +92,18 @@ Result<std::string> parse_model_name(std::string_view body) {
   }
   const auto* object = value->if_object();
   if (object == nullptr)
-    return make_error(ErrorCode::invalid_argument, "The body must be an object: {\"model\": NAME}.");
+    return make_error(ErrorCode::invalid_argument,
+                      "The body must be an object: {\"" + std::string(field) + "\": NAME}.");
   std::string name;
   for (const auto& [key, each] : *object) {
-    if (key != "model") {
+    if (key != field) {
       return make_error(ErrorCode::invalid_argument,
-                        "Unknown field '" + std::string(key).substr(0, 100) + "'; only 'model' is known.",
+                        "Unknown field '" + std::string(key).substr(0, 100) + "'; only " + quoted + " is known.",
                         std::string(key).substr(0, 100));
     }
     if (const auto* text = each.if_string()) name = *text;
   }
-  if (name.empty()) return make_error(ErrorCode::invalid_argument, "'model' must be the name of a model.", "model");
+  if (name.empty()) return make_error(ErrorCode::invalid_argument, quoted + " must be a name.", std::string(field));
   return name;
 }
 

@@ -14,8 +14,8 @@ namespace xgen::server {
 // origin sends through a browser here (Origin), and for names that were made to point here (Host).
 Status check_operator(const http::Request& request);
 
-// The name in {"model": NAME}. Errors: invalid_argument.
-Result<std::string> parse_model_name(std::string_view body);
+// The NAME in {"FIELD": NAME}. Errors: invalid_argument.
+Result<std::string> parse_name(std::string_view body, std::string_view field);
 
 // {"models":[{name, aliases, state, progress, ...}], "memory":{"host":{total, reserved, borrowed, "models":[...]}}}
 std::string admin_models_json(const registry::Registry& registry);

@@ -86,6 +86,8 @@ struct App::Impl {
   void admin_unload(Context context) { change_model(std::move(context), &registry::Registry::unload); }
   void admin_sleep(Context context) { change_model(std::move(context), &registry::Registry::sleep); }
   void admin_reload(Context context);
+  void log_level(Context context);
+  void set_log_level(Context context);
   void management_load(Context context);
   void management_unload(Context context);
   void management_status(Context context);
@@ -157,6 +159,10 @@ constexpr Route kRoutes[] = {
     {"POST", "/admin/wake", &App::Impl::admin_load, false, For::operators, Log::normal, "Operators: the same as load."},
     {"POST", "/admin/reload", &App::Impl::admin_reload, false, For::operators, Log::normal,
      "Operators: read the configuration again and apply it; a bad one changes nothing."},
+    {"GET", "/admin/log-level", &App::Impl::log_level, false, For::operators, Log::normal,
+     "Operators: the least level that is logged: {level}."},
+    {"PUT", "/admin/log-level", &App::Impl::set_log_level, false, For::operators, Log::normal,
+     "Operators: set it to {level}: debug, info, warn, error or off; until the configuration is read again."},
     {"POST", "/load", &App::Impl::management_load, false, For::operators, Log::normal,
      "XGEN's gateway: load the model of {model_name, model_path, …}; answers LOADING at once."},
     {"GET", "/loading-status", &App::Impl::management_status, false, For::operators, Log::quiet,
@@ -252,6 +258,8 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
     }
     context.info.route = static_cast<std::size_t>(&route - kRoutes);
     context.info.quiet = route.log == Log::quiet;
+    if (route.inference)
+      begin_span(context.info, options.tracing, std::string(route.method) + " " + std::string(route.pattern));
     if (Status allows = admit(context, route.who); !allows) {
       const bool unknown = allows.error().code == ErrorCode::unauthenticated;
       return context.fail(allows.error(), api::error_kind(allows.error().code),
@@ -578,6 +586,11 @@ void App::Impl::metrics_page(Context context) {
   }
   metrics::ProcessSample process = metrics::sample_process();
   if (options.open_connections) process.http_connections = options.open_connections();
+  if (options.span_counts) {
+    const SpanCounts spans = options.span_counts();
+    process.spans_sent = spans.sent;
+    process.spans_dropped = spans.dropped;
+  }
   for (const ResponseCounts::Count& each : responses->counts()) {
     process.http_responses.push_back(
         {each.route < std::size(kRoutes) ? kRoutes[each.route].pattern : "none", each.status, each.count});
@@ -612,7 +625,7 @@ void App::Impl::admin_models(Context context) { context.respond({.body = admin_m
 
 void App::Impl::change_model(Context context,
                              void (registry::Registry::*change)(std::string_view, registry::Registry::Done)) {
-  const auto name = parse_model_name(context.exchange->request().body);
+  const auto name = parse_name(context.exchange->request().body, "model");
   if (!name) return context.fail(name.error());
   auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
   // The registry may answer when the app is gone.
@@ -635,6 +648,23 @@ void App::Impl::admin_reload(Context context) {
     api::append_json_string(body, *result);
     shared->respond({.body = body + "}"});
   });
+}
+
+void App::Impl::log_level(Context context) {
+  context.respond({.body = "{\"level\":\"" + std::string(log::level_name(log::level())) + "\"}"});
+}
+
+void App::Impl::set_log_level(Context context) {
+  const auto name = parse_name(context.exchange->request().body, "level");
+  if (!name) return context.fail(name.error());
+  const auto level = log::level_of(*name);
+  if (!level)
+    return context.fail(
+        make_error(ErrorCode::invalid_argument, "'level' must be one of debug, info, warn, error, off.", "level"));
+  log::write(std::max(*level, log::level()), "server", "the log's level is set",
+             {{"level", *name}, {"request_id", context.info.id}});
+  log::set_level(*level);
+  log_level(std::move(context));
 }
 
 void App::Impl::management_load(Context context) {

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -14,15 +15,24 @@
 #include "server/api_keys.h"
 #include "server/lifecycle.h"
 #include "server/management.h"
+#include "server/request_info.h"
 
 namespace xgen::server {
+
+// Spans that a collector has taken, and those that were lost on the way.
+struct SpanCounts {
+  std::uint64_t sent = 0;
+  std::uint64_t dropped = 0;
+};
 
 struct AppOptions {
   std::string version;
   std::chrono::milliseconds request_timeout{600'000};  // of one inference request: 408; 0 = none
-  bool reject_unknown_fields = true;                   // false: logged and let through
-  std::chrono::milliseconds stall_limit{60'000};       // an engine step that runs longer makes /health/live fail
-  std::function<std::size_t()> open_connections;       // for /metrics; may be empty
+  Tracing tracing;
+  std::function<SpanCounts()> span_counts;        // for /metrics; may be empty
+  bool reject_unknown_fields = true;              // false: logged and let through
+  std::chrono::milliseconds stall_limit{60'000};  // an engine step that runs longer makes /health/live fail
+  std::function<std::size_t()> open_connections;  // for /metrics; may be empty
   // Takes operators' requests from elsewhere, too, if a gateway in front has marked them (x-user-admin).
   bool gateway_operators = false;
   // Asked for by all but health, the version and the list of routes; null: nobody is asked, and operators are who comes

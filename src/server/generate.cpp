@@ -5,10 +5,13 @@
 #include <new>
 #include <numeric>
 #include <optional>
+#include <set>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "api/answer.h"
+#include "base/log.h"
 #include "base/units.h"
 
 namespace xgen::server {
@@ -24,6 +27,9 @@ constexpr std::size_t kMaxHeldBytes = std::size_t{64} << 10;
 // Of an answer that is not streamed, of one event's part in a stream, and of the events that wait for the server
 // thread. A short request can ask for much: every choice repeats an echoed prompt with its log-probabilities.
 constexpr std::size_t kMaxAnswerBytes = http::Exchange::kMaxBacklog;
+
+// Of a prompt, and of an answer, where contents are logged.
+constexpr std::size_t kMaxLoggedText = std::size_t{32} << 10;
 
 std::size_t memory_of(const std::vector<inference::TokenLogprob>& logprobs) {
   std::size_t bytes = logprobs.size() * sizeof(inference::TokenLogprob);
@@ -60,7 +66,9 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
         include_usage_(call.include_usage),
         prompts_(call.requests.size()),
         unfinished_(call.requests.size()),
-        tokens_(call.requests.size()) {}
+        tokens_(call.requests.size()) {
+    if (log::content()) said_.resize(prompts_);
+  }
 
   void start(std::vector<inference::GenerateRequest> requests, inference::ModelService& service);
 
@@ -121,6 +129,8 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   bool add(std::size_t prompt, const Event& event);
   void take(std::size_t prompt, const Event& event);
   void count(std::size_t prompt, const Event& event);
+  void add_spans(const inference::Timings& timings);
+  void log_answers() const;
   void flush_held();
   http::Headers headers() const;
   void fail(const Error& error);
@@ -146,8 +156,11 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::size_t held_bytes_ = 0;
   std::size_t answer_bytes_ = 0;      // about
   std::vector<std::int64_t> tokens_;  // of each prompt's output, so far
-  std::int64_t read_ = 0;             // tokens of the finished prompts, as far as the model has told
-  std::string out_;                   // SSE events of one wake-up
+  Work work_;
+  std::set<std::string_view> reasons_;  // why choices have ended
+  std::chrono::steady_clock::time_point submitted_;
+  std::vector<std::string> said_;  // per prompt, while contents are logged
+  std::string out_;                // SSE events of one wake-up
   bool streaming_ = false;
   bool left_ = false;  // by its client
 
@@ -170,6 +183,7 @@ void Call::start(std::vector<inference::GenerateRequest> requests, inference::Mo
 void Call::submit(inference::ModelService& service) {
   if (exchange_->closed()) return;
   head_.model = route_.model();
+  submitted_ = std::chrono::steady_clock::now();
   int attempt = 0;
   {
     std::lock_guard lock(mutex_);
@@ -178,6 +192,7 @@ void Call::submit(inference::ModelService& service) {
   handles_.reserve(prompts_);
   for (std::size_t i = 0; i < prompts_; ++i) {
     inference::GenerateRequest request = route_.more() ? requests_[i] : std::move(requests_[i]);
+    request.trace = {info_.trace, info_.traced ? info_.traced->sink : nullptr};
     auto handle = service.generate_async(std::move(request), std::make_shared<Sink>(shared_from_this(), attempt, i));
     if (handle) handles_.push_back(std::move(handle));
   }
@@ -333,12 +348,44 @@ void Call::take(std::size_t prompt, const Event& event) {
 // What was streamed is a guess where a server streams several tokens at once, or keeps some to itself (hidden
 // reasoning): the usage at the end is right.
 void Call::count(std::size_t prompt, const Event& event) {
-  if (const auto* delta = std::get_if<inference::Delta>(&event)) tokens_[prompt] += delta->tokens;
+  if (const auto* delta = std::get_if<inference::Delta>(&event)) {
+    tokens_[prompt] += delta->tokens;
+    if (!said_.empty() && said_[prompt].size() < kMaxLoggedText) said_[prompt] += delta->text;
+  }
+  if (const auto* end = std::get_if<inference::ChoiceFinished>(&event))
+    reasons_.insert(inference::finish_name(end->reason));
   if (const auto* finished = std::get_if<inference::Finished>(&event)) {
     --unfinished_;
     tokens_[prompt] = finished->usage.completion_tokens;
-    read_ += finished->usage.prompt_tokens;
+    work_.prompt_tokens += finished->usage.prompt_tokens;
+    work_.cached_tokens += finished->usage.cached_tokens;
+    work_.timings.queue = std::max(work_.timings.queue, finished->timings.queue);
+    work_.timings.prefill = std::max(work_.timings.prefill, finished->timings.prefill);
+    work_.timings.decode = std::max(work_.timings.decode, finished->timings.decode);
+    if (info_.traced) add_spans(finished->timings);
   }
+}
+
+// Where the time of one prompt went.
+void Call::add_spans(const inference::Timings& timings) {
+  auto time = trace::wall_time(submitted_);
+  const std::pair<std::string_view, double> phases[] = {
+      {"queue", timings.queue}, {"prefill", timings.prefill}, {"decode", timings.decode}};
+  for (const auto& [name, seconds] : phases) {
+    trace::Span span;
+    span.context = trace::child_of(info_.trace);
+    span.parent_id = info_.trace.span_id;
+    span.name = name;
+    span.start = time;
+    time += std::chrono::duration_cast<std::chrono::system_clock::duration>(std::chrono::duration<double>(seconds));
+    span.end = time;
+    info_.traced->sink->add(std::move(span));
+  }
+}
+
+void Call::log_answers() const {
+  for (const std::string& text : said_)
+    log::info("server", "answer", {{"request_id", info_.id}, {"model", head_.model}, {"text", text}});
 }
 
 void Call::fail(const Error& error) {
@@ -385,11 +432,16 @@ void Call::end(int status, std::string_view reason) {
   // One that fails before it has begun costs nothing. One that its client leaves does: the prompt may have been
   // computed before there was a token to show for it.
   if (share_.permit != nullptr && (answering_ || left_)) {
-    const bool told = unfinished_ == 0 && read_ > 0;
-    share_.permit->settle((told ? read_ : share_.prompt_tokens) + written);
+    const bool told = unfinished_ == 0 && work_.prompt_tokens > 0;
+    share_.permit->settle((told ? work_.prompt_tokens : share_.prompt_tokens) + written);
   }
   share_.permit.reset();
-  finish_request(info_, {.status = status, .model = head_.model, .tokens = written, .reason = reason});
+  work_.completion_tokens = written;
+  work_.complete = unfinished_ == 0;
+  for (const std::string_view each : reasons_)
+    work_.finish_reason.append(work_.finish_reason.empty() ? "" : ",").append(each);
+  log_answers();
+  finish_request(info_, {.status = status, .model = head_.model, .work = &work_, .reason = reason});
 }
 
 }  // namespace
@@ -410,9 +462,58 @@ http::Response error_response(const Error& error, const std::string& request_id)
   return error_response(error, request_id, api::error_kind(error.code));
 }
 
+namespace {
+
+// What the model is asked, for people to read.
+std::string text_of(const inference::Prompt& prompt) {
+  std::string text;
+  if (const auto* given = std::get_if<std::string>(&prompt)) text = given->substr(0, kMaxLoggedText);
+  if (const auto* ids = std::get_if<std::vector<inference::TokenId>>(&prompt)) {
+    for (const inference::TokenId id : *ids) {
+      if (text.size() > kMaxLoggedText) break;
+      text.append(text.empty() ? "" : " ").append(std::to_string(id));
+    }
+  }
+  if (const auto* messages = std::get_if<std::vector<inference::Message>>(&prompt)) {
+    for (const inference::Message& each : *messages) {
+      if (text.size() > kMaxLoggedText) break;
+      text.append(text.empty() ? "" : "\n").append(each.role).append(": ").append(each.content, 0, kMaxLoggedText);
+      for (const inference::ContentPart& part : each.parts)
+        text.append(part.kind == inference::ContentPart::Kind::text ? part.value.substr(0, kMaxLoggedText) : "[image]");
+    }
+  }
+  return text.substr(0, kMaxLoggedText);
+}
+
+// Names of the OpenTelemetry conventions for generative AI.
+void describe_call(const api::GenerateCall& call, TracedRequest& traced) {
+  const auto add = [&](std::string_view name, trace::Value value) {
+    traced.attributes.emplace_back(std::string(name), std::move(value));
+  };
+  const inference::GenerateRequest& request = call.requests.front();
+  const std::string operation = call.endpoint == api::Endpoint::chat ? "chat" : "text_completion";
+  const std::string model = call.model.substr(0, log::kMaxQuoted);
+  traced.name = operation + " " + model;
+  add("gen_ai.operation.name", operation);
+  add("gen_ai.provider.name", "xgen-model");
+  add("gen_ai.request.model", model);
+  add("gen_ai.request.choice.count", std::int64_t{request.n});
+  if (request.stop.max_tokens) add("gen_ai.request.max_tokens", std::int64_t{*request.stop.max_tokens});
+  if (request.sampling.temperature) add("gen_ai.request.temperature", double{*request.sampling.temperature});
+  if (request.sampling.top_p) add("gen_ai.request.top_p", double{*request.sampling.top_p});
+  if (request.sampling.top_k) add("gen_ai.request.top_k", std::int64_t{*request.sampling.top_k});
+  if (request.sampling.seed) add("gen_ai.request.seed", static_cast<std::int64_t>(*request.sampling.seed));
+}
+
+}  // namespace
+
 void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::GenerateCall call, FallbackRoute route,
               inference::ModelService& service, std::string fingerprint, RateShare share) {
   const auto& first = call.requests.front();
+  if (info.traced) describe_call(call, *info.traced);
+  if (log::content())
+    for (const inference::GenerateRequest& each : call.requests)
+      log::info("server", "prompt", {{"request_id", info.id}, {"model", call.model}, {"text", text_of(each.prompt)}});
   api::AnswerHead head{
       .endpoint = call.endpoint,
       .id = (call.endpoint == api::Endpoint::chat ? "chatcmpl-" : "cmpl-") + info.id,

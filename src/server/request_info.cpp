@@ -12,35 +12,13 @@ namespace {
 
 constexpr std::size_t kMaxRequestId = 128;
 
-bool is_hex(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
-}
-
-// W3C Trace Context: version-traceid-parentid-flags; an id of zeros is none.
-std::string_view trace_id_of(std::string_view traceparent) {
-  if (traceparent.size() < 55 || traceparent[2] != '-' || traceparent[35] != '-') return {};
-  const std::string_view id = traceparent.substr(3, 32);
-  const bool valid = is_hex(id) && id.find_first_not_of('0') != std::string_view::npos;
-  return valid ? id : std::string_view{};
+// From 0 to 1.
+double random_share() {
+  thread_local std::minstd_rand random{std::random_device{}()};
+  return std::uniform_real_distribution<double>(0, 1)(random);
 }
 
 }  // namespace
-
-std::string make_request_id() {
-  thread_local std::mt19937_64 random{[] {
-    std::random_device device;
-    std::seed_seq seed{device(), device(), device(), device()};
-    return std::mt19937_64(seed);
-  }()};
-  constexpr char kHex[] = "0123456789abcdef";
-  std::string id;
-  id.reserve(32);
-  for (int half = 0; half < 2; ++half) {
-    std::uint64_t bits = random();
-    for (int i = 0; i < 16; ++i, bits >>= 4) id += kHex[bits & 15];
-  }
-  return id;
-}
 
 RequestInfo describe(const http::Request& request, std::shared_ptr<ResponseCounts> counts) {
   RequestInfo info;
@@ -52,19 +30,74 @@ RequestInfo describe(const http::Request& request, std::shared_ptr<ResponseCount
   const std::string_view id = request.header("x-request-id");
   const bool usable = !id.empty() && id.size() <= kMaxRequestId &&
                       std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
-  info.id = usable ? std::string(id) : make_request_id();
-  info.trace_id = trace_id_of(request.header("traceparent"));
+  info.id = usable ? std::string(id) : trace::make_id(32);
+  info.trace = trace::parse(request.header("traceparent"), request.header("tracestate"));
   return info;
 }
 
+void begin_span(RequestInfo& info, const Tracing& tracing, std::string name) {
+  if (tracing.sink == nullptr) return;
+  const bool sampled = info.trace ? info.trace.sampled : random_share() < tracing.share;
+  if (!sampled) return;
+  info.traced = std::make_shared<TracedRequest>();
+  info.traced->sink = tracing.sink;
+  info.traced->parent_id = info.trace.span_id;
+  info.traced->name = std::move(name);
+  info.trace = trace::child_of(info.trace);
+  info.trace.sampled = true;
+}
+
+namespace {
+
+// Names of the OpenTelemetry conventions for HTTP and for generative AI; the latencies as vLLM names them.
+void end_span(const RequestInfo& info, const Outcome& outcome) {
+  TracedRequest& traced = *info.traced;
+  trace::Span span;
+  span.context = info.trace;
+  span.parent_id = traced.parent_id;
+  span.name = std::move(traced.name);
+  span.kind = trace::Span::Kind::server;
+  span.start = trace::wall_time(info.start);
+  span.end = std::chrono::system_clock::now();
+  span.attributes = std::move(traced.attributes);
+  const auto add = [&](std::string_view name, trace::Value value) {
+    span.attributes.emplace_back(std::string(name), std::move(value));
+  };
+  add("http.request.method", info.method.substr(0, log::kMaxQuoted));
+  add("url.path", info.path.substr(0, log::kMaxQuoted));
+  add("http.response.status_code", static_cast<std::int64_t>(outcome.status));
+  add("gen_ai.request.id", info.id);
+  if (!outcome.model.empty()) add("gen_ai.response.model", std::string(outcome.model.substr(0, log::kMaxQuoted)));
+  if (outcome.work != nullptr) {
+    const Work& work = *outcome.work;
+    add("gen_ai.usage.output_tokens", work.completion_tokens);
+    if (work.complete) {
+      add("gen_ai.usage.input_tokens", work.prompt_tokens);
+      add("gen_ai.usage.cache_read.input_tokens", work.cached_tokens);
+      add("gen_ai.latency.time_in_queue", work.timings.queue);
+      add("gen_ai.latency.time_to_first_token", work.timings.queue + work.timings.prefill);
+      add("gen_ai.latency.e2e", std::chrono::duration<double>(span.end - span.start).count());
+    }
+  }
+  if (outcome.status >= 400) {
+    add("error.type", std::to_string(outcome.status));
+    span.failed = true;
+    span.error = outcome.reason.substr(0, log::kMaxQuoted);
+  }
+  traced.sink->add(std::move(span));
+}
+
+}  // namespace
+
 void finish_request(const RequestInfo& info, const Outcome& outcome) {
   if (info.counts) info.counts->add(info.route, outcome.status);
+  if (info.traced != nullptr) end_span(info, outcome);
   const log::Level level = outcome.status == 500 ? log::Level::error  // our own fault
                            : info.quiet && outcome.status != 401 && outcome.status != 403 ? log::Level::debug
                                                                                           : log::Level::info;
   if (!log::enabled(level)) return;
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - info.start;
-  std::array<log::Field, 10> fields;
+  std::array<log::Field, 16> fields;
   std::size_t count = 0;
   const auto add = [&](log::Field field) { fields[count++] = std::move(field); };
   // Of a request that the HTTP server refuses, little may have been read.
@@ -76,10 +109,23 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
   if (!outcome.remote.empty()) add({"remote", outcome.remote});
   if (!info.key.empty()) add({"api_key", info.key});
   if (!outcome.model.empty()) add({"model", outcome.model.substr(0, log::kMaxQuoted)});
-  if (outcome.tokens >= 0) add({"tokens", outcome.tokens});
+  if (outcome.work != nullptr) {
+    const Work& work = *outcome.work;
+    if (work.complete) {
+      add({"prompt_tokens", work.prompt_tokens});
+      add({"cached_tokens", work.cached_tokens});
+    }
+    add({"completion_tokens", work.completion_tokens});
+    if (work.complete) {
+      add({"queue_ms", log::Decimal{work.timings.queue * 1e3, 2}});
+      add({"prefill_ms", log::Decimal{work.timings.prefill * 1e3, 2}});
+      add({"decode_ms", log::Decimal{work.timings.decode * 1e3, 2}});
+      add({"finish_reason", work.finish_reason});
+    }
+  }
   if (!outcome.reason.empty()) add({"reason", outcome.reason.substr(0, log::kMaxQuoted)});
   // In the message, so that both formats hold the literal text by which log viewers link to traces.
-  const std::string message = info.trace_id.empty() ? "request" : "request trace_id=" + info.trace_id;
+  const std::string message = !info.trace ? "request" : "request trace_id=" + info.trace.trace_id;
   log::write(level, "http", message, std::span<const log::Field>(fields.data(), count));
 }
 

@@ -318,8 +318,67 @@ TEST_F(ControllerTest, TheLogHasNumbersInJson) {
   log::set_format(log::Format::text);
   const auto line = parse(::testing::internal::GetCapturedStderr());
   EXPECT_EQ(line.at("status"), 200);
-  EXPECT_EQ(line.at("tokens"), 3);
+  EXPECT_EQ(line.at("completion_tokens"), 3);
+  EXPECT_EQ(line.at("prompt_tokens"), 1);
+  EXPECT_EQ(line.at("finish_reason"), "length");
+  for (const char* each : {"cached_tokens", "queue_ms", "prefill_ms", "decode_ms"})
+    EXPECT_TRUE(line.at(each).is_number()) << each;
   EXPECT_TRUE(line.at("duration_ms").is_number());
+}
+
+TEST_F(ControllerTest, WhatIsAskedAndAnsweredIsLoggedOnlyWhereThatIsWanted) {
+  start();
+  const std::string chat =
+      R"({"model":"scripted","messages":[{"role":"system","content":"be kind"},{"role":"user","content":"say Hello"}]})";
+  for (const bool wanted : {false, true}) {
+    log::set_level(log::Level::info);
+    log::set_content(wanted);
+    ::testing::internal::CaptureStderr();
+    post("/v1/chat/completions", chat);
+    post("/v1/completions", R"({"model":"scripted","prompt":"say ab\ncd","stream":true})");
+    post("/v1/completions", R"({"model":"scripted","prompt":[104,105]})");
+    log::set_content(false);
+    log::set_level(log::Level::error);
+    const std::string lines = ::testing::internal::GetCapturedStderr();
+    const std::string expected[] = {R"(prompt request_id=.*text="system: be kind\\nuser: say Hello")",
+                                    "answer request_id=.*model=scripted text=Hello", R"(text="104 105")",
+                                    R"(answer request_id=.*text="ab\\ncd")"};
+    for (const std::string& each : expected) {
+      if (wanted)
+        EXPECT_THAT(lines, ::testing::ContainsRegex(each));
+      else
+        EXPECT_THAT(lines, Not(::testing::ContainsRegex(each)));
+    }
+    EXPECT_EQ(lines.find("Hello") != std::string::npos, wanted);
+  }
+}
+
+TEST_F(ControllerTest, TheLogsLevelIsSetAtRunTime) {
+  start();
+  const auto ask = [&](const std::string& method, const std::string& body) {
+    RawClient client(http->port());
+    client.send(method + " /admin/log-level HTTP/1.1\r\nHost: localhost\r\nContent-Length: " +
+                std::to_string(body.size()) + "\r\n\r\n" + body);
+    return client.read_answer();
+  };
+  log::set_level(log::Level::warn);
+  EXPECT_EQ(ask("GET", "").body, R"({"level":"warn"})");
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(ask("PUT", R"({"level":"debug"})").body, R"({"level":"debug"})");
+  get("/health/live");
+  EXPECT_EQ(ask("PUT", R"({"level":"error"})").status, 200);
+  get("/v1/models");
+  const std::string lines = ::testing::internal::GetCapturedStderr();
+  EXPECT_EQ(log::level(), log::Level::error);
+  EXPECT_THAT(lines, HasSubstr("the log's level is set level=debug"));
+  EXPECT_THAT(lines, HasSubstr("path=/health/live"));
+  EXPECT_THAT(lines, Not(HasSubstr("path=/v1/models")));
+  for (const char* body : {R"({"level":"loud"})", R"({"level":3})", R"({"model":"debug"})", "{}", "[]"}) {
+    const Answer answer = ask("PUT", body);
+    EXPECT_EQ(answer.status, 400) << body;
+    EXPECT_THAT(answer.body, HasSubstr("level")) << body;
+  }
+  EXPECT_EQ(log::level(), log::Level::error);
 }
 
 TEST_F(ControllerTest, AnswersAreCountedByRouteAndStatus) {
@@ -360,8 +419,8 @@ TEST_F(ControllerTest, TheLogCountsTheTokensOfBrokenAnswers) {
     post("/v1/completions", completion("tok", std::string(R"(,"n":2,"max_tokens":3)") + stream));
     log::set_level(log::Level::error);
     const std::string lines = ::testing::internal::GetCapturedStderr();
-    EXPECT_THAT(lines, ::testing::ContainsRegex("status=500 .*tokens=1 reason="));
-    EXPECT_THAT(lines, ::testing::ContainsRegex("status=200 .*tokens=6\n"));
+    EXPECT_THAT(lines, ::testing::ContainsRegex("status=500 .*model=scripted completion_tokens=1 reason="));
+    EXPECT_THAT(lines, ::testing::ContainsRegex("status=200 .*completion_tokens=6 .*finish_reason=length\n"));
   }
 }
 
@@ -373,7 +432,8 @@ TEST_F(ControllerTest, TheLogCountsTokensThatAreNotStreamed) {
     post("/v1/completions",
          R"({"model":"scripted","prompt":["hidden 50","hidden 7","say x"])" + std::string(stream) + "}");
     log::set_level(log::Level::error);
-    EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::ContainsRegex("status=200 .*tokens=60\n"));
+    EXPECT_THAT(::testing::internal::GetCapturedStderr(),
+                ::testing::ContainsRegex("status=200 .*completion_tokens=60 .*finish_reason=stop\n"));
   }
 }
 
