@@ -566,6 +566,7 @@ int serve(const Flags& flags) {
   std::atomic<http::Server*> http_server{nullptr};
   server::AppOptions app_options;
   app_options.version = XGEN_VERSION;
+  app_options.kernels = machine->kernels->name;
   app_options.request_timeout = config->server.request_timeout;
   app_options.reject_unknown_fields = config->server.unknown_fields == "reject";
   app_options.open_connections = [&] {

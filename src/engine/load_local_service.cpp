@@ -127,6 +127,7 @@ Result<std::shared_ptr<inference::ModelService>> LocalModel::load(const MemoryPl
   parts.scheduler.least_blocks = (memory.max_model_len + memory.block_size - 1) / memory.block_size;
   if (!options_.kv_cache_bytes) parts.account = std::move(account);  // an explicit kv_cache neither grows nor shrinks
   parts.block_bytes = model::KvCache::bytes_per_block(decoder_->info(), memory.kv_dtype, memory.block_size);
+  parts.kv_dtype = dtype_info(memory.kv_dtype).name;
   parts.scheduler.block_size = memory.block_size;
   parts.scheduler.max_model_len = memory.max_model_len;
   parts.scheduler.max_num_seqs = memory.max_num_seqs;

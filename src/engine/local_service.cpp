@@ -115,6 +115,8 @@ class LocalService final : public inference::ModelService {
                      (parts.scheduler.own_blocks > 0 ? parts.scheduler.own_blocks : parts.scheduler.num_blocks) *
                          parts.scheduler.block_size)),
         max_bytes_(std::max(kLeastMaxBytes, static_cast<std::size_t>(max_model_len_) * kMaxBytesPerToken)),
+        kv_dtype_(parts.kv_dtype),
+        prefix_caching_(parts.scheduler.enable_prefix_caching),
         random_base_(random_base()),
         loop_({name_, parts.max_waiting, std::move(parts.account), parts.block_bytes}, parts.scheduler,
               std::move(parts.runner), tokenizer_),
@@ -197,7 +199,12 @@ class LocalService final : public inference::ModelService {
     return c;
   }
   inference::Health health() const override { return loop_.health(); }
-  inference::ServiceStats stats() const override { return loop_.stats(); }
+  inference::ServiceStats stats() const override {
+    inference::ServiceStats stats = loop_.stats();
+    stats.kv_dtype = kv_dtype_;
+    stats.prefix_caching = prefix_caching_;
+    return stats;
+  }
   void on_failure(std::function<void(Error)> failed) override { loop_.on_failure(std::move(failed)); }
   void close() override { loop_.stop(); }
 
@@ -379,6 +386,8 @@ class LocalService final : public inference::ModelService {
   const int vocab_size_;
   const int max_model_len_;
   const std::size_t max_bytes_;
+  const std::string_view kv_dtype_;
+  const bool prefix_caching_;
   const std::uint64_t random_base_;
   std::atomic<std::uint64_t> drawn_{0};
   std::atomic<bool> closing_{false};

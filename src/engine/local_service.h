@@ -87,6 +87,7 @@ struct LocalServiceParts {
   int max_waiting = 1024;
   std::shared_ptr<MemoryBudget::Account> account;  // lends memory for more blocks, or asks for some; null: nobody
   std::uint64_t block_bytes = 0;
+  std::string_view kv_dtype;  // "F16"; only told; static storage
   std::unique_ptr<ModelRunner> runner;
 };
 std::shared_ptr<inference::ModelService> make_local_service(LocalServiceParts parts);

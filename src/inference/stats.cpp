@@ -10,6 +10,8 @@ void add(ServiceStats& into, const ServiceStats& from) {
                           blocks;
   }
   if (from.kv_block_size != 0) into.kv_block_size = from.kv_block_size;
+  if (!from.kv_dtype.empty()) into.kv_dtype = from.kv_dtype;
+  into.prefix_caching = into.prefix_caching || from.prefix_caching;
   for (const auto field :
        {&ServiceStats::requests_running, &ServiceStats::requests_waiting, &ServiceStats::kv_blocks,
         &ServiceStats::prefix_cache_queries, &ServiceStats::prefix_cache_hits, &ServiceStats::prompt_tokens,

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace xgen::inference {
@@ -16,6 +18,8 @@ inline constexpr std::array<double, 19> kInterTokenBuckets{.01, .025, .05, .075,
                                                            .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
 inline constexpr std::array<double, 21> kLatencyBuckets{.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                                                         30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+inline constexpr std::array<double, 16> kHttpBuckets{.001, .005, .01, .025, .05, .1, .25, .5,
+                                                     1,    2.5,  5,   10,   30,  60, 120, 300};
 inline constexpr std::array<double, 18> kTokenBuckets{1,    2,    5,    10,    20,    50,    100,    200,    500,
                                                       1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000};
 
@@ -23,6 +27,9 @@ inline constexpr std::array<double, 18> kTokenBuckets{1,    2,    5,    10,    2
 class Histogram {
  public:
   explicit Histogram(std::span<const double> bounds) : bounds_(bounds), counts_(bounds.size() + 1) {}
+  // One that was counted elsewhere.
+  Histogram(std::span<const double> bounds, std::vector<std::uint64_t> counts, double sum)
+      : bounds_(bounds), counts_(std::move(counts)), sum_(sum) {}
 
   void observe(double value) {
     std::size_t i = 0;
@@ -53,6 +60,8 @@ struct ServiceStats {
   double kv_cache_usage = 0;        // 0–1, blocks in use by sequences
   std::uint64_t kv_block_size = 0;  // tokens
   std::uint64_t kv_blocks = 0;
+  std::string_view kv_dtype;  // "F16"; static storage; empty: not known
+  bool prefix_caching = false;
   // Counters.
   std::uint64_t prefix_cache_queries = 0;  // tokens
   std::uint64_t prefix_cache_hits = 0;     // tokens

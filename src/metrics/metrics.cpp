@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -46,6 +47,12 @@ std::string escape_label(std::string_view value) {
       out += c;
     }
   }
+  return out;
+}
+
+std::string lower(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
   return out;
 }
 
@@ -223,6 +230,10 @@ void append_histogram(std::string& out, std::string_view name, const std::string
 constexpr std::string_view kResponses = "xgen_http_responses_total";
 constexpr std::string_view kResponsesHelp =
     "HTTP answers by route (as in the list of routes, or none) and status; 499: the client went away first.";
+constexpr std::string_view kDurations = "xgen_http_request_duration_seconds";
+constexpr std::string_view kDurationsHelp = "From a request's head to the end of its answer, by route.";
+constexpr std::string_view kBuild = "xgen_build_info";
+constexpr std::string_view kBuildHelp = "1, with the version and the instruction set of the kernels as labels.";
 constexpr std::string_view kCacheInfo = "vllm:cache_config_info";
 constexpr std::string_view kCacheInfoHelp = "Facts of the KV cache, as labels.";
 
@@ -286,9 +297,11 @@ std::string render(std::span<const ModelSample> models, const ProcessSample& pro
   append_header(out, kCacheInfo, Type::gauge, kCacheInfoHelp);
   for (std::size_t m = 0; m < models.size(); ++m) {
     const ServiceStats& stats = models[m].stats;
+    if (stats.kv_blocks == 0) continue;  // not loaded, or another engine's
     append_sample(out, kCacheInfo, "",
                   labels[m] + ",block_size=\"" + std::to_string(stats.kv_block_size) + "\",num_gpu_blocks=\"" +
-                      std::to_string(stats.kv_blocks) + "\"",
+                      std::to_string(stats.kv_blocks) + "\",cache_dtype=\"" + lower(stats.kv_dtype) +
+                      "\",enable_prefix_caching=\"" + (stats.prefix_caching ? "True" : "False") + "\"",
                   1);
   }
   append_header(out, kResponses, Type::counter, kResponsesHelp);
@@ -297,6 +310,13 @@ std::string render(std::span<const ModelSample> models, const ProcessSample& pro
     append_sample(out, kResponses, "", "route=\"" + escape_label(each.route) + "\",status=\"" + status + "\"",
                   static_cast<double>(each.count));
   }
+  append_header(out, kDurations, Type::histogram, kDurationsHelp);
+  for (const HttpDurations& each : process.http_durations)
+    append_histogram(out, kDurations, "route=\"" + escape_label(each.route) + "\"", each.seconds);
+  append_header(out, kBuild, Type::gauge, kBuildHelp);
+  append_sample(out, kBuild, "",
+                "version=\"" + escape_label(process.version) + "\",kernels=\"" + escape_label(process.kernels) + "\"",
+                1);
   for (const ProcessMetric& metric : kProcessMetrics) {
     append_header(out, metric.name, metric.type, metric.help);
     append_sample(out, metric.name, "", "", metric.value(process));
@@ -324,6 +344,9 @@ constexpr RegistryMetric kRegistryMetrics[] = {
     {"xgen_model_unloads_total", Type::counter, "How often it left memory, for whatever reason.",
      &RegisteredModel::unloads},
 };
+constexpr std::string_view kLoadSeconds = "xgen_model_load_seconds";
+constexpr std::string_view kLoadSecondsHelp =
+    "Where the time of its last load went, by phase: fetch (downloading), wait (for its turn and for room), load.";
 constexpr std::string_view kState = "xgen_model_state";
 constexpr std::string_view kStateHelp = "1 for the state that a model is in, as the label state.";
 constexpr std::string_view kFallbacks = "xgen_model_fallbacks_total";
@@ -334,6 +357,32 @@ constexpr std::string_view kSleepHelp =
     "Label sleep_state: awake = 1 while the model is loaded, weights_offloaded = 1 while it sleeps, discard_all = 1 "
     "while "
     "nothing of it is in memory.";
+
+struct ReplicaMetric {
+  std::string_view name;
+  Type type;
+  std::string_view help;
+  std::uint64_t (*value)(const inference::ReplicaState&);
+};
+using Replica = inference::ReplicaState;
+constexpr ReplicaMetric kReplicaMetrics[] = {
+    {"xgen_replica_up", Type::gauge, "1 while the replica of a remote model answers its health checks.",
+     [](const Replica& r) -> std::uint64_t { return r.healthy ? 1 : 0; }},
+    {"xgen_replica_circuit_open", Type::gauge, "1 while nothing is sent to it because it has failed.",
+     [](const Replica& r) -> std::uint64_t { return r.open ? 1 : 0; }},
+    {"xgen_replica_requests_in_flight", Type::gauge, "Requests that run there.",
+     [](const Replica& r) { return static_cast<std::uint64_t>(std::max(0, r.in_flight)); }},
+    {"xgen_replica_requests_total", Type::counter, "Requests that were sent there.",
+     [](const Replica& r) { return r.sent; }},
+    {"xgen_replica_failures_total", Type::counter, "Of them those that failed.",
+     [](const Replica& r) { return r.failures; }},
+    {"xgen_replica_ejections_total", Type::counter, "How often its circuit opened.",
+     [](const Replica& r) { return r.ejections; }},
+    {"xgen_replica_prompt_chunks_total", Type::counter, "Chunks of all prompts that were sent there.",
+     [](const Replica& r) { return r.chunks; }},
+    {"xgen_replica_matched_chunks_total", Type::counter, "Of them those that its prefix cache should hold.",
+     [](const Replica& r) { return r.matched_chunks; }},
+};
 
 struct MemoryMetric {
   std::string_view name;
@@ -356,6 +405,21 @@ std::string render_registry(std::span<const RegisteredModel> models, std::span<c
     append_header(out, metric.name, metric.type, metric.help);
     for (const RegisteredModel& model : models)
       append_sample(out, metric.name, "", labels(model), static_cast<double>(model.*metric.value));
+  }
+  append_header(out, kLoadSeconds, Type::gauge, kLoadSecondsHelp);
+  for (const RegisteredModel& model : models) {
+    if (model.loads == 0) continue;
+    for (const auto& [phase, value] : {std::pair<std::string_view, double>{"fetch", model.fetch_seconds},
+                                       {"wait", model.wait_seconds},
+                                       {"load", model.load_seconds}})
+      append_sample(out, kLoadSeconds, "", labels(model) + ",phase=\"" + std::string(phase) + "\"", value);
+  }
+  for (const ReplicaMetric& metric : kReplicaMetrics) {
+    append_header(out, metric.name, metric.type, metric.help);
+    for (const RegisteredModel& model : models)
+      for (const inference::ReplicaState& replica : model.replicas)
+        append_sample(out, metric.name, "", labels(model) + ",replica=\"" + escape_label(replica.name) + "\"",
+                      static_cast<double>(metric.value(replica)));
   }
   append_header(out, kState, Type::gauge, kStateHelp);
   for (const RegisteredModel& model : models)
@@ -400,8 +464,12 @@ std::string reference_markdown() {
   for (const Metric& metric : model_metrics()) row(metric.name, metric.type, metric.help);
   row(kCacheInfo, Type::gauge, kCacheInfoHelp);
   row(kResponses, Type::counter, kResponsesHelp);
+  row(kDurations, Type::histogram, kDurationsHelp);
+  row(kBuild, Type::gauge, kBuildHelp);
   for (const ProcessMetric& metric : kProcessMetrics) row(metric.name, metric.type, metric.help);
   for (const RegistryMetric& metric : kRegistryMetrics) row(metric.name, metric.type, metric.help);
+  row(kLoadSeconds, Type::gauge, kLoadSecondsHelp);
+  for (const ReplicaMetric& metric : kReplicaMetrics) row(metric.name, metric.type, metric.help);
   row(kState, Type::gauge, kStateHelp);
   row(kFallbacks, Type::counter, kFallbacksHelp);
   row(kSleep, Type::gauge, kSleepHelp);

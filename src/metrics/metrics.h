@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "inference/model_service.h"
 #include "inference/stats.h"
 
 namespace xgen::metrics {
@@ -23,6 +24,11 @@ struct HttpResponses {
   std::uint64_t count = 0;
 };
 
+struct HttpDurations {
+  std::string_view route;
+  inference::Histogram seconds;
+};
+
 // Facts of the process and of HTTP that no model owns.
 struct ProcessSample {
   double start_time_seconds = 0;  // Unix time
@@ -36,6 +42,9 @@ struct ProcessSample {
   std::uint64_t spans_sent = 0;  // to a collector of traces
   std::uint64_t spans_dropped = 0;
   std::vector<HttpResponses> http_responses;
+  std::vector<HttpDurations> http_durations;
+  std::string version;
+  std::string kernels;  // the instruction set
 };
 // Reads all but those of HTTP from /proc and getrusage.
 ProcessSample sample_process();
@@ -50,6 +59,10 @@ struct RegisteredModel {
   std::uint64_t load_failures = 0;
   std::uint64_t evictions = 0;
   std::uint64_t unloads = 0;
+  double fetch_seconds = 0;  // of the last load
+  double wait_seconds = 0;
+  double load_seconds = 0;
+  std::vector<inference::ReplicaState> replicas;
   std::vector<std::pair<std::string, std::uint64_t>> fallbacks;  // to whom, and how often
 };
 // One budget of memory: the host's.

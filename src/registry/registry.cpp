@@ -112,6 +112,8 @@ Error unloaded_error(const std::string& name) {
 
 Error stopped_error() { return make_error(ErrorCode::unavailable, "The server is shutting down."); }
 
+double seconds_since(Clock::time_point time) { return std::chrono::duration<double>(Clock::now() - time).count(); }
+
 // An answer that is owed: whoever drops it unanswered has stopped.
 struct Owed {
   explicit Owed(Registry::Done callback) : done(callback ? std::move(callback) : [](const Status&) {}) {}
@@ -249,6 +251,7 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     // Not in the list any more, but has a name whose new owner is not ready, or requests that wait.
     bool retires = false;
     Counts counts;
+    LoadTimes last_load;
     std::shared_ptr<std::atomic<double>> progress = std::make_shared<std::atomic<double>>(0);
     std::weak_ptr<MemoryBudget::Account> account;  // of what serves or sleeps
     FetchPtr fetch;                                // of its load
@@ -283,6 +286,9 @@ class Registry::Impl : public std::enable_shared_from_this<Registry::Impl> {
     bool fetched = false;                   // as far as its loader has to
     std::optional<ModelLoader::Need> need;  // once measured
     enum class Stage : std::uint8_t { waiting, measuring, loading } stage = Stage::waiting;
+    LoadTimes times;
+    const Clock::time_point queued = Clock::now();
+    Clock::time_point began;              // fetching, then loading
     bool stale = false;                   // measured for nothing: the definition has changed meanwhile
     bool again = false;                   // called off, and wanted after all
     std::atomic<bool> called_off{false};  // its outcome is not wanted any more; read by the loading thread
@@ -448,6 +454,7 @@ ModelEntry Registry::Impl::describe(const ModelPtr& of) const {
   entry.added = model.added;
   entry.retires = model.retires;
   entry.counts = model.counts;
+  entry.last_load = model.last_load;
   if (const Account account = model.account.lock()) {
     entry.reserved = account->reserved();
     entry.borrowed = account->borrowed();
@@ -1043,6 +1050,7 @@ void Registry::Impl::begin_fetch(const LoadPtr& load) {
   fetch->loader = load->definition.loader;
   fetches_.push_back(fetch);
   load->fetch = fetch;
+  load->began = Clock::now();
   {
     std::unique_lock lock(mutex_);
     load->model->fetch = fetch;
@@ -1071,6 +1079,7 @@ void Registry::Impl::end_fetch(const LoadPtr& load, const FetchPtr& fetch, const
   if (fetch->thread.joinable()) fetch->thread.join();
   std::erase(fetches_, fetch);
   load->fetch.reset();
+  load->times.fetch += seconds_since(load->began);
   {
     std::unique_lock lock(mutex_);
     if (load->model->fetch == fetch) load->model->fetch.reset();
@@ -1230,6 +1239,8 @@ void Registry::Impl::measure(const LoadPtr& load) {
 void Registry::Impl::begin_load(const LoadPtr& load, std::uint64_t bytes) {
   busy_ = true;
   load->stage = Load::Stage::loading;
+  load->began = Clock::now();
+  load->times.wait = seconds_since(load->queued) - load->times.fetch;
   loads_.push([this, load = LoadPtr(load), bytes, definition = load->definition,
                account = std::move(load->model->asleep), progress = load->model->progress]() mutable {
     Status reserved;
@@ -1294,6 +1305,8 @@ void Registry::Impl::end_load(const LoadPtr& load, Result<Service> outcome, Acco
     model->detail = std::exchange(model->note, {});
     model->account = account;
     model->waits = model->definition.on_demand;
+    model->last_load = load->times;
+    model->last_load.load = seconds_since(load->began);
   }
   count(*model, &Counts::loads);
   model->former.reset();

@@ -85,6 +85,13 @@ struct Counts {
   std::uint64_t unloads = 0;  // services that have gone, whatever the reason
 };
 
+// Where the time of a load went, in seconds.
+struct LoadTimes {
+  double fetch = 0;  // downloading its files
+  double wait = 0;   // for its turn, for what it needs to be known, and for room
+  double load = 0;   // reading it and making the engine
+};
+
 struct ModelEntry {
   std::string name;
   std::vector<std::string> aliases;
@@ -102,6 +109,7 @@ struct ModelEntry {
   bool waits = false;       // while it is absent, requests wait for it and have it loaded
   std::size_t waiting = 0;  // such requests
   Counts counts;
+  LoadTimes last_load;                               // of what was loaded last
   std::uint64_t reserved = 0;                        // bytes
   std::uint64_t borrowed = 0;                        // bytes
   std::shared_ptr<inference::ModelService> service;  // what is loaded; null if nothing is

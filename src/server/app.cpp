@@ -237,6 +237,8 @@ std::size_t route_of(std::string_view path) {
   return static_cast<std::size_t>(std::find_if(std::begin(kRoutes), std::end(kRoutes), fits) - std::begin(kRoutes));
 }
 
+std::string_view pattern_of(std::size_t route) { return route < std::size(kRoutes) ? kRoutes[route].pattern : "none"; }
+
 http::Response status_json(int status, std::string_view word) {
   return {.status = status, .body = "{\"status\":\"" + std::string(word) + "\"}"};
 }
@@ -592,13 +594,21 @@ void App::Impl::metrics_page(Context context) {
     process.spans_dropped = spans.dropped;
   }
   for (const ResponseCounts::Count& each : responses->counts()) {
-    process.http_responses.push_back(
-        {each.route < std::size(kRoutes) ? kRoutes[each.route].pattern : "none", each.status, each.count});
+    process.http_responses.push_back({pattern_of(each.route), each.status, each.count});
   }
+  for (std::size_t route = 0; route <= responses->none(); ++route) {
+    inference::Histogram seconds = responses->durations(route);
+    if (std::any_of(seconds.counts().begin(), seconds.counts().end(), [](std::uint64_t n) { return n > 0; }))
+      process.http_durations.push_back({pattern_of(route), std::move(seconds)});
+  }
+  process.version = options.version;
+  process.kernels = options.kernels;
   std::vector<metrics::RegisteredModel> registered;
   for (const auto& entry : registry.list()) {
     registered.push_back({entry.name, registry::state_name(entry.state), entry.reserved, entry.borrowed,
-                          entry.counts.loads, entry.counts.failures, entry.counts.evictions, entry.counts.unloads});
+                          entry.counts.loads, entry.counts.failures, entry.counts.evictions, entry.counts.unloads,
+                          entry.last_load.fetch, entry.last_load.wait, entry.last_load.load});
+    if (entry.service) registered.back().replicas = entry.service->replicas();
     for (const std::string& target : entry.fallbacks)
       registered.back().fallbacks.emplace_back(target, fallbacks->count(entry.name, target));
   }

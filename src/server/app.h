@@ -27,6 +27,7 @@ struct SpanCounts {
 
 struct AppOptions {
   std::string version;
+  std::string kernels;                                 // the instruction set; only told
   std::chrono::milliseconds request_timeout{600'000};  // of one inference request: 408; 0 = none
   Tracing tracing;
   std::function<SpanCounts()> span_counts;        // for /metrics; may be empty

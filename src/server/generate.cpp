@@ -372,6 +372,7 @@ void Call::add_spans(const inference::Timings& timings) {
   const std::pair<std::string_view, double> phases[] = {
       {"queue", timings.queue}, {"prefill", timings.prefill}, {"decode", timings.decode}};
   for (const auto& [name, seconds] : phases) {
+    if (seconds <= 0) continue;  // a remote engine does not tell of its queue
     trace::Span span;
     span.context = trace::child_of(info_.trace);
     span.parent_id = info_.trace.span_id;

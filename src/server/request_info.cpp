@@ -90,13 +90,13 @@ void end_span(const RequestInfo& info, const Outcome& outcome) {
 }  // namespace
 
 void finish_request(const RequestInfo& info, const Outcome& outcome) {
-  if (info.counts) info.counts->add(info.route, outcome.status);
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - info.start;
+  if (info.counts) info.counts->add(info.route, outcome.status, took.count() / 1e3);
   if (info.traced != nullptr) end_span(info, outcome);
   const log::Level level = outcome.status == 500 ? log::Level::error  // our own fault
                            : info.quiet && outcome.status != 401 && outcome.status != 403 ? log::Level::debug
                                                                                           : log::Level::info;
   if (!log::enabled(level)) return;
-  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - info.start;
   std::array<log::Field, 16> fields;
   std::size_t count = 0;
   const auto add = [&](log::Field field) { fields[count++] = std::move(field); };

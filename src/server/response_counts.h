@@ -1,4 +1,5 @@
-// How many answers each route has given with each status: a fixed table of counters, whatever clients ask for.
+// How many answers each route has given with each status, and how long they took: a fixed table of counters, whatever
+// clients ask for.
 #pragma once
 
 #include <array>
@@ -6,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <vector>
+
+#include "inference/stats.h"
 
 namespace xgen::server {
 
@@ -22,13 +25,20 @@ class ResponseCounts {
 
   // Stands for requests that no route was found for.
   std::size_t none() const { return rows_.size() - 1; }
-  void add(std::size_t route, int status);
+  void add(std::size_t route, int status, double seconds);
   // Those that are not 0, by route and status.
   std::vector<Count> counts() const;
+  // Of a route's answers, from the end of the request's head to the end of the answer; in seconds.
+  inference::Histogram durations(std::size_t route) const;
 
  private:
   static constexpr std::array kStatuses{200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 499, 500, 503, 505, 0};
-  std::vector<std::array<std::atomic<std::uint64_t>, kStatuses.size()>> rows_;
+  struct Row {
+    std::array<std::atomic<std::uint64_t>, kStatuses.size()> statuses{};
+    std::array<std::atomic<std::uint64_t>, inference::kHttpBuckets.size() + 1> buckets{};
+    std::atomic<std::uint64_t> nanoseconds{0};
+  };
+  std::vector<Row> rows_;
 };
 
 }  // namespace xgen::server

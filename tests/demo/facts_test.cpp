@@ -33,21 +33,37 @@ std::set<std::string> mentioned(std::string_view list) {
   return names;
 }
 
+// What the built-in model has not been taught yet: it is trained again now and then, not with every key.
+const std::set<std::string> kUntaughtRoutes = {
+    "/admin/log-level",
+};
+const std::set<std::string> kUntaughtKeys = {
+    "log.content",
+    "tracing.ca_file",
+    "tracing.endpoint",
+    "tracing.sample",
+};
+
 TEST(DemoFacts, RoutesAreTodaysRoutes) {
   std::set<std::string> routes;
   for (const std::string& route : server::route_list()) routes.insert(route.substr(route.find(' ') + 1));
+  for (const std::string& route : kUntaughtRoutes) {
+    EXPECT_EQ(routes.erase(route), 1u) << route << " is no route";
+    EXPECT_FALSE(mentioned("routes").contains(route)) << route << " has been taught";
+  }
   EXPECT_EQ(mentioned("routes"), routes);
 }
 
 TEST(DemoFacts, KeysAreTodaysKeys) {
   const std::vector<std::string> names = config::key_names();
   const std::set<std::string> keys(names.begin(), names.end());
+  for (const std::string& key : kUntaughtKeys) EXPECT_TRUE(keys.contains(key)) << key << " is no key";
   for (const std::string& key : mentioned("config_keys")) EXPECT_TRUE(keys.contains(key)) << key;
   // Keys whose names are everyday words are found among the words of the answers about their section.
   const auto& words = facts().at("words").as_object();
   for (const std::string& key : keys) {
     const std::string section = key.substr(0, key.find('.')), name = key.substr(key.find('.') + 1);
-    if (section == "defaults" || mentioned("config_keys").contains(key)) continue;
+    if (section == "defaults" || mentioned("config_keys").contains(key) || kUntaughtKeys.contains(key)) continue;
     const auto* spoken = words.if_contains(section);
     ASSERT_NE(spoken, nullptr) << key << " is spoken of nowhere";
     const auto& list = spoken->as_array();

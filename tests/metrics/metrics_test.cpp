@@ -46,6 +46,69 @@ TEST(Metrics, AnswersHaveRouteAndStatus) {
   EXPECT_THAT(reference_markdown(), HasSubstr("`xgen_http_responses_total`"));
 }
 
+TEST(Metrics, DurationsOfRoutes) {
+  ProcessSample process;
+  inference::Histogram seconds(inference::kHttpBuckets);
+  seconds.observe(0.02);
+  seconds.observe(400);
+  process.http_durations = {{"/v1/models/{id}", seconds}};
+  process.version = "1.2";
+  process.kernels = "avx2";
+  const std::string text = render({}, process);
+  EXPECT_THAT(text, HasSubstr("# TYPE xgen_http_request_duration_seconds histogram\n"));
+  EXPECT_THAT(text, HasSubstr("_bucket{route=\"/v1/models/{id}\",le=\"0.01\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("_bucket{route=\"/v1/models/{id}\",le=\"0.025\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("_bucket{route=\"/v1/models/{id}\",le=\"+Inf\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr("xgen_http_request_duration_seconds_sum{route=\"/v1/models/{id}\"} 400.02\n"));
+  EXPECT_THAT(text, HasSubstr("xgen_build_info{version=\"1.2\",kernels=\"avx2\"} 1\n"));
+}
+
+TEST(Metrics, FactsOfTheKvCache) {
+  ModelSample models[2];
+  models[0].name = "a";
+  models[0].stats.kv_block_size = 16;
+  models[0].stats.kv_blocks = 100;
+  models[0].stats.kv_dtype = "F16";
+  models[0].stats.prefix_caching = true;
+  models[1].name = "far";
+  const std::string text = render(models, {});
+  EXPECT_THAT(text, HasSubstr("vllm:cache_config_info{engine=\"0\",model_name=\"a\",block_size=\"16\",num_gpu_blocks="
+                              "\"100\",cache_dtype=\"f16\",enable_prefix_caching=\"True\"} 1\n"));
+  EXPECT_THAT(text, ::testing::Not(HasSubstr("cache_config_info{engine=\"0\",model_name=\"far\"")));
+}
+
+TEST(Metrics, LoadsAndReplicas) {
+  RegisteredModel models[2];
+  models[0].name = "a";
+  models[0].loads = 1;
+  models[0].fetch_seconds = 3;
+  models[0].load_seconds = 0.5;
+  models[0].replicas = {{.name = "http://r:1",
+                         .healthy = true,
+                         .open = true,
+                         .in_flight = 2,
+                         .sent = 9,
+                         .failures = 3,
+                         .ejections = 1,
+                         .chunks = 40,
+                         .matched_chunks = 30}};
+  models[1].name = "never";
+  const std::string text = render_registry(models, {});
+  for (const char* each : {"xgen_model_load_seconds{model_name=\"a\",phase=\"fetch\"} 3\n",
+                           "xgen_model_load_seconds{model_name=\"a\",phase=\"wait\"} 0\n",
+                           "xgen_model_load_seconds{model_name=\"a\",phase=\"load\"} 0.5\n",
+                           "xgen_replica_up{model_name=\"a\",replica=\"http://r:1\"} 1\n",
+                           "xgen_replica_circuit_open{model_name=\"a\",replica=\"http://r:1\"} 1\n",
+                           "xgen_replica_requests_in_flight{model_name=\"a\",replica=\"http://r:1\"} 2\n",
+                           "xgen_replica_requests_total{model_name=\"a\",replica=\"http://r:1\"} 9\n",
+                           "xgen_replica_failures_total{model_name=\"a\",replica=\"http://r:1\"} 3\n",
+                           "xgen_replica_ejections_total{model_name=\"a\",replica=\"http://r:1\"} 1\n",
+                           "xgen_replica_prompt_chunks_total{model_name=\"a\",replica=\"http://r:1\"} 40\n",
+                           "xgen_replica_matched_chunks_total{model_name=\"a\",replica=\"http://r:1\"} 30\n"})
+    EXPECT_THAT(text, HasSubstr(each));
+  EXPECT_THAT(text, ::testing::Not(HasSubstr("xgen_model_load_seconds{model_name=\"never\"")));
+}
+
 TEST(Metrics, FallbacksHaveModelAndTarget) {
   RegisteredModel model;
   model.name = "a";
