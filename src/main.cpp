@@ -13,11 +13,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <future>
 #include <iterator>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -30,6 +32,7 @@
 #include "base/units.h"
 #include "base/worker_pool.h"
 #include "config/config.h"
+#include "crash.h"
 #include "http/client.h"
 #include "http/server.h"
 #include "kernels/kernel_table.h"
@@ -41,6 +44,7 @@
 #include "server/api_keys.h"
 #include "server/app.h"
 #include "server/lifecycle.h"
+#include "systemd.h"
 #include "trace/otlp_exporter.h"
 
 namespace xgen {
@@ -534,9 +538,41 @@ void keep_heaps_small() {
   mallopt(M_TRIM_THRESHOLD, kBytes);
 }
 
+// "Loading models: 45%".
+std::string loading_status(const registry::Registry& registry) {
+  double progress = 0;
+  int count = 0;
+  for (const registry::ModelEntry& each : registry.list()) {
+    if (each.on_demand) continue;
+    progress += each.progress;
+    ++count;
+  }
+  return "Loading models: " + std::to_string(static_cast<int>(100 * progress / std::max(count, 1))) + "%";
+}
+
+// Tells the service manager what goes on: while models load, that they do; then, as often as it wants to hear it, that
+// the engines move on.
+void report(const std::stop_token& stop, const ServiceManager& manager, const server::App& app,
+            const registry::Registry& registry, const server::Lifecycle& lifecycle) {
+  std::mutex mutex;
+  std::condition_variable_any woken;
+  std::unique_lock lock(mutex);
+  const auto interval = std::min<std::chrono::milliseconds>(manager.watchdog().value_or(ServiceManager::kPatience / 3),
+                                                            ServiceManager::kPatience / 3);
+  while (!stop.stop_requested()) {
+    if (lifecycle.state() == server::Lifecycle::State::starting) manager.loading(loading_status(registry));
+    if (manager.watchdog() && app.live()) manager.alive();
+    woken.wait_for(lock, stop, interval, [] { return false; });
+  }
+}
+
 int serve(const Flags& flags) {
   const Clock::time_point start = Clock::now();
   keep_heaps_small();
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which tell of crashes themselves
+  log_crashes();
+#endif
+  const ServiceManager manager;
   // Never destroyed: its thread runs until the process ends.
   static Signals& signals = *new Signals;
 
@@ -568,6 +604,7 @@ int serve(const Flags& flags) {
   app_options.version = XGEN_VERSION;
   app_options.kernels = machine->kernels->name;
   app_options.request_timeout = config->server.request_timeout;
+  app_options.stall_limit = config->server.stall_limit;
   app_options.reject_unknown_fields = config->server.unknown_fields == "reject";
   app_options.open_connections = [&] {
     const http::Server* server = http_server.load();
@@ -616,7 +653,13 @@ int serve(const Flags& flags) {
   if (Status status = registry.apply(std::move(planned->definitions)); !status)
     return complain(kMisused, status.error().message);
   // Only now: an older list must not come after a newer one.
-  if (has_file) reloader.emplace(config->file, [&] { return reload(flags, *config, *machine, registry, current); });
+  if (has_file)
+    reloader.emplace(config->file, [&] {
+      manager.reloading();
+      auto outcome = reload(flags, *config, *machine, registry, current);
+      manager.ready(outcome ? "Serving" : "Serving; the changed configuration is not valid");
+      return outcome;
+    });
   if (keys != nullptr) keys_reloader.emplace(keys_file, [&] { return load_keys(keys_file, *keys); });
   if (reloads) {
     signals.on_hangup([&] {
@@ -625,6 +668,7 @@ int serve(const Flags& flags) {
     });
   }
   (*http)->start();
+  const std::jthread reporter(report, std::cref(manager), std::cref(app), std::cref(registry), std::cref(lifecycle));
   const double bind_ms = ms_since(start) - plan_ms;
   if (Status status = load_at_start(registry, *config); !status) {
     signals.on_hangup({});
@@ -632,6 +676,7 @@ int serve(const Flags& flags) {
   }
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();
+  manager.ready("Serving");
   print_hints(registry, config->server.host, (*http)->port(), keys != nullptr);
   log::info("server", "ready",
             {{"ms", log::Decimal{ms_since(start), 1}},
@@ -644,6 +689,7 @@ int serve(const Flags& flags) {
 
   const int signal = signals.wait();
   signals.on_hangup([] { log::warn("config", "not reloaded; the server is ending"); });
+  manager.stopping(config->server.drain_delay + config->server.drain_timeout + 2 * kLastWords, "Finishing requests");
   drain(signal, config->server, lifecycle, **http, registry, *machine->remotes);
   return 0;
 }

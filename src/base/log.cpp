@@ -54,6 +54,7 @@ Field::Field(std::string_view name, Decimal number) : key(name), is_number(std::
 
 void set_level(Level level) { g_level.store(level, std::memory_order_relaxed); }
 void set_format(Format format) { g_format.store(format, std::memory_order_relaxed); }
+Format format() { return g_format.load(std::memory_order_relaxed); }
 Level level() { return g_level.load(std::memory_order_relaxed); }
 std::string_view level_name(Level level) { return kLevelNames[static_cast<std::size_t>(level)]; }
 std::optional<Level> level_of(std::string_view name) {
@@ -69,7 +70,7 @@ void write(Level level, std::string_view component, std::string_view message, st
   std::string line;
   line.reserve(160);
   const std::string_view name = level_name(level);
-  if (g_format.load(std::memory_order_relaxed) == Format::json) {
+  if (format() == Format::json) {
     line += "{\"time\":\"";
     append_time(line);
     line += "\",\"level\":\"";

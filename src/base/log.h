@@ -44,6 +44,7 @@ struct Field {
 void set_level(Level level);
 void set_format(Format format);
 bool enabled(Level level);
+Format format();
 Level level();
 std::string_view level_name(Level level);
 // Nothing for a name that is none.

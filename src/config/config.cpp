@@ -259,6 +259,10 @@ const std::vector<Key<Server>>& server_keys() {
                "A kept-alive connection without a request is closed after this."),
       duration("request_timeout", &Server::request_timeout, milliseconds(0),
                "Longest time for one request, queueing included, else 408; 0 sets no limit."),
+      duration(
+          "stall_limit", &Server::stall_limit, milliseconds(1000),
+          "An engine's step that runs for longer hangs: `/health/live` answers 503, and systemd's watchdog is told "
+          "nothing more, so that the process is restarted."),
       duration("drain_delay", &Server::drain_delay, milliseconds(0),
                "After SIGTERM: still accept requests for so long, not ready, so that load balancers can notice."),
       duration("drain_timeout", &Server::drain_timeout, milliseconds(0),

@@ -32,6 +32,7 @@ struct Server {
   milliseconds write_timeout{30'000};
   milliseconds idle_timeout{75'000};
   milliseconds request_timeout{600'000};
+  milliseconds stall_limit{60'000};
   milliseconds drain_delay{5'000};
   milliseconds drain_timeout{30'000};
   std::string unknown_fields = "reject";  // reject | warn

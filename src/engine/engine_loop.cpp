@@ -11,9 +11,8 @@
 namespace xgen::engine {
 namespace {
 
-// A step that takes longer is worth a warning, and much longer means that it hangs.
+// A step that takes longer is worth a warning.
 constexpr double kDegradedAfterSeconds = 60;
-constexpr double kDeadAfterSeconds = 600;
 constexpr int kMaxRetryAfterSeconds = 60;
 constexpr int kRetryAfterFailureSeconds = 30;
 
@@ -495,8 +494,7 @@ inference::Health EngineLoop::health() const {
   const std::int64_t began = step_began_.load(std::memory_order_relaxed);
   if (began != 0) health.seconds_since_step = static_cast<double>(clock_ns(Clock::now()) - began) * 1e-9;
   if (health.seconds_since_step > kDegradedAfterSeconds) {
-    health.state = health.seconds_since_step > kDeadAfterSeconds ? inference::Health::State::dead
-                                                                 : inference::Health::State::degraded;
+    health.state = inference::Health::State::degraded;
     health.detail =
         "the current step has been running for " + std::to_string(static_cast<int>(health.seconds_since_step)) + " s";
   }

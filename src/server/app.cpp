@@ -76,6 +76,7 @@ struct App::Impl {
   void model(Context context);
   void health(Context context);
   void live(Context context);
+  bool moves() const;
   void ready(Context context);
   void startup(Context context);
   void version(Context context);
@@ -544,15 +545,19 @@ void App::Impl::health(Context context) {
   context.respond(status_json(200, state == State::draining ? "draining" : "ok"));
 }
 
-void App::Impl::live(Context context) {
+bool App::Impl::moves() const {
   const double limit = std::chrono::duration<double>(options.stall_limit).count();
-  for (const auto& entry : registry.list()) {
-    if (!entry.service) continue;
+  const std::vector<registry::ModelEntry> entries = registry.list();
+  return std::none_of(entries.begin(), entries.end(), [limit](const registry::ModelEntry& entry) {
+    if (!entry.service) return false;
     const inference::Health health = entry.service->health();
-    if (health.state == inference::Health::State::dead || health.seconds_since_step > limit)
-      return context.respond({.status = 503, .body = models_state_json("hanging", context.known)});
-  }
-  context.respond(status_json(200, "ok"));
+    return health.state == inference::Health::State::dead || health.seconds_since_step > limit;
+  });
+}
+
+void App::Impl::live(Context context) {
+  if (moves()) return context.respond(status_json(200, "ok"));
+  context.respond({.status = 503, .body = models_state_json("hanging", context.known)});
 }
 
 void App::Impl::ready(Context context) {
@@ -721,6 +726,8 @@ void App::Impl::management_gpus(Context context) { context.respond({.body = R"({
 App::App(AppOptions options, registry::Registry& registry, Lifecycle& lifecycle)
     : impl_(std::make_unique<Impl>(std::move(options), registry, lifecycle)) {}
 App::~App() = default;
+
+bool App::live() const { return impl_->moves(); }
 
 http::Handler App::handler() {
   return [impl = impl_.get()](std::shared_ptr<http::Exchange> exchange) { impl->handle(std::move(exchange)); };

@@ -55,6 +55,9 @@ class App {
   http::Handler handler();
   http::ErrorPage error_page();
 
+  // Whether every engine moves on: what /health/live answers.
+  bool live() const;
+
   struct Impl;
 
  private:

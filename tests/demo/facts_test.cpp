@@ -38,10 +38,7 @@ const std::set<std::string> kUntaughtRoutes = {
     "/admin/log-level",
 };
 const std::set<std::string> kUntaughtKeys = {
-    "log.content",
-    "tracing.ca_file",
-    "tracing.endpoint",
-    "tracing.sample",
+    "log.content", "server.stall_limit", "tracing.ca_file", "tracing.endpoint", "tracing.sample",
 };
 
 TEST(DemoFacts, RoutesAreTodaysRoutes) {
