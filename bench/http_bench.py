@@ -37,12 +37,12 @@ def wait_ready(port, child):
 
 
 @contextlib.contextmanager
-def serving(command):
+def serving(command, pass_fds=()):
     """A server started by `command` and a free port: (port, process)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    child = subprocess.Popen([*command, "--port", port], stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([*command, "--port", port], stdout=subprocess.DEVNULL, pass_fds=pass_fds)
     try:
         wait_ready(port, child)
         yield port, child
