@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -12,6 +16,7 @@
 #include "api/json_writer.h"
 #include "api/requests.h"
 #include "base/log.h"
+#include "base/prep_thread.h"
 #include "metrics/metrics.h"
 #include "server/admin.h"
 #include "server/generate.h"
@@ -50,6 +55,73 @@ struct Context {
 
 namespace {
 
+// A body that is larger is parsed on a thread of its own: the server thread has probes to answer.
+constexpr std::size_t kInlineBody = 64 << 10;
+constexpr std::size_t kMaxLargeBodies = 64;  // that wait for it; server.max_body and the server bound their size
+
+// A request whose body is being parsed elsewhere. Everything but the parsing happens on its server thread.
+template <class Call>
+class LargeBody final : public http::ExchangeListener, public std::enable_shared_from_this<LargeBody<Call>> {
+ public:
+  using Parse = std::function<Result<Call>(const std::string& body)>;
+  using Then = std::function<void(Context context, Result<Call> call)>;
+  LargeBody(Context context, Parse parse, Then then)
+      : context_(std::move(context)), parse_(std::move(parse)), then_(std::move(then)) {}
+
+  void start(PrepThread& thread, std::string body) {
+    const std::shared_ptr<http::Exchange> exchange = context_.exchange;
+    exchange->set_listener(this->shared_from_this());
+    auto shared = std::make_shared<std::string>(std::move(body));  // std::function copies
+    const bool queued = thread.post([self = this->shared_from_this(), exchange, shared] {
+      Result<Call> call = self->contained(*shared);
+      shared->clear();
+      shared->shrink_to_fit();
+      {
+        std::lock_guard lock(self->mutex_);
+        self->call_ = std::move(call);
+      }
+      exchange->wake();
+    });
+    if (queued || closed_) return;
+    closed_ = true;
+    Error error = make_error(ErrorCode::overloaded, "Too many large requests are being read already.");
+    error.retry_after_s = 1;
+    std::exchange(context_, {}).fail(error);
+  }
+
+  void on_wake() override {
+    std::optional<Result<Call>> call;
+    {
+      std::lock_guard lock(mutex_);
+      call = std::exchange(call_, std::nullopt);
+    }
+    if (!call || std::exchange(closed_, true)) return;
+    then_(std::exchange(context_, {}), *std::move(call));
+  }
+  void on_close() override {
+    if (std::exchange(closed_, true)) return;
+    const Context context = std::exchange(context_, {});
+    finish_request(context.info, {.status = 499, .reason = "the client went away"});
+  }
+
+ private:
+  // What is thrown there, for want of memory above all, fails this request alone.
+  Result<Call> contained(const std::string& body) const {
+    try {
+      return parse_(body);
+    } catch (const std::exception& fault) {
+      return make_error(ErrorCode::internal, std::string("The request could not be read: ") + fault.what());
+    }
+  }
+
+  Context context_;
+  const Parse parse_;
+  const Then then_;
+  bool closed_ = false;  // or handed on
+  std::mutex mutex_;
+  std::optional<Result<Call>> call_;
+};
+
 // Who is answered: everybody, or whoever has a key with this scope; operators also without (see check_operator).
 enum class For : unsigned char { all, inference, metrics, operators };
 
@@ -68,6 +140,13 @@ struct App::Impl {
   void chat_completions(Context context) { generate_route(std::move(context), api::Endpoint::chat); }
   void completions(Context context) { generate_route(std::move(context), api::Endpoint::completions); }
   void generate_route(Context context, api::Endpoint endpoint);
+  void generate_call(Context context, api::GenerateCall call, int hops);
+  void tokenize_call(Context context, api::TokenizeCall call, int hops);
+  void detokenize_call(Context context, api::DetokenizeCall call, int hops);
+  // Parses the body, here or elsewhere by its size, and goes on with what it says; `then` is one of the above.
+  template <class Call>
+  void with_body(Context context, std::function<Result<Call>(const std::string& body)> parse,
+                 void (Impl::*then)(Context context, Call call, int hops));
   Status admit(Context& context, For who) const;
   Status take_rate(Context& context, const std::vector<inference::GenerateRequest>& requests, RateShare& share) const;
   void tokenize(Context context);
@@ -108,6 +187,8 @@ struct App::Impl {
   std::string fingerprint;
   std::shared_ptr<ResponseCounts> responses;  // shared, because exchanges may outlive the app
   std::shared_ptr<FallbackCounts> fallbacks = std::make_shared<FallbackCounts>();
+  std::once_flag first_large_body;
+  std::unique_ptr<PrepThread> bodies;  // reads large ones; last: its work uses the above
 };
 
 namespace {
@@ -403,30 +484,51 @@ Result<int> hops_of(const http::Request& request) {
 
 }  // namespace
 
-void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
+template <class Call>
+void App::Impl::with_body(Context context, std::function<Result<Call>(const std::string& body)> parse,
+                          void (Impl::*then)(Context context, Call call, int hops)) {
   const auto hops = hops_of(context.exchange->request());
   if (!hops) return context.fail(hops.error());
-  auto call = api::parse_generate(endpoint, context.exchange->request().body, {options.reject_unknown_fields});
+  std::string body = std::move(context.exchange->request().body);
   // Thousands of requests may wait for tokens: nothing of theirs is kept that is not needed any more.
   context.exchange->request() = {};
-  if (!call) return context.fail(call.error());
-  log_unknown(context, call->unknown);
+  auto go_on = [this, then, hops = *hops](Context with, Result<Call> call) {
+    if (!call) return with.fail(call.error());
+    log_unknown(with, call->unknown);
+    (this->*then)(std::move(with), *std::move(call), hops);
+  };
+  if (body.size() <= kInlineBody) return go_on(std::move(context), parse(body));
+  std::call_once(first_large_body, [this] { bodies = std::make_unique<PrepThread>(kMaxLargeBodies); });
+  std::make_shared<LargeBody<Call>>(std::move(context), std::move(parse), std::move(go_on))
+      ->start(*bodies, std::move(body));
+}
+
+void App::Impl::generate_route(Context context, api::Endpoint endpoint) {
+  with_body<api::GenerateCall>(
+      std::move(context),
+      [endpoint, strict = options.reject_unknown_fields](const std::string& body) {
+        return api::parse_generate(endpoint, body, {strict});
+      },
+      &Impl::generate_call);
+}
+
+void App::Impl::generate_call(Context context, api::GenerateCall call, int hops) {
   RateShare share;
-  if (Status taken = take_rate(context, call->requests, share); !taken) return context.fail(taken.error());
+  if (Status taken = take_rate(context, call.requests, share); !taken) return context.fail(taken.error());
   const auto deadline = deadline_of(context);
-  for (auto& request : call->requests) {
+  for (auto& request : call.requests) {
     request.deadline = deadline;
-    request.hops = *hops;
+    request.hops = hops;
   }
-  FallbackRoute route(registry, fallbacks, call->model, context.info.id, deadline);
+  FallbackRoute route(registry, fallbacks, call.model, context.info.id, deadline);
   const auto service = route.next(nullptr);
   if (!service) return context.fail(service.error());
   // A fallback refuses by itself, and the route goes on.
-  if (endpoint == api::Endpoint::chat && !route.fell_back() && !(*service)->capabilities().chat)
+  if (call.endpoint == api::Endpoint::chat && !route.fell_back() && !(*service)->capabilities().chat)
     return context.fail(make_error(ErrorCode::unsupported,
-                                   "The model '" + call->model + "' has no chat template; use /v1/completions.",
+                                   "The model '" + call.model + "' has no chat template; use /v1/completions.",
                                    "messages"));
-  generate(std::move(context.exchange), std::move(context.info), std::move(*call), std::move(route), **service,
+  generate(std::move(context.exchange), std::move(context.info), std::move(call), std::move(route), **service,
            fingerprint, std::move(share));
 }
 
@@ -440,21 +542,22 @@ Result<std::shared_ptr<inference::ModelService>> App::Impl::find_model(std::stri
 }
 
 void App::Impl::tokenize(Context context) {
-  const auto hops = hops_of(context.exchange->request());
-  if (!hops) return context.fail(hops.error());
-  auto call = api::parse_tokenize(context.exchange->request().body, {options.reject_unknown_fields});
-  context.exchange->request() = {};
-  if (!call) return context.fail(call.error());
-  log_unknown(context, call->unknown);
+  with_body<api::TokenizeCall>(
+      std::move(context),
+      [strict = options.reject_unknown_fields](const std::string& body) { return api::parse_tokenize(body, {strict}); },
+      &Impl::tokenize_call);
+}
+
+void App::Impl::tokenize_call(Context context, api::TokenizeCall call, int hops) {
   RateShare share;
   if (Status taken = take_rate(context, {}, share); !taken) return context.fail(taken.error());
-  const auto service = find_model(call->model);
+  const auto service = find_model(call.model);
   if (!service) return context.fail(service.error());
-  call->request.deadline = deadline_of(context);
-  call->request.hops = *hops;
-  (*service)->tokenize_async(std::move(call->request),
+  call.request.deadline = deadline_of(context);
+  call.request.hops = hops;
+  (*service)->tokenize_async(std::move(call.request),
                              [context = std::move(context), model = *service,
-                              with_strings = call->return_token_strs](Result<inference::Tokenized> result) mutable {
+                              with_strings = call.return_token_strs](Result<inference::Tokenized> result) mutable {
                                if (!result) return context.fail(result.error());
                                // Not before: the model may have been loaded for this.
                                const int max_model_len = model->capabilities().max_model_len;
@@ -463,19 +566,22 @@ void App::Impl::tokenize(Context context) {
 }
 
 void App::Impl::detokenize(Context context) {
-  const auto hops = hops_of(context.exchange->request());
-  if (!hops) return context.fail(hops.error());
-  auto call = api::parse_detokenize(context.exchange->request().body, {options.reject_unknown_fields});
-  context.exchange->request() = {};
-  if (!call) return context.fail(call.error());
-  log_unknown(context, call->unknown);
+  with_body<api::DetokenizeCall>(
+      std::move(context),
+      [strict = options.reject_unknown_fields](const std::string& body) {
+        return api::parse_detokenize(body, {strict});
+      },
+      &Impl::detokenize_call);
+}
+
+void App::Impl::detokenize_call(Context context, api::DetokenizeCall call, int hops) {
   RateShare share;
   if (Status taken = take_rate(context, {}, share); !taken) return context.fail(taken.error());
-  const auto service = find_model(call->model);
+  const auto service = find_model(call.model);
   if (!service) return context.fail(service.error());
-  call->request.deadline = deadline_of(context);
-  call->request.hops = *hops;
-  (*service)->detokenize_async(std::move(call->request),
+  call.request.deadline = deadline_of(context);
+  call.request.hops = hops;
+  (*service)->detokenize_async(std::move(call.request),
                                [context = std::move(context)](Result<std::string> result) mutable {
                                  if (!result) return context.fail(result.error());
                                  context.respond({.body = api::detokenize_json(*result)});

@@ -353,6 +353,45 @@ TEST_F(ControllerTest, WhatIsAskedAndAnsweredIsLoggedOnlyWhereThatIsWanted) {
   }
 }
 
+// Bodies of this size are parsed beside the server thread.
+TEST_F(ControllerTest, LargeBodiesAreAnsweredLikeOthers) {
+  start();
+  const std::string filler(200'000, ' ');
+  EXPECT_EQ(parse(post("/v1/completions", completion("say Hello") + filler).body).at("choices").at(0).at("text"),
+            "Hello");
+  const Answer stream =
+      post("/v1/chat/completions",
+           R"({"model":"scripted","stream":true,"messages":[{"role":"user","content":"say Hello"}]})" + filler);
+  EXPECT_EQ(stream.status, 200);
+  EXPECT_THAT(stream.body, HasSubstr("data: [DONE]"));
+  EXPECT_THAT(post("/tokenize", R"({"model":"scripted","prompt":"ab"})" + filler).body, HasSubstr("[97,98]"));
+  EXPECT_THAT(post("/detokenize", R"({"model":"scripted","tokens":[104,105]})" + filler).body, HasSubstr("hi"));
+  EXPECT_EQ(post("/v1/completions", "{" + filler).status, 400);
+  EXPECT_EQ(post("/v1/completions", R"({"model":"nobody","prompt":"x"})" + filler).status, 404);
+  // In order on one connection, with one that is small in between.
+  RawClient client(http->port());
+  const auto body = [&](const std::string& text, const std::string& more) {
+    const std::string all = completion("say " + text) + more;
+    return "POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: " + std::to_string(all.size()) + "\r\n\r\n" +
+           all;
+  };
+  client.send(body("one", filler) + body("two", "") + body("three", filler));
+  for (const char* each : {"one", "two", "three"}) EXPECT_THAT(client.read_answer().body, HasSubstr(each));
+}
+
+TEST_F(ControllerTest, WhoLeavesWhileItsBodyIsReadIsForgotten) {
+  start();
+  const std::string large = completion("hold") + std::string(8'000'000, ' ');
+  for (int i = 0; i < 20; ++i) {
+    RawClient client(http->port());
+    client.post("/v1/completions", large);
+  }
+  EXPECT_TRUE(eventually(
+      [&] { return get("/metrics").body.find(R"(route="/v1/completions",status="499"} 20)") != std::string::npos; }));
+  EXPECT_EQ(service->running.load(), 0);
+  EXPECT_EQ(post("/v1/completions", completion("say x")).status, 200);
+}
+
 TEST_F(ControllerTest, TheLogsLevelIsSetAtRunTime) {
   start();
   const auto ask = [&](const std::string& method, const std::string& body) {
