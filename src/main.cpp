@@ -538,8 +538,8 @@ void keep_heaps_small() {
   mallopt(M_TRIM_THRESHOLD, kBytes);
 }
 
-// "Loading models: 45%".
-std::string loading_status(const registry::Registry& registry) {
+// How far the models of the start are, 0-1.
+double loading_progress(const registry::Registry& registry) {
   double progress = 0;
   int count = 0;
   for (const registry::ModelEntry& each : registry.list()) {
@@ -547,11 +547,11 @@ std::string loading_status(const registry::Registry& registry) {
     progress += each.progress;
     ++count;
   }
-  return "Loading models: " + std::to_string(static_cast<int>(100 * progress / std::max(count, 1))) + "%";
+  return progress / std::max(count, 1);
 }
 
-// Tells the service manager what goes on: while models load, that they do; then, as often as it wants to hear it, that
-// the engines move on.
+// Tells the service manager what goes on: while models load, how far they are, and that it takes longer as long as they
+// move; then, as often as it wants to hear it, that the engines do.
 void report(const std::stop_token& stop, const ServiceManager& manager, const server::App& app,
             const registry::Registry& registry, const server::Lifecycle& lifecycle) {
   std::mutex mutex;
@@ -559,8 +559,13 @@ void report(const std::stop_token& stop, const ServiceManager& manager, const se
   std::unique_lock lock(mutex);
   const auto interval = std::min<std::chrono::milliseconds>(manager.watchdog().value_or(ServiceManager::kPatience / 3),
                                                             ServiceManager::kPatience / 3);
+  double before = -1;
   while (!stop.stop_requested()) {
-    if (lifecycle.state() == server::Lifecycle::State::starting) manager.loading(loading_status(registry));
+    if (lifecycle.state() == server::Lifecycle::State::starting) {
+      const double progress = loading_progress(registry);
+      manager.loading("Loading models: " + std::to_string(static_cast<int>(progress * 100)) + "%", progress > before);
+      before = progress;
+    }
     if (manager.watchdog() && app.live()) manager.alive();
     woken.wait_for(lock, stop, interval, [] { return false; });
   }

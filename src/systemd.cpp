@@ -36,8 +36,8 @@ ServiceManager::ServiceManager() {
   watchdog_ = std::chrono::milliseconds(std::max<std::uint64_t>(*interval / 1000 / 3, 1));
 }
 
-void ServiceManager::loading(const std::string& status) const {
-  tell("EXTEND_TIMEOUT_USEC=" + microseconds(kPatience) + "\nSTATUS=" + status);
+void ServiceManager::loading(const std::string& status, bool moves) const {
+  tell((moves ? "EXTEND_TIMEOUT_USEC=" + microseconds(kPatience) + "\n" : "") + "STATUS=" + status);
 }
 
 void ServiceManager::ready(const std::string& status) const { tell("READY=1\nSTATUS=" + status); }

@@ -13,7 +13,7 @@ class ServiceManager {
   ServiceManager();
 
   // Nothing is said without a socket, and nothing is waited for. `status`: for people.
-  void loading(const std::string& status) const;  // and it may take another kPatience
+  void loading(const std::string& status, bool moves) const;  // if it moves, it may take another kPatience
   void ready(const std::string& status) const;
   void reloading() const;  // ready() follows
   void stopping(std::chrono::milliseconds within, const std::string& status) const;
