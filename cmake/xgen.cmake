@@ -89,5 +89,5 @@ function(xgen_program)
                  ${PROJECT_SOURCE_DIR}/src/remote_models.cpp)
   target_compile_definitions(xgen-model PRIVATE XGEN_VERSION="${PROJECT_VERSION}")
   target_link_libraries(xgen-model PRIVATE xgen_server xgen_registry xgen_sources xgen_engine xgen_remote xgen_gateway
-                        xgen_config xgen_metrics xgen_demo)
+                        xgen_config xgen_import xgen_metrics xgen_demo)
 endfunction()
