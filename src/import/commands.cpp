@@ -77,11 +77,11 @@ void read_arguments(ModelReader& reader, const Engine& engine, const std::vector
     } else if (is_flag(word)) {
       const Rule* rule = nullptr;
       Option option = read_option(words, at, engine.rules, rule, file);
-      if (rule != nullptr && rule->names == "--model MODEL") model = true;
+      if (rule != nullptr && rule->names == "--model MODEL_TAG") model = true;
       reader.take(std::move(option), rule);
     } else if (!model) {
       model = true;
-      reader.take({"MODEL", word.text, place(file, word), word.open, false}, find_rule(engine.rules, "MODEL"));
+      reader.take({"MODEL", word.text, place(file, word), word.open, false}, find_rule(engine.rules, "MODEL_TAG"));
       ++at;
     } else {
       reader.say({word.text, "", place(file, word), word.open}, Group::unknown,
@@ -111,13 +111,14 @@ void read_wrapper(ModelReader& reader, const std::vector<Word>& words, std::size
 }
 
 // sh -c SCRIPT: the commands in it.
-std::optional<Result<std::vector<Command>>> shell_script(const std::vector<Word>& words, const std::string& file) {
+std::optional<Result<std::vector<Command>>> shell_script(const std::vector<Word>& words, const std::string& file,
+                                                         const Variables& known) {
   for (std::size_t i = 0; i + 2 < words.size(); ++i) {
     const std::string name = base_name(words[i].text);
     if (name != "sh" && name != "bash") continue;
     for (std::size_t k = i + 1; k + 1 < words.size() && words[k].text.starts_with('-'); ++k)
       if (!words[k].text.starts_with("--") && words[k].text.ends_with('c'))
-        return split_script(words[k + 1].text, file, words[k + 1].line);
+        return split_script(words[k + 1].text, file, words[k + 1].line, known);
   }
   return {};
 }
@@ -166,7 +167,7 @@ std::size_t docker_run(const std::vector<Word>& words) {
 
 }  // namespace
 
-const Rule* find_rule(Rules rules, std::string_view name) {
+const Rule* find_rule(Rules rules, std::string_view name, bool* exact) {
   std::string dashed(name);
   if (name.starts_with("--")) std::replace(dashed.begin(), dashed.end(), '_', '-');
   const Rule* family = nullptr;
@@ -175,7 +176,10 @@ const Rule* find_rule(Rules rules, std::string_view name) {
       const std::size_t end = names.find(' ');
       const std::string_view each = names.substr(0, end);
       names = end == std::string_view::npos ? std::string_view() : names.substr(end + 1);
-      if (each == dashed) return &rule;
+      if (each == dashed) {
+        if (exact != nullptr) *exact = true;
+        return &rule;
+      }
       if (family == nullptr && each.ends_with('*') && dashed.starts_with(each.substr(0, each.size() - 1)))
         family = &rule;
     }
@@ -207,7 +211,7 @@ const Engine* engine_of(const Container& container) {
   std::vector<Word> words = container.entrypoint;
   words.insert(words.end(), container.arguments.begin(), container.arguments.end());
   if (const Found found = find_engine(words); found.engine != nullptr) return found.engine;
-  if (const auto script = shell_script(words, ""); script && *script)
+  if (const auto script = shell_script(words, "", {}); script && *script)
     for (const Command& command : **script)
       if (const Found found = find_engine(command.words); found.engine != nullptr) return found.engine;
   return engine_of_image(container.image);
@@ -223,12 +227,18 @@ Status read_container(Draft& draft, const ImportOptions& options, Container cont
     reader.say(std::move(container.volume_options[i]), Group::maps,
                volume_text(engine, container.mounts[i], options.in_container));
   for (std::size_t i = 0; i < container.port_options.size(); ++i)
-    reader.say(std::move(container.port_options[i]), Group::maps, port_text(container.ports[i], options.in_container),
-               "server.port");
-  for (Option& each : container.environment) reader.take_variable(std::move(each));
+    container.ports[i].entry = reader.say(std::move(container.port_options[i]), Group::maps,
+                                          port_text(container.ports[i], options.in_container), "server.port");
+  Variables variables;
+  for (Option& each : container.environment) {
+    if (!each.open) variables[each.name] = each.value;
+    for (const std::vector<Word>* words : {&container.entrypoint, &container.arguments})
+      for (const Word& word : *words) each.used = each.used || uses_variable(word.text, each.name);
+    reader.take_variable(std::move(each));
+  }
   std::vector<Word> words = std::move(container.entrypoint);
   words.insert(words.end(), container.arguments.begin(), container.arguments.end());
-  if (auto script = shell_script(words, file)) {
+  if (auto script = shell_script(words, file, variables)) {
     if (!*script) return std::move(*script).error();
     for (const Command& command : **script) {
       for (const Word& each : command.assignments) {
@@ -296,14 +306,20 @@ Mount parse_volume(std::string_view text) {
 }
 
 std::string volume_text(const Engine* engine, const Mount& mount, bool in_container) {
-  const bool cache = mount.to.find("huggingface") != std::string::npos || (engine == &kTgi && mount.to == "/data");
-  if (cache)
-    return "Python's cache of the Hub, which xgen-model shares: " +
-           std::string(in_container ? "mount it the same, and set " : "set ") +
-           (engine == &kTgi ? "HF_HUB_CACHE" : "HF_HOME") + "=" + (in_container ? mount.to : mount.from) +
-           " if it is not ~/.cache/huggingface.";
-  if (in_container) return "The same mount, so that paths in models.yaml are those of the container.";
-  return "Paths below " + mount.to + " are those below " + mount.from + " on this machine.";
+  const bool path = !mount.from.empty() && std::string_view("/.~$").find(mount.from[0]) != std::string_view::npos;
+  const std::string& here = in_container || !path ? mount.to : mount.from;
+  if (mount.to.find("huggingface") != std::string::npos) {
+    const std::string same = "Python's cache of the Hub, which xgen-model shares";
+    if (here == "~/.cache/huggingface" || here == "/root/.cache/huggingface") return same + ", at the same place.";
+    return same + ": set HF_HOME=" + here + ".";
+  }
+  std::string text =
+      in_container ? "The same mount, so that paths in models.yaml are those of the container."
+      : path       ? "Paths below " + mount.to + " are those below " + mount.from + " on this machine."
+                   : "A volume: mount it at " + mount.to + " as well, or put paths of this machine into models.yaml.";
+  if (engine == &kTgi && mount.to == "/data")
+    text += " TGI has the Hub's cache there, too: set HF_HUB_CACHE=" + here + " to use what it downloaded.";
+  return text;
 }
 
 std::string port_text(const PublishedPort& port, bool in_container) {
@@ -332,6 +348,9 @@ Status read_commands(Draft& draft, const ImportOptions& options, std::vector<Com
     told = exported.size();
     for (Option& each : own) reader.take_variable(std::move(each));
   };
+  const auto engines = std::count_if(commands.begin(), commands.end(), [](const Command& each) {
+    return find_engine(each.words).engine != nullptr || docker_run(each.words) < each.words.size();
+  });
   for (Command& command : commands) {
     std::vector<Word>& words = command.words;
     std::vector<Option> variables = variables_of(command);
@@ -340,7 +359,7 @@ Status read_commands(Draft& draft, const ImportOptions& options, std::vector<Com
       exported.insert(exported.end(), variables.begin(), variables.end());
       continue;
     }
-    const std::string label = draft.models() == 0 ? "" : "command " + std::to_string(draft.models() + 1);
+    const std::string label = engines < 2 ? "" : "command " + std::to_string(draft.models() + 1);
     const std::size_t docker = docker_run(words);
     if (docker < words.size()) {
       auto container = read_docker_run({words.begin() + static_cast<std::ptrdiff_t>(docker), words.end()}, 2, file);
@@ -357,7 +376,7 @@ Status read_commands(Draft& draft, const ImportOptions& options, std::vector<Com
       }
     }
     const Found found = docker < words.size() ? Found() : find_engine(words);
-    ModelReader reader(draft, options, found.engine, label, place(file, words[0]));
+    ModelReader reader(draft, options, found.engine, found.engine == nullptr ? "" : label, place(file, words[0]));
     if (found.engine == nullptr) {
       for (Option& each : variables) reader.take_variable(std::move(each));
       reader.say({joined(words, 0, words.size()), "", place(file, words[0])}, Group::none,

@@ -12,8 +12,8 @@ using E = Effect;
 constexpr std::string_view kStays = "The same for xgen-model: it stays where it is written.";
 constexpr std::string_view kGpu = "This version computes on the CPU: no GPU has to be given to it.";
 constexpr std::string_view kHealth =
-    "/health answers here as well; /health/startup, /health/live and /health/ready tell more, and within milliseconds "
-    "under load. A start takes a fraction of a second once the model is on disk.";
+    "/health answers here as well; /health/startup (with the progress of loading), /health/live and /health/ready tell "
+    "more. Probes have no keys and need none.";
 
 constexpr Rule kEnvironment[] = {
     {"HF_TOKEN HUGGING_FACE_HUB_TOKEN HUGGINGFACE_HUB_TOKEN HUGGINGFACE_TOKEN HUGGINGFACEHUB_API_TOKEN", one, maps,

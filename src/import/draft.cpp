@@ -229,11 +229,10 @@ std::string Draft::report_text() const {
     return std::to_string(
         std::count_if(entries_.begin(), entries_.end(), [&](const Entry& each) { return each.group == group; }));
   };
-  std::string out = "# Import of " + input_ + "\n\n" +
-                    (models_.size() == 1 ? "1 model" : std::to_string(models_.size()) + " models") + "; of " +
-                    std::to_string(entries_.size()) + " options " + count(Group::maps) + " map, " +
-                    count(Group::changes) + " change meaning, " + count(Group::none) + " have no counterpart, " +
-                    count(Group::unknown) + " are unknown.\n";
+  std::string out = "# Import of " + input_ + "\n\nModels: " + std::to_string(models_.size()) +
+                    ". Options: " + std::to_string(entries_.size()) + ", of which " + count(Group::maps) + " map, " +
+                    count(Group::changes) + " change meaning, " + count(Group::none) +
+                    " have no counterpart; unknown: " + count(Group::unknown) + ".\n";
   for (const auto& [group, title] : kGroups) {
     bool first = true;
     for (const Entry& each : entries_) {

@@ -59,6 +59,9 @@ Container read_one(const Document& document, const YAML::Node& node, const std::
     if (!container.environment.back().open)
       variables[container.environment.back().name] = container.environment.back().value;
   }
+  std::string words;
+  for (const char* key : {"command", "args"}) words += text_of(find(node, key)) + " ";
+  for (Option& each : container.environment) each.used = uses_variable(words, each.name);
   walk(document, node, container_rules(), [&](Option option, const Rule* rule, const YAML::Node& value) {
     switch (rule == nullptr ? Effect::say : rule->effect) {
       case Effect::environment:

@@ -43,6 +43,13 @@ std::optional<std::int64_t> whole_number(std::string_view text) {
   return static_cast<std::int64_t>(value * scale);
 }
 
+// "4GiB", or bytes.
+std::string size_text(std::int64_t bytes) {
+  for (const auto& [shift, unit] : {std::pair(30, "GiB"), std::pair(20, "MiB")})
+    if (bytes % (std::int64_t{1} << shift) == 0) return std::to_string(bytes >> shift) + unit;
+  return std::to_string(bytes);
+}
+
 bool means_no(std::string_view value) {
   const std::string word = lower(value);
   return word == "false" || word == "0" || word == "off" || word == "no";
@@ -61,8 +68,8 @@ bool is_hub_name(std::string_view text) {
 }
 
 bool is_path(std::string_view text) {
-  return text.starts_with('/') || text.starts_with('.') || text.starts_with('~') || text.ends_with(".gguf") ||
-         std::count(text.begin(), text.end(), '/') > 1;
+  return text.starts_with('/') || text.starts_with('.') || text.starts_with('~') || text.starts_with('$') ||
+         text.ends_with(".gguf") || std::count(text.begin(), text.end(), '/') > 1;
 }
 
 std::string stem(std::string_view path) {
@@ -82,8 +89,8 @@ ModelReader::ModelReader(Draft& draft, const ImportOptions& options, const Engin
   if (engine != nullptr) default_port_ = engine->port;
 }
 
-void ModelReader::say(Option option, Group group, std::string text, std::string_view key) {
-  draft_.report({model_.label, std::move(option), group, std::string(key), std::move(text)});
+std::size_t ModelReader::say(Option option, Group group, std::string text, std::string_view key) {
+  return draft_.report({model_.label, std::move(option), group, std::string(key), std::move(text)});
 }
 
 void ModelReader::take_script_variable(Option option, bool report) {
@@ -94,38 +101,51 @@ void ModelReader::take_script_variable(Option option, bool report) {
   } else if (rule != nullptr) {
     take(std::move(option), rule);
   } else {
-    if (names_secret(option.name)) {
-      draft_.hide(option.value);
-      option.value = kHidden;
-    }
+    if (names_secret(option.name)) hide(option);
     say(std::move(option), Group::maps, "A variable of the script: its value stands where it is used.");
   }
 }
 
 void ModelReader::take_variable(Option option, Rules more) {
-  const Rule* rule = engine_ == nullptr ? nullptr : find_rule(engine_->rules, option.name);
-  const Rule* other = find_rule(more, option.name);
-  if (other == nullptr) other = find_rule(environment_rules(), option.name);
-  // An exact name wins over all that begin so.
-  if (rule == nullptr || (other != nullptr && rule->names.ends_with('*'))) rule = other != nullptr ? other : rule;
-  take(std::move(option), rule);
+  const Rule* best = nullptr;
+  for (const Rules rules : {engine_ == nullptr ? Rules() : engine_->rules, more, environment_rules()}) {
+    bool exact = false;
+    const Rule* rule = find_rule(rules, option.name, &exact);
+    if (best == nullptr || exact) best = rule;
+    if (exact) break;
+  }
+  if (best == nullptr && option.used) {
+    if (names_secret(option.name)) hide(option);
+    say(std::move(option), Group::maps, "A variable: its value stands where it is used.");
+    return;
+  }
+  take(std::move(option), best);
+}
+
+// Several of one flag stand with blanks or commas between them. What names a secret, as a variable does, is shown.
+void ModelReader::hide(Option& option) {
+  if (option.value.empty() || option.value.starts_with('(') || option.value.starts_with('$')) return;
+  std::string rest = option.value + " ";
+  for (std::size_t end = 0; (end = rest.find_first_of(" ,")) != std::string::npos; rest.erase(0, end + 1))
+    draft_.hide(std::string_view(rest).substr(0, end));
+  option.value = kHidden;
 }
 
 void ModelReader::take(Option option, const Rule* rule) {
   if (rule == nullptr) {
-    if (names_secret(option.name)) {
-      draft_.hide(option.value);
-      if (!option.value.empty() && !option.value.starts_with('(')) option.value = kHidden;
-    }
+    if (names_secret(option.name)) hide(option);
     const bool variable = !option.name.starts_with('-');
-    return say(std::move(option), Group::unknown,
-               variable ? "Not known to `xgen-model import`, and not read by xgen-model."
-                        : "Not known to `xgen-model import`: look up what it does before you drop it.");
+    say(std::move(option), Group::unknown,
+        variable ? "Not known to `xgen-model import`, and not read by xgen-model."
+                 : "Not known to `xgen-model import`: look up what it does before you drop it.");
+    return;
   }
   Outcome outcome = apply(option, *rule);
   const std::size_t place =
       draft_.report({model_.label, std::move(option), outcome.group, std::move(outcome.key), std::move(outcome.text)});
   if (rule->effect == Effect::context) context_entry_ = place;
+  if (rule->effect == Effect::port) port_entry_ = place;
+  if (rule->effect == Effect::host) host_entry_ = place;
 }
 
 ModelReader::Outcome ModelReader::apply(Option& option, const Rule& rule) {
@@ -133,14 +153,7 @@ ModelReader::Outcome ModelReader::apply(Option& option, const Rule& rule) {
     case Effect::secret:
     case Effect::api_key: {
       if (rule.effect == Effect::api_key) draft_.hint_api_keys();
-      const bool file = option.name.ends_with("-file") || option.name.ends_with("_FILE");
-      if (!file) {
-        std::string rest = option.value + " ";  // several, of one flag
-        for (std::size_t end = 0; (end = rest.find_first_of(" ,")) != std::string::npos; rest.erase(0, end + 1))
-          draft_.hide(std::string_view(rest).substr(0, end));
-        if (!option.value.empty() && !option.value.starts_with('(') && !option.value.starts_with('$'))
-          option.value = kHidden;
-      }
+      if (!option.name.ends_with("-file") && !option.name.ends_with("_FILE")) hide(option);
       break;
     }
     case Effect::model:
@@ -271,7 +284,7 @@ ModelReader::Outcome ModelReader::number(const Rule& rule, const Option& option)
             std::string(rule.text) + " Left out, since " + option.value + " leaves it open there: its default holds."};
   if (!value) return {Group::unknown, std::string(rule.key), "Not a number: nothing was written."};
   if (rule.effect == Effect::gib) return set(rule, option, option.value + "GiB");
-  if (rule.effect == Effect::bytes) return set(rule, option, std::to_string(*value));
+  if (rule.effect == Effect::bytes) return set(rule, option, size_text(*value));
   std::int64_t most = kMost;
   for (const auto& [key, limit] : kLimits)
     if (key == rule.key) most = limit;
@@ -334,7 +347,7 @@ std::string ModelReader::on_this_machine(const std::string& path, const std::vec
       return path;
     }
     found = best->from + path.substr(best->to.size());
-    comment = path + " in the container";
+    comment = path + " in the container" + (found.starts_with('$') ? "; the variable is not put in" : "");
   }
   if (found.starts_with("~/") && !options_.home.empty()) found = options_.home + found.substr(1);
   // Relative ones of a mount are relative to the file that was read.
@@ -427,23 +440,31 @@ void ModelReader::resolve_port(const std::vector<PublishedPort>& ports) {
       comment = "published as " + each.from + ":" + each.to;
       port = each.from;
       open = port.find('$') != std::string::npos;
+      port_entry_ = each.entry;
       break;
     }
-  const Option option{port_ ? port_->name : "port", port, port_ ? port_->where : model_.where, open, false};
-  // What 8000 and everywhere are anyhow, only where they are said.
-  if (port_ || port != "8000")
-    if (const Setting* other = draft_.set({"server.port", port, comment, model_.label, open}))
-      say({"(port)", port, option.where, false, false}, Group::changes,
-          "One process listens on one port: clients of this model go to that of " + other->label + ", " + other->value +
-              ".",
-          "server.port");
+  const auto set_or_tell = [&](const Setting& setting, const std::optional<std::size_t>& place,
+                               const std::string& what) {
+    const Setting* other = draft_.set(setting);
+    if (other == nullptr) return;
+    const std::string text = "One process listens on one " + what + ": clients of this model go to that of " +
+                             other->label + ", " + other->value + ".";
+    if (place) {
+      draft_.entry(*place).group = Group::changes;
+      draft_.entry(*place).text = text;
+    } else {
+      draft_.note((model_.label.empty() ? "" : model_.label + ", ") + std::string(engine_->name) + "'s default " +
+                  what + " " + setting.value + ": " + text);
+    }
+  };
+  // What 8000 and everywhere are anyhow, only where they are said or another one is set.
+  if (port_ || port != "8000" || draft_.models() > 0)
+    set_or_tell({"server.port", port, comment, model_.label, open}, port_entry_, "port");
   const std::string host = host_ ? host_->value : std::string(engine_->host);
   if (!host.empty())
-    if (const Setting* other =
-            draft_.set({"server.host", host, host_ ? host_->name : std::string(engine_->name) + "'s default",
-                        model_.label, host_ && host_->open}))
-      say({"(host)", host, option.where, false, false}, Group::changes,
-          "One process listens on one address: that of " + other->label + ", " + other->value + ".", "server.host");
+    set_or_tell({"server.host", host, host_ ? host_->name : std::string(engine_->name) + "'s default", model_.label,
+                 host_ && host_->open},
+                host_entry_, "address");
 }
 
 Status ModelReader::finish(const std::vector<Mount>& mounts, const std::vector<PublishedPort>& ports) {
@@ -451,8 +472,8 @@ Status ModelReader::finish(const std::vector<Mount>& mounts, const std::vector<P
     source_ = Option{"name", model_.names.front(), model_.where, false, false};  // Ray's model_id alone
   if (!source_ && !hub_repo_)
     return make_error(ErrorCode::invalid_argument,
-                      (model_.where.empty() ? model_.label : model_.where) +
-                          (model_.where.empty() && model_.label.empty() ? "" : ": ") + "no option says which model " +
+                      (model_.where.empty() ? "" : model_.where + ": ") +
+                          (model_.label.empty() ? "" : model_.label + ": ") + "no option says which model " +
                           std::string(engine_ == nullptr ? "it" : engine_->name) + " serves");
   resolve_source(mounts);
   if (model_.names.empty()) model_.names.push_back(default_name_);

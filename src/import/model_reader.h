@@ -19,6 +19,7 @@ struct Mount {
 struct PublishedPort {
   std::string from;  // of the machine; empty: the same
   std::string to;
+  std::optional<std::size_t> entry;  // of the report
 };
 
 class ModelReader {
@@ -33,7 +34,8 @@ class ModelReader {
   // One that a script sets for what comes after it. Without `report` it only has its effect.
   void take_script_variable(Option option, bool report);
   // Reports an option without doing anything.
-  void say(Option option, Group group, std::string text, std::string_view key = {});
+  // Its place in the draft.
+  std::size_t say(Option option, Group group, std::string text, std::string_view key = {});
   // A name that stands if no option gives one.
   void default_name(std::string name) { default_name_ = std::move(name); }
   // Where it listens if no option says so.
@@ -55,6 +57,7 @@ class ModelReader {
   Outcome level(const Rule& rule, const Option& option);
   Outcome listen(const Rule& rule, const Option& option);
   Outcome keep(const Rule& rule, const Option& option, std::optional<Option>& place);
+  void hide(Option& option);
   void add_setting(std::string key, std::string value, const std::string& comment, bool not_yet = false);
   void resolve_source(const std::vector<Mount>& mounts);
   void resolve_hub();
@@ -79,6 +82,8 @@ class ModelReader {
   bool path_ = false;  // the source is one, whatever it looks like
   bool unified_ = false;
   std::size_t context_entry_ = 0;
+  std::optional<std::size_t> port_entry_;
+  std::optional<std::size_t> host_entry_;
 };
 
 }  // namespace xgen::importer

@@ -15,6 +15,7 @@ struct Option {
   std::string where;  // "compose.yaml:12", or empty for the words of a command line
   bool open = false;  // the value holds a variable whose value is not known
   bool off = false;   // --no-NAME
+  bool used = false;  // a variable whose value stands in other ones
 };
 
 enum class Group : std::uint8_t { maps, changes, none, unknown };
@@ -81,8 +82,9 @@ struct Rule {
 
 using Rules = std::span<const Rule>;
 
-// The rule for a name, exact before *; null if there is none. vLLM's flags are also found with _ for -.
-const Rule* find_rule(Rules rules, std::string_view name);
+// The rule for a name, an exact one before one with *; null if there is none. Flags are also found with _ for -.
+// `exact`: which of both it was.
+const Rule* find_rule(Rules rules, std::string_view name, bool* exact = nullptr);
 
 // One of the engines whose commands are read.
 struct Engine {

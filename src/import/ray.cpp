@@ -122,7 +122,7 @@ Status read_serve(Draft& draft, const ImportOptions& options, const Document& do
   }
   for (const YAML::Node& application : all) {
     const std::string name = text_of(find(application, "name"));
-    const std::string called = (label.empty() ? "" : label + ": ") + (name.empty() ? "application" : name);
+    const std::string called = (label.empty() ? "" : label + "/") + (name.empty() ? "application" : name);
     const YAML::Node configs = find(application, "args.llm_configs");
     if (!configs.IsDefined()) {
       if (Status status = read_application(draft, options, document, application, called); !status)

@@ -67,7 +67,8 @@ Piece at_dollar(std::string_view text, const Variables& known, bool kubernetes) 
 
 class Splitter {
  public:
-  Splitter(std::string_view text, std::string file, int line) : text_(text), file_(std::move(file)), line_(line) {}
+  Splitter(std::string_view text, std::string file, int line, Variables known)
+      : text_(text), file_(std::move(file)), line_(line), known_(std::move(known)) {}
 
   Result<std::vector<Command>> run() {
     while (at_ < text_.size()) {
@@ -241,8 +242,18 @@ bool is_assignment(std::string_view word) {
   return equals != std::string_view::npos && is_name(word.substr(0, equals));
 }
 
-Result<std::vector<Command>> split_script(std::string_view text, const std::string& file, int first_line) {
-  return Splitter(text, file, first_line).run();
+Result<std::vector<Command>> split_script(std::string_view text, const std::string& file, int first_line,
+                                          Variables known) {
+  return Splitter(text, file, first_line, std::move(known)).run();
+}
+
+bool uses_variable(std::string_view text, std::string_view name) {
+  for (std::size_t at = 0; (at = text.find('$', at)) != std::string_view::npos; ++at) {
+    std::string_view rest = text.substr(at + 1);
+    if (rest.starts_with('{') || rest.starts_with('(')) rest.remove_prefix(1);
+    if (rest.starts_with(name) && (rest.size() == name.size() || !is_name_char(rest[name.size()]))) return true;
+  }
+  return false;
 }
 
 Word expand(std::string_view text, const Variables& known, bool kubernetes) {

@@ -18,7 +18,7 @@ constexpr std::string_view kGpu =
 constexpr std::string_view kTuning = "A matter of vLLM's own making; there is nothing to set.";
 
 constexpr Rule kRules[] = {
-    {"--model MODEL", one, maps, E::model, "models[].source",
+    {"--model MODEL_TAG", one, maps, E::model, "models[].source",
      "A repository of the Hub is downloaded into the cache shared with Python; a path is used as it is."},
     {"--served-model-name", many, maps, E::names, "models[].name",
      "The first name; further ones are `models[].aliases`."},

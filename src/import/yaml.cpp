@@ -33,6 +33,19 @@ Error fault(const std::string& place, const std::string& what) {
   return make_error(ErrorCode::invalid_argument, place + ": " + what);
 }
 
+// The parser's words, where they would not help, as what is wrong.
+std::string what_of(const YAML::Exception& error) {
+  const std::pair<std::string_view, std::string_view> words[] = {
+      {YAML::ErrorMsg::MAP_VALUE, "a ':' where no key can be: look at the indentation and the quotes"},
+      {YAML::ErrorMsg::END_OF_MAP, "indented unlike the keys before it"},
+      {YAML::ErrorMsg::END_OF_SEQ, "indented unlike the list before it"},
+      {YAML::ErrorMsg::BAD_FILE, "nested too deeply"},
+  };
+  for (const auto& [theirs, ours] : words)
+    if (error.msg == theirs) return std::string(ours);
+  return error.msg;
+}
+
 std::size_t count_nodes(const YAML::Node& node, std::size_t so_far) {
   if (++so_far > kMaxNodes) return so_far;
   for (const auto& each : node) {
@@ -100,7 +113,7 @@ Result<std::vector<Document>> read_documents(std::string_view text, const std::s
                      "something that belongs to no document, after a '...' or at its end");
       document.root.reset(YAML::Load(piece));
     } catch (const YAML::Exception& error) {
-      return fault(document.place(error.mark), error.msg == YAML::ErrorMsg::BAD_FILE ? "nested too deeply" : error.msg);
+      return fault(document.place(error.mark), what_of(error));
     }
     if (count_nodes(document.root, 0) > kMaxNodes)
       return fault(document.place(document.root), "more than 100000 values, counted with aliases");
