@@ -112,7 +112,14 @@ Status read_pod(Draft& draft, const ImportOptions& options, const Document& docu
     ModelReader reader(draft, inside, nullptr, container.label, "");
     reader.say({"image", container.image, container.where}, Group::none,
                of_ray ? std::string(kOfRay) : "None of the engines that are read.");
-    for (Option& variable : container.environment) reader.take_variable(std::move(variable));
+    for (Option& variable : container.environment) {
+      const Rule* rule = of_ray ? find_rule(kVllm.rules, variable.name) : nullptr;
+      if (rule != nullptr && rule->key.starts_with("models[]."))
+        reader.say(std::move(variable), Group::changes,
+                   "Of all that runs on Ray's workers: write it for each model that it is meant for.", rule->key);
+      else
+        reader.take_variable(std::move(variable), of_ray ? kVllm.rules : Rules());
+    }
     for (auto& [option, rule] : container.keys)
       if (option.name != "image") reader.take(std::move(option), rule);
     for (Option& port : container.port_options)
