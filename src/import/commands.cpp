@@ -46,6 +46,16 @@ Option read_option(const std::vector<Word>& words, std::size_t& at, Rules rules,
     option.value = word.text.substr(equals + 1);
   }
   rule = find_rule(rules, option.name);
+  // Docker takes -p8000:8000 as well.
+  if (rule == nullptr && rules.data() == docker_run_rules().data() && word.text.size() > 2 && word.text[1] != '-') {
+    rule = find_rule(rules, word.text.substr(0, 2));
+    if (rule != nullptr && rule->takes == Takes::one) {
+      option.name = word.text.substr(0, 2);
+      option.value = word.text.substr(2);
+      return option;
+    }
+    rule = nullptr;
+  }
   if (rule == nullptr && option.name.starts_with("--no-")) {
     rule = find_rule(rules, "--" + option.name.substr(5));
     option.off = rule != nullptr;
@@ -200,10 +210,13 @@ Found find_engine(const std::vector<Word>& words) {
 }
 
 const Engine* engine_of_image(std::string_view image) {
-  if (image.find("text-generation-inference") != std::string_view::npos) return &kTgi;
-  if (image.find("vllm") != std::string_view::npos) return &kVllm;
-  if (image.find("llama.cpp") != std::string_view::npos && image.find("server") != std::string_view::npos)
-    return &kLlamaServer;
+  const std::string name = base_name(image);
+  // What only stands beside vLLM has its name as well.
+  for (const std::string_view other : {"router", "proxy", "exporter", "webui"})
+    if (name.find(other) != std::string::npos) return nullptr;
+  if (name.starts_with("text-generation-inference")) return &kTgi;
+  if (name.starts_with("vllm")) return &kVllm;
+  if (name.starts_with("llama.cpp") && name.find("server") != std::string::npos) return &kLlamaServer;
   return nullptr;
 }
 

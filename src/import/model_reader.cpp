@@ -257,6 +257,9 @@ ModelReader::Outcome ModelReader::set(const Rule& rule, const Option& option, co
   if (option.open) outcome.text += kPutValue;
   const std::string comment = option.open ? option.name + ": put its value in" : option.name;
   if (rule.key.starts_with("models[].")) {
+    const auto before = std::find_if(model_.settings.begin(), model_.settings.end(),
+                                     [&](const Setting& each) { return each.key == rule.key; });
+    if (before != model_.settings.end()) outcome.text += " It counts instead of what is said before it.";
     add_setting(outcome.key, value, comment, option.open);
   } else if (const Setting* other = draft_.set({outcome.key, value, comment, model_.label, option.open})) {
     outcome = {Group::changes, outcome.key,
