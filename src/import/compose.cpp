@@ -13,7 +13,7 @@ int line_of(const Document& document, const YAML::Node& node) { return document.
 Result<std::vector<Word>> words_of(const Document& document, const YAML::Node& node) {
   std::vector<Word> out;
   if (node.IsSequence()) {
-    for (const auto& each : node) {
+    for (const YAML::Node& each : items_of(node)) {
       if (!each.IsScalar()) return make_error(ErrorCode::invalid_argument, document.place(each) + ": expected a word");
       Word word = expand(each.Scalar(), {}, false);
       word.line = line_of(document, each);
@@ -21,6 +21,8 @@ Result<std::vector<Word>> words_of(const Document& document, const YAML::Node& n
     }
     return out;
   }
+  if (node.IsMap())
+    return make_error(ErrorCode::invalid_argument, document.place(node) + ": expected words, as a text or a list");
   const Word text = expand(text_of(node), {}, false);
   auto commands = split_script(text.text, document.file, line_of(document, node));
   if (!commands) return std::move(commands).error();
@@ -40,8 +42,8 @@ std::vector<Option> variables_of(const Document& document, const YAML::Node& nod
     out.push_back({name, word.text, document.place(at), word.open, false});
   };
   for (const KeyValue& each : entries_of(node)) add(each.key, text_of(each.value), each.at);
-  if (node.IsSequence())
-    for (const auto& each : node) {
+  if (!node.IsMap())
+    for (const YAML::Node& each : items_of(node)) {
       const std::string text = text_of(each);
       const std::size_t equals = text.find('=');
       add(text.substr(0, equals), equals == std::string::npos ? "" : text.substr(equals + 1), each);
@@ -79,7 +81,7 @@ Result<Container> read_service(const Document& document, const KeyValue& service
         container.environment = variables_of(document, node);
         break;
       case Effect::volumes:
-        for (const auto& each : node) {
+        for (const YAML::Node& each : items_of(node)) {
           Mount mount =
               each.IsMap() ? Mount{expand(text_of(find(each, "source")), {}, false).text, text_of(find(each, "target"))}
                            : parse_volume(expand(text_of(each), {}, false).text);
@@ -89,7 +91,7 @@ Result<Container> read_service(const Document& document, const KeyValue& service
         }
         break;
       case Effect::ports:
-        for (const auto& each : node) {
+        for (const YAML::Node& each : items_of(node)) {
           PublishedPort port = each.IsMap()
                                    ? PublishedPort{text_of(find(each, "published")), text_of(find(each, "target"))}
                                    : parse_port(expand(text_of(each), {}, false).text);

@@ -41,7 +41,7 @@ Status read_document(Draft& draft, const ImportOptions& options, const Document&
   if (has("applications") || has("import_path")) return read_serve(draft, options, document, "");
   if (has("llm_configs")) {
     std::optional<Error> faults;
-    for (const auto& each : find(root, "llm_configs"))
+    for (const YAML::Node& each : items_of(find(root, "llm_configs")))
       if (Status status =
               read_llm_config(draft, options, document, each, text_of(find(each, "model_loading_config.model_id")));
           !status)
@@ -75,8 +75,13 @@ Result<Imported> import_text(std::string_view text, const std::string& file, con
     auto documents = read_documents(text, file);
     if (!documents) return std::move(documents).error();
     std::optional<Error> faults;
-    for (const Document& each : *documents)
-      if (Status status = read_document(draft, options, each); !status) add_fault(faults, status.error());
+    for (const Document& each : *documents) {
+      try {
+        if (Status status = read_document(draft, options, each); !status) add_fault(faults, status.error());
+      } catch (const YAML::Exception& error) {
+        add_fault(faults, make_error(ErrorCode::invalid_argument, each.place(error.mark) + ": " + error.msg));
+      }
+    }
     if (faults) return *std::move(faults);
     if (draft.models() == 0)
       return make_error(ErrorCode::invalid_argument,

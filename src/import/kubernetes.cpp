@@ -21,8 +21,8 @@ constexpr std::string_view kOfRay = "Of Ray's cluster: one process takes its pla
 
 std::vector<Word> words_of(const Document& document, const YAML::Node& node, const Variables& variables) {
   std::vector<Word> out;
-  for (const auto& each : node) {
-    const std::string& text = each.IsScalar() ? each.Scalar() : std::string();
+  for (const YAML::Node& each : items_of(node)) {
+    const std::string text = text_of(each);
     Word word = expand(text, variables, true);
     // Lines of a block begin below its '|'.
     word.line = document.first_line + each.Mark().line + 1 + (text.find('\n') != std::string::npos ? 1 : 0);
@@ -54,7 +54,7 @@ Container read_one(const Document& document, const YAML::Node& node, const std::
   container.label = label;
   container.where = document.place(node);
   Variables variables;
-  for (const auto& each : find(node, "env")) {
+  for (const YAML::Node& each : items_of(find(node, "env"))) {
     container.environment.push_back(variable_of(document, each, variables));
     if (!container.environment.back().open)
       variables[container.environment.back().name] = container.environment.back().value;
@@ -73,7 +73,7 @@ Container read_one(const Document& document, const YAML::Node& node, const std::
         container.arguments = words_of(document, value, variables);
         break;
       case Effect::ports:
-        for (const auto& each : value) {
+        for (const YAML::Node& each : items_of(value)) {
           PublishedPort port{"", text_of(find(each, "containerPort"))};
           container.port_options.push_back({"containerPort", port.to, document.place(each), false, false});
           container.ports.push_back(std::move(port));
@@ -102,7 +102,7 @@ Status read_pod(Draft& draft, const ImportOptions& options, const Document& docu
   walk(document, spec, pod_rules(), [&](Option option, const Rule* rule, const YAML::Node&) {
     if (option.name != "containers") around.take(std::move(option), rule);
   });
-  for (const auto& each : find(spec, "containers")) {
+  for (const YAML::Node& each : items_of(find(spec, "containers"))) {
     Container container = read_one(document, each, label + "/" + text_of(find(each, "name")));
     if (!of_ray && engine_of(container) != nullptr) {
       if (Status status = read_container(draft, inside, std::move(container), document.file); !status)
@@ -153,7 +153,7 @@ Status read_cluster(Draft& draft, const ImportOptions& options, const Document& 
     if (each.key == "headGroupSpec") {
       if (Status status = read_group(each.value, label + "/head"); !status) add_fault(faults, status.error());
     } else if (each.key == "workerGroupSpecs") {
-      for (const auto& group : each.value)
+      for (const YAML::Node& group : items_of(each.value))
         if (Status status = read_group(group, label + "/" + text_of(find(group, "groupName"))); !status)
           add_fault(faults, status.error());
     } else {
@@ -172,7 +172,7 @@ Status read_manifest(Draft& draft, const ImportOptions& options, const Document&
   const std::string name = kind + "/" + text_of(find(manifest, "metadata.name"));
   if (kind == "List") {
     std::optional<Error> faults;
-    for (const auto& each : find(manifest, "items"))
+    for (const YAML::Node& each : items_of(find(manifest, "items")))
       if (Status status = read_manifest(draft, options, document, each); !status) add_fault(faults, status.error());
     if (faults) return *std::move(faults);
     return {};

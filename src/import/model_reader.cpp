@@ -238,7 +238,7 @@ ModelReader::Outcome ModelReader::keep(const Rule& rule, const Option& option, s
     outcome.text +=
         " It counts instead of " + place->name + (place->where.empty() ? "" : " (" + place->where + ")") + ".";
   if (option.open) outcome.text += kPutValue;
-  place = option;
+  if (!option.value.empty()) place = option;
   return outcome;
 }
 

@@ -33,13 +33,21 @@ void take_kwarg(ModelReader& reader, const Document& document, const KeyValue& e
   reader.take(std::move(option), rule);
 }
 
+// Of another shape than its place wants: said instead of passed over.
+void say_shape(ModelReader& reader, const Document& document, const YAML::Node& node, const std::string& name) {
+  if (node.IsDefined() && !node.IsNull())
+    reader.say({name, text_of(node), document.place(node)}, Group::unknown, "Not a mapping: nothing was read of it.");
+}
+
 void take_variables(ModelReader& reader, const Document& document, const YAML::Node& node, Rules more) {
+  if (!node.IsMap()) say_shape(reader, document, node, "env_vars");
   for (const KeyValue& each : entries_of(node))
     reader.take_variable({each.key, text_of(each.value), document.place(each.at)}, more);
 }
 
 // One deployment of an application, or what Ray Serve LLM has of it.
 void take_deployment(ModelReader& reader, const Document& document, const YAML::Node& node, const std::string& path) {
+  if (!node.IsMap()) say_shape(reader, document, node, path.substr(0, path.size() - 1));
   walk(document, node, deployment_rules(), [&](Option option, const Rule* rule, const YAML::Node& value) {
     option.name = path + option.name;
     if (rule != nullptr && rule->effect == Effect::environment)
@@ -65,12 +73,14 @@ Status read_application(Draft& draft, const ImportOptions& options, const Docume
   });
   const YAML::Node args = find(node, "args");
   for (const KeyValue& each : entries_of(args)) take_kwarg(reader, document, each, "args.", true);
-  if (args.IsSequence()) {
+  if (!args.IsMap()) {
     std::vector<Word> words;
-    for (const auto& each : args) words.push_back({text_of(each), document.first_line + each.Mark().line + 1});
+    for (const YAML::Node& each : items_of(args))
+      words.push_back({text_of(each), document.first_line + each.Mark().line + 1});
     read_vllm_arguments(reader, words, document.file);
   }
-  for (const auto& each : find(node, "deployments")) take_deployment(reader, document, each, "deployments.");
+  for (const YAML::Node& each : items_of(find(node, "deployments")))
+    take_deployment(reader, document, each, "deployments.");
   Status status = reader.finish({}, {});
   if (!status)
     return make_error(ErrorCode::invalid_argument,
@@ -87,6 +97,7 @@ Status read_llm_config(Draft& draft, const ImportOptions& options, const Documen
   walk(document, config, llm_config_rules(), [&](Option option, const Rule* rule, const YAML::Node& value) {
     if (rule != nullptr && rule->effect == Effect::environment) return take_variables(reader, document, value, {});
     if (rule != nullptr && rule->effect == Effect::engine_kwargs) {
+      if (!value.IsMap()) say_shape(reader, document, value, option.name);
       for (const KeyValue& each : entries_of(value)) take_kwarg(reader, document, each, "engine_kwargs.", false);
       return;
     }
@@ -107,14 +118,14 @@ Status read_serve(Draft& draft, const ImportOptions& options, const Document& do
   std::optional<Error> faults;
   const YAML::Node applications = find(document.root, "applications");
   std::vector<YAML::Node> all;
-  if (applications.IsSequence())
-    for (const auto& each : applications) all.push_back(each);
+  if (applications.IsDefined())
+    all = items_of(applications);
   else if (find(document.root, "import_path").IsDefined())
     all.push_back(document.root);  // the form of one application
   if (all.empty())
     return make_error(ErrorCode::invalid_argument,
                       document.place(document.root) + ": applications: expected a list of Serve's applications");
-  if (applications.IsSequence()) {
+  if (applications.IsDefined()) {
     ModelReader around(draft, options, nullptr, label, "");
     walk(document, document.root, serve_rules(), [&](Option option, const Rule* rule, const YAML::Node&) {
       if (option.name != "applications") around.take(std::move(option), rule);
@@ -133,12 +144,12 @@ Status read_serve(Draft& draft, const ImportOptions& options, const Document& do
     walk(document, application, application_rules(), [&](Option option, const Rule* rule, const YAML::Node& value) {
       if (rule != nullptr && rule->effect == Effect::environment) return take_variables(around, document, value, {});
       if (option.name == "deployments") {
-        for (const auto& each : value) take_deployment(around, document, each, "deployments.");
+        for (const YAML::Node& each : items_of(value)) take_deployment(around, document, each, "deployments.");
       } else if (option.name != "args.llm_configs") {
         around.take(std::move(option), rule);
       }
     });
-    for (const auto& config : configs) {
+    for (const YAML::Node& config : items_of(configs)) {
       if (config.IsScalar()) {
         around.say({"args.llm_configs", config.Scalar(), document.place(config)}, Group::none,
                    "A file of its own, which was not read: give it to `xgen-model import` too.");

@@ -60,6 +60,7 @@ std::optional<Error> repeated_key(const Document& document, const YAML::Node& no
   std::set<std::string> seen;
   for (const auto& each : node) {
     const YAML::Node& value = node.IsMap() ? each.second : each;
+    if (node.IsMap() && !each.first.IsScalar()) return fault(document.place(each.first), "expected a key");
     if (node.IsMap() && each.first.IsScalar() && !seen.insert(each.first.Scalar()).second)
       return fault(document.place(each.first), "the key '" + each.first.Scalar().substr(0, 100) + "' is given twice");
     if (auto found = repeated_key(document, value)) return found;
@@ -130,6 +131,15 @@ std::vector<KeyValue> entries_of(const YAML::Node& map) {
   std::vector<KeyValue> out;
   std::set<std::string> seen;
   append_entries(out, seen, map, 0);
+  return out;
+}
+
+std::vector<YAML::Node> items_of(const YAML::Node& list) {
+  std::vector<YAML::Node> out;
+  if (list.IsSequence())
+    for (const auto& each : list) out.push_back(each);
+  else if (list.IsDefined() && !list.IsNull())
+    out.push_back(list);
   return out;
 }
 

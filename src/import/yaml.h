@@ -34,6 +34,8 @@ struct KeyValue {
 };
 // The entries of a mapping, with what `<<` brings; nothing for other nodes.
 std::vector<KeyValue> entries_of(const YAML::Node& map);
+// The items of a list; of anything else that is there, itself.
+std::vector<YAML::Node> items_of(const YAML::Node& list);
 // The value of a key, or an undefined node; follows "a.b".
 YAML::Node find(const YAML::Node& map, std::string_view path);
 // A scalar, or the scalars of a list with blanks between them; empty for all else.
