@@ -79,7 +79,8 @@ TEST(Import, WhatItWritesIsAConfiguration) {
     const auto config = config::load_text(read(folder / "models.yaml"), "models.yaml");
     if (config.ok()) continue;
     std::istringstream lines(config.error().message);
-    for (std::string line; std::getline(lines, line);) EXPECT_THAT(line, testing::ContainsRegex("source: .*: [Nn]o such file")) << folder;
+    for (std::string line; std::getline(lines, line);)
+      EXPECT_THAT(line, testing::ContainsRegex("source: .*: [Nn]o such file")) << folder;
   }
 }
 
