@@ -81,16 +81,14 @@ function(xgen_test name)
   add_test(NAME ${name} COMMAND test_${name})
 endfunction()
 
-# The product: src/main.cpp plus the embedded demo model.
+# The product: src/*.cpp plus the embedded demo model.
 function(xgen_program)
   include(cmake/embed_demo.cmake)
-  add_executable(xgen-model ${PROJECT_SOURCE_DIR}/src/main.cpp ${PROJECT_SOURCE_DIR}/src/crash.cpp
-                 ${PROJECT_SOURCE_DIR}/src/local_models.cpp ${PROJECT_SOURCE_DIR}/src/pull.cpp
-                 ${PROJECT_SOURCE_DIR}/src/reload.cpp ${PROJECT_SOURCE_DIR}/src/remote_models.cpp
-                 ${PROJECT_SOURCE_DIR}/src/systemd.cpp)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*.cpp)
+  add_executable(xgen-model ${sources})
   target_compile_definitions(xgen-model PRIVATE XGEN_VERSION="${PROJECT_VERSION}")
   target_link_libraries(xgen-model PRIVATE xgen_server xgen_registry xgen_sources xgen_engine xgen_remote xgen_gateway
-                        xgen_config xgen_metrics xgen_trace xgen_demo)
+                        xgen_config xgen_import xgen_metrics xgen_trace xgen_demo)
   # The names of our functions stay in a stripped program, for the stack of a crash.
   target_link_options(xgen-model PRIVATE "-Wl,--export-dynamic-symbol=_ZN4xgen*")
 endfunction()

@@ -35,6 +35,8 @@
 #include "crash.h"
 #include "http/client.h"
 #include "http/server.h"
+#include "import/import.h"
+#include "import_command.h"
 #include "kernels/kernel_table.h"
 #include "local_models.h"
 #include "metrics/metrics.h"
@@ -726,8 +728,9 @@ int pull(const Flags& flags, std::vector<std::string> list) {
 }
 
 int docs(const std::string& topic) {
-  const std::string text = topic == "configuration"
-                               ? config::reference_markdown()
+  const std::string text = topic == "configuration" ? config::reference_markdown()
+                           : topic == "import"
+                               ? importer::reference_markdown()
                                : server::reference_markdown() + "\n## Metrics\n\n" + metrics::reference_markdown();
   std::fwrite(text.data(), 1, text.size(), stdout);
   return 0;
@@ -735,9 +738,10 @@ int docs(const std::string& topic) {
 
 int main_with(int argc, char** argv) {
   const std::string_view first = argc > 1 ? argv[1] : "";
-  if (first != "serve" && first != "check" && first != "pull" && first != "docs" && !first.starts_with('-'))
+  if (first != "serve" && first != "check" && first != "pull" && first != "import" && first != "docs" &&
+      !first.starts_with('-'))
     return complain(kMisused, (first.empty() ? "a command is needed" : "unknown command '" + std::string(first) + "'") +
-                                  ": serve, check, pull or docs; xgen-model --help tells more");
+                                  ": serve, check, pull, import or docs; xgen-model --help tells more");
   CLI::App command{"xgen-model " XGEN_VERSION ": serves language models over the OpenAI API"};
   command.set_version_flag("--version", "xgen-model " XGEN_VERSION);
   command.require_subcommand(1);
@@ -758,9 +762,34 @@ int main_with(int argc, char** argv) {
   for (std::size_t i = 0; i < std::size(kKeyFlags); ++i)
     if (std::string_view(kKeyFlags[i].key).starts_with("sources."))
       pull_command->add_option(kKeyFlags[i].name, pull_flags.keys[i], config::describe_key(kKeyFlags[i].key));
+  CLI::App* import_command = command.add_subcommand("import",
+                                                    "Write a models.yaml for what runs today: a command line of vLLM, "
+                                                    "TGI or llama-server, Docker Compose, Kubernetes, "
+                                                    "Ray Serve; and report what became of each option");
+  ImportArguments import_arguments;
+  import_command->add_option("input", import_arguments.input,
+                             "A file, or - for stdin; or, after --, the words of a command line");
+  import_command->add_option("-o,--output", import_arguments.output, "Where the models.yaml goes (default: stdout)");
+  import_command->add_option("--report", import_arguments.report, "Where the report goes (default: stderr)");
+  import_command->add_flag("--force", import_arguments.force, "Replace files that are there");
+  std::string import_for = "host";
+  import_command
+      ->add_option("--for", import_for,
+                   "Whose paths and ports are written: the machine's, or the container's (default: host; of Kubernetes "
+                   "always the container's)")
+      ->check(CLI::IsMember({"host", "container"}));
   CLI::App* docs_command = command.add_subcommand("docs", "Print a reference page as Markdown");
   std::string topic;
-  docs_command->add_option("page", topic, "Which page")->required()->check(CLI::IsMember({"configuration", "api"}));
+  docs_command->add_option("page", topic, "Which page")
+      ->required()
+      ->check(CLI::IsMember({"configuration", "api", "import"}));
+  if (first == "import")  // the words after "--" are none of ours
+    if (char** const end =
+            std::find_if(argv, argv + argc, [](const char* word) { return std::string_view(word) == "--"; });
+        end != argv + argc) {
+      import_arguments.words.assign(end + 1, argv + argc);
+      argc = static_cast<int>(end - argv);
+    }
   try {
     command.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -769,6 +798,12 @@ int main_with(int argc, char** argv) {
   if (serve_command->parsed()) return serve(flags);
   if (check_command->parsed()) return check(flags);
   if (pull_command->parsed()) return pull(pull_flags, std::move(pull_list));
+  if (import_command->parsed()) {
+    import_arguments.in_container = import_for == "container";
+    const Status status = run_import(import_arguments);
+    if (status) return 0;
+    return complain(status.error().code == ErrorCode::internal ? kFailed : kMisused, status.error().message);
+  }
   return docs(topic);
 }
 

@@ -166,6 +166,7 @@ SEEDS = {
     "gguf": gguf,
     "http_request": http_request,
     "http_response": http_response,
+    "import": lambda: [path.read_bytes() for path in sorted((TESTS / "cases/import").glob("*/input.*"))],
     "jinja": jinja,
     "sources": sources,
     "json_request": json_request,

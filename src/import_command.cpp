@@ -1,0 +1,109 @@
+#include "import_command.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+#include "import/import.h"
+
+namespace xgen {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kMaxBytes = (std::size_t{1} << 20) + 1;  // one more than is taken
+
+struct Close {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+
+Result<std::string> read_input(const std::string& name) {
+  std::unique_ptr<std::FILE, Close> opened;
+  if (name != "-") opened.reset(std::fopen(name.c_str(), "rb"));
+  std::FILE* const file = name == "-" ? stdin : opened.get();
+  if (file == nullptr) return make_error(ErrorCode::invalid_argument, name + ": " + std::strerror(errno));
+  std::string text;
+  std::array<char, 65536> buffer;
+  for (std::size_t got = 1; got > 0 && text.size() < kMaxBytes;) {
+    got = std::fread(buffer.data(), 1, buffer.size(), file);
+    text.append(buffer.data(), got);
+  }
+  if (std::ferror(file) != 0) return make_error(ErrorCode::invalid_argument, name + ": " + std::strerror(errno));
+  return text;
+}
+
+// A file that is there is replaced as a whole, never written into: a server may be reading it.
+Status write_file(const std::string& path, const std::string& text, bool force) {
+  const std::string target = force ? path + ".new" : path;
+  const int file = ::open(target.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | (force ? O_TRUNC : O_EXCL), 0644);
+  if (file < 0) {
+    const int reason = errno;
+    return make_error(ErrorCode::invalid_argument,
+                      path + ": " + std::strerror(reason) + (reason == EEXIST ? "; --force replaces it" : ""));
+  }
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t wrote = ::write(file, text.data() + done, text.size() - done);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote <= 0) break;
+    done += static_cast<std::size_t>(wrote);
+  }
+  bool fine = done == text.size();
+  fine = ::close(file) == 0 && fine;
+  if (fine && force) fine = std::rename(target.c_str(), path.c_str()) == 0;
+  if (fine) return {};
+  return make_error(ErrorCode::internal, path + ": " + std::strerror(errno));
+}
+
+}  // namespace
+
+Status run_import(const ImportArguments& arguments) {
+  if (arguments.input.has_value() == !arguments.words.empty())
+    return make_error(ErrorCode::invalid_argument,
+                      "give a FILE, - for stdin, or the words of a command line after --, one of them");
+  for (const auto* path : {&arguments.output, &arguments.report})
+    if (*path && !arguments.force && fs::exists(fs::symlink_status(**path)))
+      return make_error(ErrorCode::invalid_argument, **path + ": is there already; --force replaces it");
+  importer::ImportOptions options;
+  options.in_container = arguments.in_container;
+  const char* const home = std::getenv("HOME");
+  if (home != nullptr) options.home = home;
+  options.exists = [](const std::string& path) {
+    std::error_code error;
+    return fs::exists(path, error);
+  };
+  if (arguments.input && *arguments.input != "-") {
+    std::error_code error;
+    const fs::path from = fs::absolute(*arguments.input, error).parent_path();
+    const fs::path to = fs::absolute(arguments.output.value_or("models.yaml"), error).parent_path();
+    options.folder = from.lexically_proximate(to).string();
+    if (options.folder == ".") options.folder.clear();
+  }
+  auto imported = [&]() -> Result<importer::Imported> {
+    if (!arguments.words.empty()) return importer::import_words(arguments.words, options);
+    auto text = read_input(*arguments.input);
+    if (!text) return std::move(text).error();
+    const std::string name = *arguments.input == "-" ? "stdin" : fs::path(*arguments.input).filename().string();
+    return importer::import_text(*text, name, options);
+  }();
+  if (!imported) return std::move(imported).error();
+  if (arguments.output) {
+    if (Status status = write_file(*arguments.output, imported->models_yaml, arguments.force); !status) return status;
+  } else {
+    std::fwrite(imported->models_yaml.data(), 1, imported->models_yaml.size(), stdout);
+    if (std::fflush(stdout) != 0)
+      return make_error(ErrorCode::internal, std::string("stdout: ") + std::strerror(errno));
+  }
+  if (arguments.report) return write_file(*arguments.report, imported->report, arguments.force);
+  std::fwrite(imported->report.data(), 1, imported->report.size(), stderr);
+  return {};
+}
+
+}  // namespace xgen

@@ -1,0 +1,1 @@
+docker run --rm -p 8000:8000

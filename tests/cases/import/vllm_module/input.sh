@@ -1,0 +1,1 @@
+python3 -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --port 8000 --model /models/llama-3.2-1b --max-model-len $MAX_LEN --tensor-parallel-size=1 -O3 --disable-log-requests --config /etc/vllm.yaml
