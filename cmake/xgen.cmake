@@ -84,10 +84,11 @@ endfunction()
 # The product: src/main.cpp plus the embedded demo model.
 function(xgen_program)
   include(cmake/embed_demo.cmake)
-  add_executable(xgen-model ${PROJECT_SOURCE_DIR}/src/main.cpp ${PROJECT_SOURCE_DIR}/src/local_models.cpp
+  add_executable(xgen-model ${PROJECT_SOURCE_DIR}/src/main.cpp ${PROJECT_SOURCE_DIR}/src/bench.cpp
+                 ${PROJECT_SOURCE_DIR}/src/chat.cpp ${PROJECT_SOURCE_DIR}/src/local_models.cpp
                  ${PROJECT_SOURCE_DIR}/src/pull.cpp ${PROJECT_SOURCE_DIR}/src/reload.cpp
                  ${PROJECT_SOURCE_DIR}/src/remote_models.cpp)
   target_compile_definitions(xgen-model PRIVATE XGEN_VERSION="${PROJECT_VERSION}")
-  target_link_libraries(xgen-model PRIVATE xgen_server xgen_registry xgen_sources xgen_engine xgen_remote xgen_gateway
+  target_link_libraries(xgen-model PRIVATE xgen_server xgen_registry xgen_sources xgen_engine xgen_remote xgen_client xgen_gateway
                         xgen_config xgen_metrics xgen_demo)
 endfunction()

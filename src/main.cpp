@@ -29,6 +29,8 @@
 #include "base/prefetch.h"
 #include "base/units.h"
 #include "base/worker_pool.h"
+#include "bench.h"
+#include "chat.h"
 #include "config/config.h"
 #include "http/client.h"
 #include "http/server.h"
@@ -652,9 +654,10 @@ int docs(const std::string& topic) {
 
 int main_with(int argc, char** argv) {
   const std::string_view first = argc > 1 ? argv[1] : "";
-  if (first != "serve" && first != "check" && first != "pull" && first != "docs" && !first.starts_with('-'))
+  if (first != "serve" && first != "check" && first != "pull" && first != "bench" && first != "chat" &&
+      first != "docs" && !first.starts_with('-'))
     return complain(kMisused, (first.empty() ? "a command is needed" : "unknown command '" + std::string(first) + "'") +
-                                  ": serve, check, pull or docs; xgen-model --help tells more");
+                                  ": serve, check, pull, bench, chat or docs; xgen-model --help tells more");
   CLI::App command{"xgen-model " XGEN_VERSION ": serves language models over the OpenAI API"};
   command.set_version_flag("--version", "xgen-model " XGEN_VERSION);
   command.require_subcommand(1);
@@ -675,6 +678,10 @@ int main_with(int argc, char** argv) {
   for (std::size_t i = 0; i < std::size(kKeyFlags); ++i)
     if (std::string_view(kKeyFlags[i].key).starts_with("sources."))
       pull_command->add_option(kKeyFlags[i].name, pull_flags.keys[i], config::describe_key(kKeyFlags[i].key));
+  BenchFlags bench_flags;
+  CLI::App* bench_command = add_bench(command, bench_flags);
+  ChatFlags chat_flags;
+  CLI::App* chat_command = add_chat(command, chat_flags);
   CLI::App* docs_command = command.add_subcommand("docs", "Print a reference page as Markdown");
   std::string topic;
   docs_command->add_option("page", topic, "Which page")->required()->check(CLI::IsMember({"configuration", "api"}));
@@ -686,6 +693,8 @@ int main_with(int argc, char** argv) {
   if (serve_command->parsed()) return serve(flags);
   if (check_command->parsed()) return check(flags);
   if (pull_command->parsed()) return pull(pull_flags, std::move(pull_list));
+  if (bench_command->parsed()) return bench(bench_flags, XGEN_VERSION);
+  if (chat_command->parsed()) return chat(chat_flags);
   return docs(topic);
 }
 
