@@ -237,7 +237,8 @@ int Chat::run() {
     }
     if (event == LineInput::Event::interrupt) {
       prompt("\n");
-      if (warned || !input_.terminal()) return 130;
+      if (!input_.terminal()) return 130;
+      if (warned) break;
       warned = true;
       block.reset();
       note("once more to leave");

@@ -59,6 +59,15 @@ std::string count_text(double value) {
   return text;
 }
 
+// Of round values.
+std::string tick_text(double seconds) {
+  if (seconds == 0) return "0";
+  char text[32];
+  const double scale = seconds >= 0.9999 ? 1 : seconds >= 0.9999e-3 ? 1e3 : 1e6;
+  std::snprintf(text, sizeof(text), "%.4g %s", seconds * scale, scale == 1 ? "s" : scale == 1e3 ? "ms" : "us");
+  return text;
+}
+
 // One plot's place, and what its corners stand for.
 struct Panel {
   double left, top, width, height;
@@ -131,14 +140,14 @@ void distribution(Drawing& draw, Panel at, std::string_view title, const std::ve
       for (const double each : {1.0, 2.0, 5.0}) {
         const double value = each * power;
         if (value < at.x_low * 0.999 || value > at.x_high * 1.001) continue;
-        if (each == 1.0 || few) draw.tick(at, value, time_text(value));
+        if (each == 1.0 || few) draw.tick(at, value, tick_text(value));
       }
   } else {
     const double step = round_up((most - least * 0.9) / 5);
     at.x_low = std::floor(least * 0.95 / step) * step;
     at.x_high = std::max(std::ceil(most / step) * step, at.x_low + step);
     for (double value = at.x_low; value <= at.x_high + step / 2; value += step)
-      draw.tick(at, value, value == 0 ? "0" : time_text(value));
+      draw.tick(at, value, tick_text(value));
   }
   if (limit) {
     draw.line(at.x(*limit), at.top, at.x(*limit), at.top + at.height, kBad, " stroke-dasharray=\"2 3\"");
@@ -183,7 +192,7 @@ void time_line(Drawing& draw, Panel at, const Figures& figures, double begin, do
   for (double value = 0; value <= other.y_high + other_level / 2; value += other_level)
     draw.text(at.left + at.width + 7, other.y(value) + 4, count_text(value), "start", " fill=\"#c2571a\"");
   const double step = round_up(total / 8);
-  for (double value = 0; value <= total; value += step) draw.tick(at, value, value == 0 ? "0" : time_text(value));
+  for (double value = 0; value <= total; value += step) draw.tick(at, value, tick_text(value));
   for (const double edge : {begin, end})
     if (edge > total * 0.002 && edge < total * 0.995)
       draw.line(at.x(edge), at.top, at.x(edge), at.top + at.height, kInk, " stroke-dasharray=\"2 3\"");

@@ -34,8 +34,6 @@ constexpr std::uint64_t kLengthStream = 1ULL << 62;
 constexpr std::uint64_t kPrefixStream = 2ULL << 62;
 constexpr std::uint64_t kTextStream = 3ULL << 62;
 
-constexpr int kProbeWords[] = {16, 112};
-
 }  // namespace
 
 RequestMaker::RequestMaker(RequestOptions options, const std::vector<TraceRow>* trace)
@@ -85,16 +83,22 @@ RequestMaker::Made RequestMaker::make(std::uint64_t number) const {
   return made;
 }
 
-std::string RequestMaker::make_probe(int words) const {
+std::string RequestMaker::make_probe(std::size_t first, std::size_t step) const {
   std::string prompt;
-  add_words(prompt, words, Random(options_.seed, kTextStream - 1));
+  for (std::size_t i = first; i < std::size(kWords); i += step) {
+    if (!prompt.empty()) prompt += ' ';
+    prompt += kWords[i];
+  }
   return body(prompt, 1, false);
 }
 
 Result<WordCost> measure_cost(http::Client& client, const Api& api, const RequestMaker& maker) {
-  double tokens[2] = {};
-  for (int i = 0; i < 2; ++i) {
-    const auto answer = ask(client, api, api.request(maker.path(), maker.make_probe(kProbeWords[i])));
+  // All words, and the two halves of them: what the halves have too much together is what a prompt costs by itself.
+  constexpr std::pair<std::size_t, std::size_t> kProbes[] = {{0, 1}, {0, 2}, {1, 2}};
+  double tokens[3] = {};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto answer =
+        ask(client, api, api.request(maker.path(), maker.make_probe(kProbes[i].first, kProbes[i].second)));
     if (!answer) {
       const ErrorCode code = answer.error().code;
       if (code == ErrorCode::overloaded || (code == ErrorCode::unavailable && client.counts().opened > 0))
@@ -110,8 +114,8 @@ Result<WordCost> measure_cost(http::Client& client, const Api& api, const Reques
     tokens[i] = static_cast<double>(count->get_int64());
   }
   WordCost cost;
-  cost.tokens = (tokens[1] - tokens[0]) / (kProbeWords[1] - kProbeWords[0]);
-  cost.overhead = tokens[0] - cost.tokens * kProbeWords[0];
+  cost.overhead = tokens[1] + tokens[2] - tokens[0];
+  cost.tokens = (tokens[0] - cost.overhead) / static_cast<double>(std::size(kWords));
   cost.measured = cost.tokens > 0.1 && cost.tokens < 100;
   return cost.measured ? cost : WordCost();
 }

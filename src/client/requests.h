@@ -48,8 +48,8 @@ class RequestMaker {
     bool shortened = false;
   };
   Made make(std::uint64_t number) const;
-  // A short request with so many words, whose answer is no stream.
-  std::string make_probe(int words) const;
+  // A short request, whose answer is no stream, with every so many-th of all words there are.
+  std::string make_probe(std::size_t first, std::size_t step) const;
 
   std::string_view path() const { return options_.chat ? "/chat/completions" : "/completions"; }
   const RequestOptions& options() const { return options_; }
@@ -62,7 +62,7 @@ class RequestMaker {
   WordCost cost_;
 };
 
-// Asks the server twice, with prompts of different lengths, and takes what its `usage` says. Not measured where it says
+// Asks the server three times, with different prompts, and takes what its `usage` says. Not measured where it says
 // nothing, or refuses for reasons that a load may meet as well (429, 503). Errors: other refusals, and no connection.
 Result<WordCost> measure_cost(http::Client& client, const Api& api, const RequestMaker& maker);
 
