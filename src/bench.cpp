@@ -257,15 +257,6 @@ int bench(const BenchFlags& flags, const std::string& version) {
     trace = *std::move(read);
   }
   const std::vector<TraceRow>* rows = trace.empty() ? nullptr : &trace;
-  std::FILE* json = nullptr;
-  std::FILE* svg = nullptr;
-  for (const auto& [flag, path, file] :
-       {std::tuple("--json", &flags.json, &json), std::tuple("--svg", &flags.svg, &svg)}) {
-    if (path->empty()) continue;
-    const auto created = create(flag, *path);
-    if (!created) return complain(2, created.error().message);
-    *file = *created;
-  }
   std::signal(SIGPIPE, SIG_IGN);  // a connection that has gone is an error like others
   rlimit files{};
   if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
@@ -282,6 +273,15 @@ int bench(const BenchFlags& flags, const std::string& version) {
     const auto cost = measure_cost(asker, subject.load.api, RequestMaker(subject.requests, rows));
     if (!cost) return complain(1, cost.error().message);
     subject.cost = *cost;
+  }
+  std::FILE* json = nullptr;
+  std::FILE* svg = nullptr;
+  for (const auto& [flag, path, file] :
+       {std::tuple("--json", &flags.json, &json), std::tuple("--svg", &flags.svg, &svg)}) {
+    if (path->empty()) continue;
+    const auto created = create(flag, *path);
+    if (!created) return complain(2, created.error().message);
+    *file = *created;
   }
   subject.version = version;
   subject.url = subject.load.api.text();

@@ -125,6 +125,8 @@ Result<ModelInfo> choose_model(http::Client& client, const Api& api, const std::
     return make_error(ErrorCode::unavailable,
                       api.text() + "/models is not a list of models: is this an OpenAI server?");
   std::vector<ModelInfo> models;
+  std::string root;      // what the first one is
+  bool one_root = true;  // the others are further names of it
   for (const json::value& each : data->get_array()) {
     const json::object* entry = each.if_object();
     const json::value* id = entry == nullptr ? nullptr : entry->if_contains("id");
@@ -134,9 +136,13 @@ Result<ModelInfo> choose_model(http::Client& client, const Api& api, const std::
     if (length != nullptr && length->is_int64() && length->get_int64() > 0)
       model.max_len = static_cast<int>(std::min<std::int64_t>(length->get_int64(), 1 << 30));
     if (model.name == wanted) return model;
+    const json::value* of = entry->if_contains("root");
+    const std::string name = of != nullptr && of->is_string() ? std::string(of->get_string()) : model.name;
+    if (models.empty()) root = name;
+    one_root = one_root && name == root;
     models.push_back(std::move(model));
   }
-  if (wanted.empty() && models.size() == 1) return models.front();
+  if (wanted.empty() && !models.empty() && one_root) return models.front();
   // Aliases and names of adapters need not be listed.
   if (!wanted.empty()) return ModelInfo{wanted};
   if (models.empty()) return make_error(ErrorCode::invalid_argument, api.text() + ": the server has no model");

@@ -31,8 +31,8 @@ struct ModelInfo {
   int max_len = 0;  // tokens of a prompt and its answer; 0: not told
 };
 
-// The model of that name, or the only one where `wanted` is empty. A server that has no list is believed to have the
-// model. Errors: those of the call; invalid_argument, naming the models there are.
+// The model of that name, or the only one, which may have several names, where `wanted` is empty. A server that has no
+// list is believed to have the model. Errors: those of the call; invalid_argument, naming the models there are.
 Result<ModelInfo> choose_model(http::Client& client, const Api& api, const std::string& wanted);
 
 // What a refusal says: the message of the JSON body, or the beginning of the body, after the status.

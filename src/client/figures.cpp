@@ -126,7 +126,10 @@ Figures figures_of(const LoadResult& result, const Slo& slo) {
     running += std::max(0.0, std::min(record.end, result.end) - std::max(record.sent, result.begin));
     if (!good) ++moment(record.end).failed;
     if (good) {
-      if (inside(record.end)) out.requests_per_second += 1;
+      if (inside(record.end)) {
+        out.requests_per_second += 1;
+        if (slo.kept_by(record)) out.good_per_second += 1;
+      }
       if (record.events > 0 && inside(record.first))
         input_tokens += record.has_usage ? record.usage.prompt_tokens : record.input;
       // Every event has an equal part of the answer's tokens.
@@ -173,6 +176,7 @@ Figures figures_of(const LoadResult& result, const Slo& slo) {
   out.asked_output /= succeeded;
   out.cached = prompts > 0 ? cached / prompts : 0;
   out.requests_per_second /= out.seconds;
+  out.good_per_second /= out.seconds;
   out.output_per_second = output_tokens / out.seconds;
   out.input_per_second = input_tokens / out.seconds;
   out.running = running / out.seconds;

@@ -59,7 +59,8 @@ struct Figures {
   double output_per_second = 0;    // tokens
   double input_per_second = 0;     // tokens of prompts whose answers began
   double running = 0;              // requests, in the mean
-  std::uint64_t good = 0;          // that kept the SLO
+  std::uint64_t good = 0;          // counted ones that kept the SLO
+  double good_per_second = 0;      // that kept it and were complete
   double cores = 0;                // that this process used
 
   std::vector<float> ttfts, itls;  // sorted, seconds

@@ -146,8 +146,7 @@ void distribution(Drawing& draw, Panel at, std::string_view title, const std::ve
     const double step = round_up((most - least * 0.9) / 5);
     at.x_low = std::floor(least * 0.95 / step) * step;
     at.x_high = std::max(std::ceil(most / step) * step, at.x_low + step);
-    for (double value = at.x_low; value <= at.x_high + step / 2; value += step)
-      draw.tick(at, value, tick_text(value));
+    for (double value = at.x_low; value <= at.x_high + step / 2; value += step) draw.tick(at, value, tick_text(value));
   }
   if (limit) {
     draw.line(at.x(*limit), at.top, at.x(*limit), at.top + at.height, kBad, " stroke-dasharray=\"2 3\"");

@@ -14,6 +14,7 @@ namespace {
 // Above these the figures say more of this program than of the server.
 constexpr double kBusy = 0.85;       // of the cores that it may use
 constexpr double kLate = 0.005;      // seconds, at the 99th percentile
+constexpr double kCached = 0.1;      // of the input, beyond what the requests share
 constexpr double kFewCounted = 100;  // requests, for a 99th percentile
 
 [[gnu::format(printf, 1, 2)]] std::string format(const char* pattern, ...) {
@@ -55,6 +56,13 @@ std::vector<std::string> warnings(const Subject& subject, const Figures& figures
   if (subject.load.open && figures.late.p99 > kLate)
     out.push_back("requests were sent late (" + time_text(figures.late.p99) +
                   " at p99): this machine could not keep up, and latencies hold that time");
+  const RequestOptions& requests = subject.requests;
+  const double shared = subject.cost.overhead + (requests.prefixes > 0 ? requests.prefix_tokens : 0);
+  if (figures.input.mean > 0 && figures.cached > shared / figures.input.mean + kCached)
+    out.push_back(
+        format("%.0f%% of the input came from the server's prefix cache, more than the requests share: it has seen "
+               "this --seed before",
+               100 * figures.cached));
   if (static_cast<double>(figures.succeeded) < kFewCounted && figures.succeeded > 0)
     out.push_back(
         format("%llu requests are too few for a 99th percentile", static_cast<unsigned long long>(figures.succeeded)));
@@ -131,7 +139,7 @@ std::string report_text(const Subject& subject, const LoadResult& result, const 
                            (subject.load.open ? ", " + rate_text(offered(figures)) + " sent" : ""));
     if (!subject.slo.empty())
       line("goodput",
-           rate_text(static_cast<double>(figures.good) / figures.seconds) + " requests, " +
+           rate_text(figures.good_per_second) + " requests, " +
                format("%.1f%%", 100 * static_cast<double>(figures.good) / static_cast<double>(figures.counted)) +
                ", within " + subject.slo.text());
     std::string tokens = figures.with_usage == 0 ? "counted by events, as the server does not say"
@@ -264,7 +272,7 @@ std::string report_json(const Subject& subject, const LoadResult& result, const 
     number("good", static_cast<double>(figures.good));
     number("share",
            figures.counted == 0 ? 0 : static_cast<double>(figures.good) / static_cast<double>(figures.counted));
-    number("requests_per_s", static_cast<double>(figures.good) / figures.seconds);
+    number("requests_per_s", figures.good_per_second);
     close();
   }
   open("tokens");

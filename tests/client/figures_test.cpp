@@ -65,7 +65,7 @@ TEST(Figures, OfOneRequestAreAsDefined) {
 TEST(Figures, GoodRequestsKeepEveryLimit) {
   const auto kept = [](const char* text, const Record& one) { return parse_slo(text)->kept_by(one); };
   const Record one = record();
-  EXPECT_TRUE(kept("ttft=500ms,itl=301ms,tpot=100ms,e2e=1101ms", one));
+  EXPECT_TRUE(kept("ttft=501ms,itl=301ms,tpot=101ms,e2e=1101ms", one));
   EXPECT_FALSE(kept("ttft=499ms", one));
   EXPECT_FALSE(kept("itl=299ms", one)) << "each gap counts";
   EXPECT_FALSE(kept("tpot=99ms", one));
@@ -123,6 +123,7 @@ TEST(Figures, FaultsAreCountedByKindAndHaveNoLatencies) {
   EXPECT_EQ(figures.succeeded, 1u);
   EXPECT_EQ(figures.ttft.count, 1u);
   EXPECT_EQ(figures.good, 1u);
+  EXPECT_NEAR(figures.good_per_second, 1 / 4.0, 1e-9);
   double failed = 0;
   for (const auto& moment : figures.line) failed += static_cast<double>(moment.failed);
   EXPECT_EQ(failed, 4);

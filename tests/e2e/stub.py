@@ -86,7 +86,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
         with stub.lock:
-            stub.times.append((came, sent))
+            stub.times.append((came, sent, prompt))
 
     def event(self, data):
         data = f"data: {data}\n\n".encode()

@@ -57,7 +57,8 @@ def test_times_agree_with_an_independent_client_and_with_the_server(tmp_path):
         thread.start()
         report = bench(tmp_path, server.url, "--concurrency", 2, "--requests", 30, "--endpoint", "completions")
         thread.join()
-        served = server.times
+        ours_served = [(came, sent) for came, sent, prompt in server.times if prompt != "x"]
+        theirs_served = [(came, sent) for came, sent, prompt in server.times if prompt == "x"]
 
     def ttft(runs):
         return 1000 * statistics.median(times[0] - begin for begin, times in runs)
@@ -66,12 +67,15 @@ def test_times_agree_with_an_independent_client_and_with_the_server(tmp_path):
         return 1000 * statistics.mean(b - a for _, times in runs for a, b in zip(times, times[1:]))
 
     assert report["ttft_ms"]["count"] == 30 and report["itl_ms"]["count"] == 30 * (count - 1)
-    tolerance = 5 * PATIENCE
     # The server's own clock begins when it has read the request, a little after the client's.
-    assert ttft(served) - 1 < report["ttft_ms"]["p50"] < ttft(served) + tolerance
-    assert abs(report["itl_ms"]["mean"] - itl(served)) < 1 * PATIENCE
-    assert abs(report["ttft_ms"]["p50"] - ttft(theirs)) < 2 * tolerance
-    assert abs(report["itl_ms"]["mean"] - itl(theirs)) < 2 * PATIENCE
+    tolerance = 5 * PATIENCE
+    assert ttft(ours_served) - 1 < report["ttft_ms"]["p50"] < ttft(ours_served) + tolerance
+    assert ttft(theirs_served) - 1 < ttft(theirs) < ttft(theirs_served) + 2 * tolerance
+    assert abs(report["itl_ms"]["mean"] - itl(ours_served)) < 0.5 * PATIENCE
+    assert abs(itl(theirs) - itl(theirs_served)) < 1 * PATIENCE
+    # Both clients are served the same, up to what else the machine does.
+    assert report["ttft_ms"]["p50"] == pytest.approx(ttft(theirs), rel=0.25 * PATIENCE)
+    assert report["itl_ms"]["mean"] == pytest.approx(itl(theirs), rel=0.25 * PATIENCE)
     assert 1000 * first <= report["ttft_ms"]["p50"] and 1000 * gap <= report["itl_ms"]["mean"] + 0.5
     assert report["tpot_ms"]["mean"] == pytest.approx(report["itl_ms"]["mean"], rel=0.02)
     assert report["e2e_ms"]["mean"] == pytest.approx(report["ttft_ms"]["mean"] + (count - 1) * report["itl_ms"]["mean"], abs=tolerance)
@@ -102,6 +106,13 @@ def test_open_loops_and_shared_prefixes_on_the_demo_model(tmp_path, demo):
     assert report["throughput"]["sent_per_s"] == 40
     assert report["tokens"]["input"]["mean"] == pytest.approx(216, rel=0.05)
     assert report["tokens"]["cached_share"] > 0.5, "the prefixes are found again"
+    assert not any("prefix cache" in each for each in report["warnings"])
+
+
+def test_a_seed_that_the_server_has_seen_is_warned_of(tmp_path, demo):
+    for seen in (False, True):
+        report = bench(tmp_path, demo.url, "--requests", 10, "--concurrency", 1, "--seed", 77, "--output", 4)
+        assert any("it has seen this --seed before" in each for each in report["warnings"]) == seen
 
 
 def test_the_seed_makes_the_same_requests(tmp_path):
@@ -167,7 +178,7 @@ def test_a_server_that_dies_in_the_middle(tmp_path):
     with Process() as server:
         killer = threading.Timer(1.0, server.child.kill)
         killer.start()
-        report = bench(tmp_path, server.url, "--concurrency", 4, "--duration", "3s", "--output", 512, "--ignore-eos")
+        report = bench(tmp_path, server.url, "--concurrency", 4, "--duration", "3s", "--output", 4)
         server.wait()
         server.child.returncode = 0  # it was meant
     assert report["requests"]["succeeded"] > 0 and report["errors"]["connect"]["count"] >= 1000
@@ -226,6 +237,20 @@ def test_the_model_is_chosen_where_there_is_one(tmp_path):
         assert server.streams[0]["model"] == "two"
 
 
+def test_several_names_of_one_model_are_one_model(tmp_path):
+    config = tmp_path / "models.yaml"
+    config.write_text("models: [{name: demo, aliases: [default], source: builtin:xgen-demo}]\n")
+    with Process("--config", config) as server:
+        assert len(server.get("/v1/models").json()["data"]) == 2
+        assert bench(tmp_path, server.url, "--requests", 1)["model"] == "demo"
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_load():
+    with stub.serving(stub.words("a")) as server:
+        result = run("bench", server.url, "--json", "/nonexistent/x")
+        assert result.returncode == 2 and "--json /nonexistent/x: No such file" in result.stderr and not server.streams
+
+
 def test_requests_are_shortened_to_the_context_that_the_server_tells(tmp_path):
     with stub.serving(stub.words("a"), max_len=256) as server:
         report = bench(tmp_path, server.url, "--requests", 4, "--input", 1000, "--output", 1000)
@@ -252,7 +277,6 @@ def test_requests_are_shortened_to_the_context_that_the_server_tells(tmp_path):
     (["--slo", "speed=2s"], "--slo: 'speed=2s': expected ttft="),
     (["--extra", "[1]"], "--extra: expected a JSON object"),
     (["--api-key-file", "/nonexistent"], "--api-key-file /nonexistent: No such file"),
-    (["--json", "/nonexistent/x"], "--json /nonexistent/x: No such file"),
     (["--threads", "0"], "--threads: expected 1 to 64"),
 ])
 def test_what_is_misused_is_named(args, want):
