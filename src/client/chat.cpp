@@ -23,13 +23,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr std::uint64_t kMaxAnswer = 256 << 20;  // bytes as they come
+
 constexpr const char* kHelp =
     "  /help          this\n"
     "  /clear         forget the conversation\n"
     "  /system TEXT   set the system prompt; without TEXT, show it; \"/system -\" takes it away\n"
     "  /save FILE     write the conversation to a new file, as JSON\n"
     "  /quit          leave; so do Ctrl-D and a second Ctrl-C\n"
-    "  \"\"\"            on a line of its own begins and ends a message of several lines\n"
+    "  \"\"\"            on a line of its own begins and ends a message of several lines;\n"
+    "                 a line that is typed has 4095 bytes at most\n"
     "  //TEXT         a message that begins with a slash\n"
     "Ctrl-C stops an answer.\n";
 
@@ -134,6 +137,8 @@ bool Chat::answer() {
   if (!options_.extra.has("stream_options")) body += ",\"stream_options\":{\"include_usage\":true}";
   body += ",\"stream\":true" + options_.extra.text + "}";
 
+  http::ClientRequest request = options_.api.request("/chat/completions", std::move(body));
+  request.max_body = kMaxAnswer;
   http::CancelToken cancel;
   const int over = eventfd(0, EFD_CLOEXEC);
   std::thread watch([&] {
@@ -152,7 +157,7 @@ bool Chat::answer() {
   const auto begin = Clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
   const Status called = http::fetch(
-      client_, options_.api.request("/chat/completions", std::move(body)),
+      client_, std::move(request),
       [&](const http::ResponseHead& head) {
         answer.head(head);
         return Status();
