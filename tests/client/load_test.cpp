@@ -73,6 +73,19 @@ TEST(Load, AClosedLoopSendsSoManyRequestsAndKeepsItsConnections) {
   EXPECT_GT(result.end, 0);
 }
 
+TEST(Load, SeveralThreadsReceive) {
+  RawServer server(answer_all);
+  LoadOptions options = options_for(server.port());
+  options.threads = 3;
+  options.concurrency = 8;
+  options.requests = 400;
+  const RequestMaker requests = maker();
+  const LoadResult result = Load(options, requests, nullptr).run();
+  const Figures figures = figures_of(result, {});
+  EXPECT_EQ(figures.succeeded, 400u);
+  EXPECT_EQ(figures.itl.count, 400u);
+}
+
 TEST(Load, TheWarmUpIsNotCounted) {
   RawServer server([](RawConnection& connection) {
     while (!connection.read_request().line.empty()) {

@@ -176,9 +176,9 @@ def test_a_request_that_takes_too_long_is_a_timeout(tmp_path):
 
 def test_a_server_that_dies_in_the_middle(tmp_path):
     with Process() as server:
-        killer = threading.Timer(1.0, server.child.kill)
+        killer = threading.Timer(1.0 * PATIENCE, server.child.kill)
         killer.start()
-        report = bench(tmp_path, server.url, "--concurrency", 4, "--duration", "3s", "--output", 4)
+        report = bench(tmp_path, server.url, "--concurrency", 4, "--duration", f"{3 * PATIENCE}s", "--output", 4)
         server.wait()
         server.child.returncode = 0  # it was meant
     assert report["requests"]["succeeded"] > 0 and report["errors"]["connect"]["count"] >= 1000
