@@ -31,6 +31,8 @@
 #include "base/prefetch.h"
 #include "base/units.h"
 #include "base/worker_pool.h"
+#include "bench.h"
+#include "chat.h"
 #include "config/config.h"
 #include "crash.h"
 #include "http/client.h"
@@ -738,10 +740,14 @@ int docs(const std::string& topic) {
 
 int main_with(int argc, char** argv) {
   const std::string_view first = argc > 1 ? argv[1] : "";
-  if (first != "serve" && first != "check" && first != "pull" && first != "import" && first != "docs" &&
-      !first.starts_with('-'))
+  constexpr std::string_view kCommands[] = {"serve", "check", "pull", "import", "bench", "chat", "docs"};
+  if (std::find(std::begin(kCommands), std::end(kCommands), first) == std::end(kCommands) && !first.starts_with('-')) {
+    std::string list;
+    for (const std::string_view each : kCommands)
+      list.append(list.empty() ? "" : each == kCommands[std::size(kCommands) - 1] ? " or " : ", ").append(each);
     return complain(kMisused, (first.empty() ? "a command is needed" : "unknown command '" + std::string(first) + "'") +
-                                  ": serve, check, pull, import or docs; xgen-model --help tells more");
+                                  ": " + list + "; xgen-model --help tells more");
+  }
   CLI::App command{"xgen-model " XGEN_VERSION ": serves language models over the OpenAI API"};
   command.set_version_flag("--version", "xgen-model " XGEN_VERSION);
   command.require_subcommand(1);
@@ -778,6 +784,10 @@ int main_with(int argc, char** argv) {
                    "Whose paths and ports are written: the machine's, or the container's (default: host; of Kubernetes "
                    "always the container's)")
       ->check(CLI::IsMember({"host", "container"}));
+  BenchFlags bench_flags;
+  CLI::App* bench_command = add_bench(command, bench_flags);
+  ChatFlags chat_flags;
+  CLI::App* chat_command = add_chat(command, chat_flags);
   CLI::App* docs_command = command.add_subcommand("docs", "Print a reference page as Markdown");
   std::string topic;
   docs_command->add_option("page", topic, "Which page")
@@ -804,6 +814,8 @@ int main_with(int argc, char** argv) {
     if (status) return 0;
     return complain(status.error().code == ErrorCode::internal ? kFailed : kMisused, status.error().message);
   }
+  if (bench_command->parsed()) return bench(bench_flags, XGEN_VERSION);
+  if (chat_command->parsed()) return chat(chat_flags);
   return docs(topic);
 }
 

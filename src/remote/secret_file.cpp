@@ -16,7 +16,7 @@ Result<std::string> SecretFile::read() {
   if (path_.empty()) return std::string();
   std::lock_guard lock(mutex_);
   const auto fault = [this](const std::string& why) {
-    return make_error(ErrorCode::unavailable, "api_key_file " + path_ + ": " + why);
+    return make_error(ErrorCode::unavailable, name_ + " " + path_ + ": " + why);
   };
   struct stat now {};
   if (::stat(path_.c_str(), &now) != 0) return fault(std::strerror(errno));

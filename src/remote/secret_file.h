@@ -14,13 +14,16 @@ namespace xgen::remote {
 // Thread-safe.
 class SecretFile {
  public:
-  explicit SecretFile(std::string path) : path_(std::move(path)) {}
+  // `name`: what it is called in messages.
+  explicit SecretFile(std::string path, std::string name = "api_key_file")
+      : path_(std::move(path)), name_(std::move(name)) {}
 
   // Its one line, without blanks around it; empty without a path. Errors: unavailable, naming the file.
   Result<std::string> read();
 
  private:
   const std::string path_;
+  const std::string name_;
   std::mutex mutex_;
   timespec changed_{};
   ino_t inode_ = 0;

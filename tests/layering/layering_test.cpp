@@ -86,7 +86,7 @@ TEST(Layering, LibrariesStayInTheirRooms) {
       {"boost/asio", {"http"}},
       {"boost/beast", {"http"}},
       {"openssl/", {"http", "sources", "server"}},
-      {"boost/json", {"base", "sources", "text", "weights", "api", "remote", "server"}},
+      {"boost/json", {"base", "sources", "text", "weights", "api", "remote", "client", "server"}},
       {"yaml-cpp", {"config", "import"}},
       {"pcre2", {"text"}},
       {"utf8proc", {"text"}},
