@@ -84,7 +84,8 @@ endfunction()
 # The product: src/main.cpp plus the embedded demo model.
 function(xgen_program)
   include(cmake/embed_demo.cmake)
-  add_executable(xgen-model ${PROJECT_SOURCE_DIR}/src/main.cpp ${PROJECT_SOURCE_DIR}/src/local_models.cpp
+  add_executable(xgen-model ${PROJECT_SOURCE_DIR}/src/main.cpp ${PROJECT_SOURCE_DIR}/src/healthcheck.cpp
+                 ${PROJECT_SOURCE_DIR}/src/local_models.cpp
                  ${PROJECT_SOURCE_DIR}/src/pull.cpp ${PROJECT_SOURCE_DIR}/src/reload.cpp
                  ${PROJECT_SOURCE_DIR}/src/remote_models.cpp)
   target_compile_definitions(xgen-model PRIVATE XGEN_VERSION="${PROJECT_VERSION}")
