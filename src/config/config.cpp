@@ -667,7 +667,7 @@ class Reader {
     Status status = parse(yaml, [this](const YAML::Node& root) {
       if (!root.IsMap()) return;
       const YAML::Node section = root["server"];
-      if (!section.IsMap()) return;
+      if (!section || !section.IsMap()) return;
       for (const char* name : {"host", "port"})
         if (const YAML::Node value = section[name]) read_key(server_keys(), config_.server, "server", name, value);
     });
