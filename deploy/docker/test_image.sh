@@ -14,7 +14,7 @@ hardened=(--network=host --read-only --cap-drop=ALL --security-opt=no-new-privil
 say() { printf '%s\n' "test_image: $*"; }
 fail() { say "FAILED: $*" >&2; "${run[@]}" logs "$name" >&2 || true; exit 1; }
 finish() {
-  "${run[@]}" rm -f -t 2 "$name" >/dev/null 2>&1 || true
+  "${run[@]}" rm -f -v -t 2 "$name" >/dev/null 2>&1 || true
   "${run[@]}" volume rm -f "$name" >/dev/null 2>&1 || true
   rm -rf "$work"
 }
@@ -28,7 +28,7 @@ until_ready() {
 }
 median() { sort -n | sed -n "$((($1 + 1) / 2))p"; }
 
-skopeo copy -q --dest-compress-format gzip "containers-storage:localhost/${image#localhost/}" "dir:$work/image"
+skopeo copy -q --dest-compress "containers-storage:localhost/${image#localhost/}" "dir:$work/image"
 bytes=$(cat "$work"/image/* | wc -c)
 say "compressed size: $((bytes / 1000)) kB"
 [ "$bytes" -lt 60000000 ] || fail "the image is larger than 60 MB"
@@ -50,12 +50,15 @@ begin=$(now)
 "${run[@]}" stop -t 45 "$name" >/dev/null
 say "stopped in $((($(now) - begin) / 1000000)) ms (server.drain_delay included)"
 [ "$("${run[@]}" inspect -f '{{.State.ExitCode}}' "$name")" = 0 ] || fail "the stop was not clean"
-"${run[@]}" rm -f "$name" >/dev/null
+"${run[@]}" rm -f -v "$name" >/dev/null
 
 # memory.host is a share of the container's limit.
-if out=$("${run[@]}" run --rm --name "$name" "${hardened[@]}" --memory 512m "$image" check); then
-  say "with --memory 512m: $(head -n 2 <<<"$out" | tail -n 1)"
-fi
+"${run[@]}" run -d --name "$name" "${hardened[@]}" --memory 512m "$image" >/dev/null
+until_ready "$(now)" >/dev/null || fail "not ready within 512 MiB"
+budget=$(curl -sf localhost:8000/metrics | sed -n 's/^xgen_memory_budget_bytes{memory="host"} //p')
+[ "$budget" = $((512 * 1024 * 1024 * 8 / 10)) ] || fail "of 512 MiB, $budget bytes are the models'"
+say "with --memory 512m the models have $((budget >> 20)) MiB"
+"${run[@]}" rm -f -v -t 0 "$name" >/dev/null
 # What Kubernetes puts into the environment of every pod beside a Service of this name does no harm.
 links=(-e XGEN_MODEL_PORT=tcp://10.0.0.1:8000 -e XGEN_MODEL_SERVICE_HOST=10.0.0.1 -e XGEN_MODEL_SERVICE_PORT=8000)
 [ "$("${run[@]}" run --rm "${hardened[@]}" "${links[@]}" "$image" check --print-effective)" = \
@@ -75,7 +78,7 @@ if [ -n "$program" ]; then
     age=$(awk -v ticks="$ticks" -v hertz="$(getconf CLK_TCK)" '{printf "%d", ($1 - ticks / hertz) * 1000}' /proc/uptime)
     elapsed=$((($(now) - begin) / 1000000))
     echo $(($(tail -n 1 "$work/podman") - (elapsed - age))) >>"$work/inside"
-    "${run[@]}" rm -f -t 0 "$name" >/dev/null
+    "${run[@]}" rm -f -v -t 0 "$name" >/dev/null
     begin=$(now)
     MODEL_CONFIG_PATH=$here/../config/models.yaml "$program" serve >/dev/null 2>&1 &
     until_ready "$begin" >>"$work/outside"
