@@ -34,13 +34,13 @@ cp "$package" "$root/root/package.deb"
 say "boot"
 systemd-nspawn -q -D "$root" -b --register=no --keep-unit --console=pipe </dev/null >/dev/null 2>&1 &
 nspawn=$!
-wait_for 20 pgrep -P "$nspawn"
+wait_for 60 pgrep -P "$nspawn"
 init=$(pgrep -P "$nspawn")
-wait_for 60 inside systemctl is-system-running || fail "the container does not boot"
+wait_for 300 inside systemctl is-system-running || fail "the container does not boot"
 
 inside dpkg -i /root/package.deb >/dev/null
 [ "$(active)" = active ] || fail "installing does not start the service"
-wait_for 10 inside xgen-model healthcheck --config /etc/xgen-model/models.yaml || fail "not ready"
+wait_for 30 inside xgen-model healthcheck --config /etc/xgen-model/models.yaml || fail "not ready"
 say "installed, started, ready"
 inside curl -sf localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \
   -d '{"model": "xgen-demo", "messages": [{"role": "user", "content": "How do I add a model?"}]}' | grep -q models.yaml || fail "no answer"
@@ -57,23 +57,23 @@ say "runs as its own user, without capabilities, on a read-only system: $(inside
 config=$root/etc/xgen-model/models.yaml
 sed -i 's/aliases: \[default\]/aliases: [renamed]/' "$config"
 inside systemctl reload xgen-model
-wait_for 10 inside sh -c 'curl -sf localhost:8000/v1/models | grep -q renamed' || fail "not reloaded"
+wait_for 30 inside sh -c 'curl -sf localhost:8000/v1/models | grep -q renamed' || fail "not reloaded"
 [ "$(inside systemctl show -P MainPID xgen-model)" = "$pid" ] || fail "a reload restarted the service"
 say "reloads"
 
 inside kill -9 "$pid"
-wait_for 10 inside xgen-model healthcheck --config /etc/xgen-model/models.yaml || fail "not restarted after kill -9"
+wait_for 30 inside xgen-model healthcheck --config /etc/xgen-model/models.yaml || fail "not restarted after kill -9"
 say "is restarted after kill -9"
 
 # An upgrade keeps what the operator wrote.
 inside dpkg -i /root/package.deb >/dev/null
 grep -q renamed "$config" || fail "the upgrade overwrote models.yaml"
-wait_for 10 inside xgen-model healthcheck --config /etc/xgen-model/models.yaml || fail "not ready after an upgrade"
+wait_for 30 inside xgen-model healthcheck --config /etc/xgen-model/models.yaml || fail "not ready after an upgrade"
 say "keeps models.yaml in an upgrade"
 
 echo 'nonsense: 1' >>"$config"
 inside systemctl restart xgen-model || true
-wait_for 10 inside systemctl is-failed xgen-model || fail "a wrong configuration does not fail"
+wait_for 30 inside systemctl is-failed xgen-model || fail "a wrong configuration does not fail"
 inside journalctl --no-pager -u xgen-model -n 20 | grep -q 'nonsense: unknown key' || fail "the journal does not name the wrong key"
 sed -i '$d' "$config"
 inside systemctl restart xgen-model
