@@ -4,7 +4,6 @@
 # packages debootstrap and systemd-container; port 8000 must be free. TMPDIR says where the 400 MB go.
 set -euo pipefail
 package=$(readlink -f "$1")
-mirror=${2:-http://deb.debian.org/debian}
 root=$(mktemp -d)
 
 inside() { nsenter -t "$init" -m -u -i -p -C -- "$@"; }
@@ -29,7 +28,7 @@ trap finish EXIT
 
 say "debootstrap"
 debootstrap --variant=minbase --include=systemd,systemd-sysv,init-system-helpers,adduser,ca-certificates,curl \
-  bookworm "$root" "$mirror" >/dev/null
+  bookworm "$root" ${2:+"$2"} >/dev/null
 cp "$package" "$root/root/package.deb"
 
 say "boot"
