@@ -35,6 +35,7 @@
 #include "chat.h"
 #include "config/config.h"
 #include "crash.h"
+#include "healthcheck.h"
 #include "http/client.h"
 #include "http/server.h"
 #include "import/import.h"
@@ -106,6 +107,17 @@ void add_flags(CLI::App& command, Flags& flags, bool serve) {
       command.add_option(kKeyFlags[i].name, flags.keys[i], config::describe_key(kKeyFlags[i].key));
 }
 
+// The models.yaml that --config, the environment or the working directory names; empty if there is none.
+std::string config_path(const Flags& flags) {
+  if (flags.config && !flags.config->empty()) return *flags.config;
+  const char* variable = std::getenv("MODEL_CONFIG_PATH");
+  if (variable != nullptr && *variable != '\0') return variable;
+  // A file that cannot be reached, or a link to nowhere, is there all the same: reading it gives the error.
+  std::error_code error;
+  const auto kind = std::filesystem::symlink_status("models.yaml", error).type();
+  return kind != std::filesystem::file_type::not_found ? "models.yaml" : "";
+}
+
 Result<config::Config> load_config(const Flags& flags) {
   const auto misused = [](const char* message) { return make_error(ErrorCode::invalid_argument, message); };
   if (flags.source && flags.config) return misused("give either SOURCE or --config, not both");
@@ -116,15 +128,7 @@ Result<config::Config> load_config(const Flags& flags) {
   // An unset variable of a script must not end up as the demo model.
   if (flags.source && flags.source->empty()) return misused("SOURCE is empty");
   if (flags.config && flags.config->empty()) return misused("--config: the path is empty");
-  std::string path = flags.config.value_or("");
-  if (path.empty() && !flags.source) {
-    const char* variable = std::getenv("MODEL_CONFIG_PATH");
-    if (variable != nullptr) path = variable;
-    // A file that cannot be reached, or a link to nowhere, is there all the same: reading it gives the error.
-    std::error_code error;
-    const auto kind = std::filesystem::symlink_status("models.yaml", error).type();
-    if (path.empty() && kind != std::filesystem::file_type::not_found) path = "models.yaml";
-  }
+  const std::string path = flags.source ? "" : config_path(flags);
   auto config = flags.source    ? config::single_model_config(*flags.source, flags.name)
                 : !path.empty() ? config::load_file(path)
                                 : Result<config::Config>(config::demo_config());
@@ -200,7 +204,7 @@ Result<std::optional<http::Url>> collector(const config::Config& config) {
   return std::optional(*std::move(url));
 }
 
-int check(const Flags& flags) {
+int check(const Flags& flags, bool print_effective) {
   auto config = load_config(flags);
   if (!config) return complain(kMisused, config.error().message);
   const auto machine = make_machine(*config);
@@ -215,6 +219,13 @@ int check(const Flags& flags) {
   const auto planned = plan_models(*config, *machine, *total);
   if (!planned) return complain(kMisused, planned.error().message);
   if (Status status = check_text(planned->definitions); !status) return complain(kMisused, status.error().message);
+  if (print_effective) {
+    auto settings = source_settings(config->sources);
+    if (!settings) return complain(kMisused, settings.error().message);
+    config->sources.cache = std::filesystem::path(settings->s3.cache).parent_path().string();
+    std::fputs(config::effective_yaml(*config).c_str(), stdout);
+    return 0;
+  }
   std::printf("%s: valid\n%s", config->file.empty() ? "configuration" : config->file.c_str(), planned->text.c_str());
   return 0;
 }
@@ -729,6 +740,22 @@ int pull(const Flags& flags, std::vector<std::string> list) {
   return pull_all(sources, list) ? 0 : kFailed;
 }
 
+// Asks the server that runs with the same configuration. The exit code is 0 or 1, as Docker wants it.
+int healthcheck(const Flags& flags, const std::string& probe, std::string url) {
+  if (url.empty()) {
+    const std::string path = config_path(flags);
+    auto server = path.empty() ? Result<config::Server>(config::Server()) : config::load_address(path);
+    if (!server) return complain(kFailed, server.error().message);
+    if (server->port == 0)
+      return complain(kFailed, path + ": server.port: 0 takes any free port; give the server's address with --url");
+    url = health_url(server->host, server->port, probe);
+  }
+  const auto answer = ask_health(url, "xgen-model/" XGEN_VERSION);
+  if (!answer) return complain(kFailed, answer.error().message);
+  std::puts(answer->c_str());
+  return 0;
+}
+
 int docs(const std::string& topic) {
   const std::string text = topic == "configuration" ? config::reference_markdown()
                            : topic == "import"
@@ -740,7 +767,8 @@ int docs(const std::string& topic) {
 
 int main_with(int argc, char** argv) {
   const std::string_view first = argc > 1 ? argv[1] : "";
-  constexpr std::string_view kCommands[] = {"serve", "check", "pull", "import", "bench", "chat", "docs"};
+  constexpr std::string_view kCommands[] = {"serve",  "check", "healthcheck", "pull",
+                                            "import", "bench", "chat",        "docs"};
   if (std::find(std::begin(kCommands), std::end(kCommands), first) == std::end(kCommands) && !first.starts_with('-')) {
     std::string list;
     for (const std::string_view each : kCommands)
@@ -758,6 +786,18 @@ int main_with(int argc, char** argv) {
   CLI::App* check_command =
       command.add_subcommand("check", "Check the configuration and print the memory plan, without serving");
   add_flags(*check_command, flags, false);
+  bool print_effective = false;
+  check_command->add_flag("--print-effective", print_effective,
+                          "Print the whole configuration that is in force instead, flags and defaults included");
+  CLI::App* health_command = command.add_subcommand(
+      "healthcheck", "Ask the server that runs here whether it is well: exit code 0, or 1 and the reason");
+  std::string probe = "ready";
+  std::string health_at;
+  health_command->add_option("probe", probe, "What to ask: ready (the default), live or startup")
+      ->check(CLI::IsMember({"ready", "live", "startup"}));
+  health_command->add_option("--url", health_at, "Ask this URL instead of the address in the configuration");
+  health_command->add_option("--config", flags.config,
+                             "The models.yaml (default: $MODEL_CONFIG_PATH, then ./models.yaml)");
   CLI::App* pull_command = command.add_subcommand(
       "pull", "Download models into the cache: the sources given, or all that the configuration names");
   std::vector<std::string> pull_list;
@@ -806,7 +846,8 @@ int main_with(int argc, char** argv) {
     return command.exit(error) == 0 ? 0 : kMisused;
   }
   if (serve_command->parsed()) return serve(flags);
-  if (check_command->parsed()) return check(flags);
+  if (check_command->parsed()) return check(flags, print_effective);
+  if (health_command->parsed()) return healthcheck(flags, probe, health_at);
   if (pull_command->parsed()) return pull(pull_flags, std::move(pull_list));
   if (import_command->parsed()) {
     import_arguments.in_container = import_for == "container";

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cctype>
 #include <charconv>
+#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -15,6 +16,7 @@
 #include <utility>
 
 #include "base/bytes.h"
+#include "base/json_text.h"
 #include "base/model_source.h"
 #include "base/split_name.h"
 #include "base/units.h"
@@ -46,6 +48,8 @@ struct Key {
   // Of a list or a mapping, which `read` has only looked at as a whole: reads one entry (a list's has no key), so that
   // the fault of each is told.
   std::function<Fault(S&, const YAML::Node& key, const YAML::Node& value)> read_entry = {};
+  // The value as a file holds it, where that is not what `show` says; empty if none is set.
+  std::function<std::string(const S&)> yaml = {};
 };
 
 Fault expected(std::string what, const YAML::Node& node) {
@@ -68,6 +72,19 @@ std::string bytes_text(std::uint64_t value) {
     if (value != 0 && value % (std::uint64_t{1} << unit) == 0) return std::to_string(value >> unit) + name;
   }
   return std::to_string(value);
+}
+
+// YAML reads JSON's strings and lists as they are.
+std::string in_quotes(std::string_view text) {
+  std::string out;
+  append_json_string(out, text);
+  return out;
+}
+
+std::string in_brackets(const std::vector<std::string>& list) {
+  std::string out;
+  for (const std::string& each : list) out += (out.empty() ? "" : ", ") + in_quotes(each);
+  return "[" + out + "]";
 }
 
 bool printable(std::string_view text) {
@@ -98,10 +115,24 @@ Fault append_name(std::vector<std::string>& names, const YAML::Node& node) {
   return {};
 }
 
+// Key::yaml of a field that may be unset: nothing then.
+template <class S, class T, class Text>
+std::function<std::string(const S&)> set_only(T S::*field, Text text) {
+  return [=](const S& section) -> std::string {
+    if constexpr (requires { (section.*field).has_value(); }) {
+      return (section.*field).has_value() ? text(*(section.*field)) : std::string();
+    } else {
+      return text(section.*field);
+    }
+  };
+}
+
 template <class S, class T>
 Key<S> integer(std::string_view name, T S::*field, std::int64_t low, std::int64_t high, std::string_view help) {
   const std::string range = "an integer from " + std::to_string(low) + " to " + std::to_string(high);
-  return {name, range, help,
+  return {name,
+          range,
+          help,
           [=](S& section, const YAML::Node& node) -> Fault {
             std::int64_t value = 0;
             if (!node.IsScalar()) return expected(range, node);
@@ -119,7 +150,9 @@ Key<S> integer(std::string_view name, T S::*field, std::int64_t low, std::int64_
             } else {
               return std::to_string(section.*field);
             }
-          }};
+          },
+          {},
+          set_only(field, [](auto value) { return std::to_string(value); })};
 }
 
 template <class S>
@@ -138,7 +171,9 @@ Key<S> duration(std::string_view name, milliseconds S::*field, milliseconds low,
 
 template <class S, class T>
 Key<S> size(std::string_view name, T S::*field, std::uint64_t low, std::string_view help) {
-  return {name, "a size", help,
+  return {name,
+          "a size",
+          help,
           [=](S& section, const YAML::Node& node) -> Fault {
             if (!node.IsScalar()) return expected("a size such as 512MiB or 2GiB", node);
             auto value = parse_bytes(node.Scalar());
@@ -153,7 +188,9 @@ Key<S> size(std::string_view name, T S::*field, std::uint64_t low, std::string_v
             } else {
               return bytes_text(section.*field);
             }
-          }};
+          },
+          {},
+          set_only(field, bytes_text)};
 }
 
 template <class S>
@@ -200,7 +237,9 @@ Key<S> choice(std::string_view name, std::vector<std::string_view> names, std::s
 
 template <class S>
 Key<S> text(std::string_view name, std::string S::*field, std::string_view type, std::string_view help) {
-  return {name, std::string(type), help,
+  return {name,
+          std::string(type),
+          help,
           [=](S& section, const YAML::Node& node) -> Fault {
             if (!node.IsScalar() || node.Scalar().empty() || node.Scalar().size() > 4096 || !printable(node.Scalar())) {
               return expected(std::string(type), node);
@@ -208,7 +247,9 @@ Key<S> text(std::string_view name, std::string S::*field, std::string_view type,
             section.*field = node.Scalar();
             return {};
           },
-          [=](const S& section) { return (section.*field).empty() ? std::string("required") : section.*field; }};
+          [=](const S& section) { return (section.*field).empty() ? std::string("required") : section.*field; },
+          {},
+          [=](const S& section) { return (section.*field).empty() ? std::string() : in_quotes(section.*field); }};
 }
 
 template <class S>
@@ -235,6 +276,12 @@ Fault read_memory_limit(MemoryLimit& limit, const YAML::Node& node) {
   if (!bytes || *bytes == 0) return expected(std::string(kWhat), node);
   limit = {0, *bytes};
   return {};
+}
+
+std::string percent_text(double share) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.10g%%", share * 100);
+  return text;
 }
 
 const std::vector<Key<Server>>& server_keys() {
@@ -304,10 +351,7 @@ const std::vector<Key<Memory>>& memory_keys() {
        "Memory for all models together (weights, KV cache, workspace): a share of the smaller of RAM and the cgroup's "
        "limit, or a size.",
        [](Memory& m, const YAML::Node& node) { return read_memory_limit(m.host, node); },
-       [](const Memory& m) {
-         return m.host.bytes != 0 ? bytes_text(m.host.bytes)
-                                  : std::to_string(static_cast<int>(m.host.share * 100)) + "%";
-       }},
+       [](const Memory& m) { return m.host.bytes != 0 ? bytes_text(m.host.bytes) : percent_text(m.host.share); }},
   };
   return keys;
 }
@@ -333,11 +377,14 @@ const std::vector<Key<Compute>>& compute_keys() {
 
 const std::vector<Key<Sources>>& sources_keys() {
   static const std::vector<Key<Sources>> keys = {
-      {"cache", "a folder",
+      {"cache",
+       "a folder",
        "Where s3:// models are kept (a relative path in models.yaml: from its folder); hf:// models are in the cache "
        "that they share with Python (HF_HOME, HF_HUB_CACHE).",
        text("", &Sources::cache, "a folder", "").read,
-       [](const Sources& s) { return s.cache.empty() ? std::string("~/.cache/xgen-model") : s.cache; }},
+       [](const Sources& s) { return s.cache.empty() ? std::string("~/.cache/xgen-model") : s.cache; },
+       {},
+       text("", &Sources::cache, "a folder", "").yaml},
       integer("connections", &Sources::connections, 1, 64, "Parts of one file that are downloaded at the same time."),
       duration("timeout", &Sources::timeout, kShortest, "A connection that brings nothing for so long is tried again."),
       integer("retries", &Sources::retries, 0, 100,
@@ -353,7 +400,9 @@ const std::vector<Key<Tracing>>& tracing_keys() {
        "where "
        "the URL has no path. Without it no spans are sent.",
        text("", &Tracing::endpoint, "a URL such as http://otel-collector:4318", "").read,
-       [](const Tracing& t) { return t.endpoint.empty() ? std::string("none") : t.endpoint; }},
+       [](const Tracing& t) { return t.endpoint.empty() ? std::string("none") : t.endpoint; },
+       {},
+       text("", &Tracing::endpoint, "", "").yaml},
       {"sample", "a number from 0 to 1",
        "Share of the requests for inference that are traced, of those whose caller has not decided it (traceparent).",
        [](Tracing& t, const YAML::Node& node) -> Fault {
@@ -417,16 +466,21 @@ const std::vector<Key<ModelSettings>>& settings_keys() {
 
 const std::vector<Key<Model>>& model_keys() {
   static const std::vector<Key<Model>> keys = {
-      {"name", "a name", "What clients put into `model`.",
+      {"name",
+       "a name",
+       "What clients put into `model`.",
        [](Model& model, const YAML::Node& node) { return read_name(model.name, node); },
-       [](const Model&) { return std::string("required"); }},
+       [](const Model&) { return std::string("required"); },
+       {},
+       [](const Model& model) { return in_quotes(model.name); }},
       {"aliases", "a list of names", "Further names for the same model.",
        [](Model&, const YAML::Node& node) -> Fault {
          if (!node.IsSequence() || node.size() > 64) return expected("a list of at most 64 names", node);
          return {};
        },
        [](const Model&) { return std::string("none"); },
-       [](Model& model, const YAML::Node&, const YAML::Node& name) { return append_name(model.aliases, name); }},
+       [](Model& model, const YAML::Node&, const YAML::Node& name) { return append_name(model.aliases, name); },
+       [](const Model& model) { return in_brackets(model.aliases); }},
       {"fallbacks", "a list of names",
        "Models of this list that a request goes to, one after the other, when this one fails it before the first token "
        "with 503, 429 or 500; see several-models.md.",
@@ -436,7 +490,8 @@ const std::vector<Key<Model>>& model_keys() {
          return {};
        },
        [](const Model&) { return std::string("none"); },
-       [](Model& model, const YAML::Node&, const YAML::Node& name) { return append_name(model.fallbacks, name); }},
+       [](Model& model, const YAML::Node&, const YAML::Node& name) { return append_name(model.fallbacks, name); },
+       [](const Model& model) { return in_brackets(model.fallbacks); }},
       text("source", &Model::source, "a path or an address",
            "A folder with config.json, safetensors and tokenizer files, a .gguf file (the first part of a split one), "
            "`hf://ORG/REPO[@REVISION][/FILE]`, `s3://BUCKET/PREFIX` (see model-sources.md), or `builtin:xgen-demo`."),
@@ -470,6 +525,10 @@ Fault read_header(Remote& remote, const YAML::Node& key, const YAML::Node& value
 
 constexpr std::size_t kMaxUrls = 256;
 
+// Keys that models of one engine alone have.
+constexpr std::pair<std::string_view, std::string_view> kOfOneEngine[] = {{"dialect", "openai"},
+                                                                          {"tokenizer", "triton"}};
+
 // Keys of a model that another engine serves.
 const std::vector<Key<Remote>>& remote_keys() {
   static const std::vector<Key<Remote>> keys = [] {
@@ -492,15 +551,19 @@ const std::vector<Key<Remote>>& remote_keys() {
              return "the URL " + each.Scalar() + " is listed twice";
            remote.urls.push_back(each.Scalar());
            return {};
-         }},
+         },
+         [](const Remote& remote) { return in_brackets(remote.urls); }},
         boolean("replica_per_address", &Remote::replica_per_address,
                 "Every address that a URL's host has is a replica of its own (a headless Service of Kubernetes); the "
                 "names are looked up again every `health_interval`. Otherwise a URL is one replica."),
-        {"model", "a name",
+        {"model",
+         "a name",
          "What the engine calls the model, where that is another name (tgi: its LoRA adapter, if any; "
          "triton: often ensemble or tensorrt_llm_bls).",
          [](Remote& remote, const YAML::Node& node) { return read_name(remote.model, node); },
-         [](const Remote&) { return std::string("the model's name"); }},
+         [](const Remote&) { return std::string("the model's name"); },
+         {},
+         [](const Remote& remote) { return remote.model.empty() ? std::string() : in_quotes(remote.model); }},
         choice("dialect", {"auto", "openai", "vllm", "sglang", "trtllm", "llamacpp", "xgen"}, &Remote::dialect,
                "Which engine speaks OpenAI's /v1, so that what it does not know is refused by name; auto asks its "
                "/v1/models. Of engine openai alone."),
@@ -517,7 +580,13 @@ const std::vector<Key<Remote>>& remote_keys() {
              return expected("a mapping of at most 64 header names to values", node);
            return {};
          },
-         [](const Remote&) { return std::string("none"); }, read_header},
+         [](const Remote&) { return std::string("none"); }, read_header,
+         [](const Remote& remote) {
+           std::string out;  // a value may be a secret
+           for (const auto& each : remote.headers)
+             out += (out.empty() ? "" : ", ") + in_quotes(each.first) + ": \"hidden\"";
+           return "{" + out + "}";
+         }},
         file("ca_file", &Remote::ca_file,
              "Certificates (PEM) that are trusted instead of the system's, for https. Read again when it changes."),
         duration("connect_timeout", &Remote::connect_timeout, kShortest,
@@ -635,6 +704,19 @@ class Reader {
     if (Status status = parse(yaml, [this](const YAML::Node& root) { read_root(root); }); !status)
       return std::move(status).error();
     return std::move(config_);
+  }
+
+  // Of the section `server` alone host and port; nothing else need be right.
+  Result<Server> read_address(std::string_view yaml) {
+    Status status = parse(yaml, [this](const YAML::Node& root) {
+      if (!root.IsMap()) return;
+      const YAML::Node section = root["server"];
+      if (!section || !section.IsMap()) return;
+      for (const char* name : {"host", "port"})
+        if (const YAML::Node value = section[name]) read_key(server_keys(), config_.server, "server", name, value);
+    });
+    if (!status) return std::move(status).error();
+    return std::move(config_.server);
   }
 
   Result<std::vector<ApiKey>> read_keys(std::string_view yaml) {
@@ -933,8 +1015,6 @@ class Reader {
             model.is_remote() ? "belongs to models of engine native; this one is computed elsewhere"
                               : "belongs to models that another engine serves; this one's engine is native");
     if (model.is_remote()) {
-      constexpr std::pair<std::string_view, std::string_view> kOfOneEngine[] = {{"dialect", "openai"},
-                                                                                {"tokenizer", "triton"}};
       for (const auto& [name, engine] : kOfOneEngine)
         if (node[std::string(name)] && model.settings.engine != engine)
           fault(
@@ -1099,6 +1179,41 @@ void append_reference(std::string& out, std::string_view title, std::string_view
   }
 }
 
+// Lines "KEY: VALUE" by key; one that is not set is a comment.
+template <class S>
+void add_lines(std::map<std::string_view, std::string>& lines, const std::vector<Key<S>>& keys, const S& section) {
+  for (const Key<S>& key : keys) {
+    const std::string value = key.yaml ? key.yaml(section) : key.show(section);
+    lines[key.name] =
+        (value.empty() ? "# " : "") + std::string(key.name) + ": " + (value.empty() ? key.show(section) : value) + "\n";
+  }
+}
+
+template <class S>
+void append_yaml(std::string& out, const char* name, const std::vector<Key<S>>& keys, const S& section) {
+  std::map<std::string_view, std::string> lines;
+  add_lines(lines, keys, section);
+  out.append(name).append(":\n");
+  for (const auto& [key, line] : lines) out.append("  ").append(line);
+}
+
+void append_yaml(std::string& out, const Model& model) {
+  std::map<std::string_view, std::string> lines;
+  if (model.is_remote()) {
+    add_lines(lines, remote_keys(), model.remote);
+    for (const auto& [key, engine] : kOfOneEngine)
+      if (model.settings.engine != engine) lines.erase(key);
+    lines["engine"] = "engine: " + model.settings.engine + "\n";
+  } else {
+    add_lines(lines, settings_keys(), model.settings);
+  }
+  add_lines(lines, model_keys(), model);
+  if (model.is_remote()) lines.erase("source");
+  out.append("  - ").append(lines["name"]);
+  lines.erase("name");
+  for (const auto& [key, line] : lines) out.append("    ").append(line);
+}
+
 template <class S>
 void append_names(std::vector<std::string>& out, const std::string& path, const std::vector<Key<S>>& keys) {
   for (const Key<S>& key : keys) out.push_back(path + std::string(key.name));
@@ -1140,6 +1255,20 @@ std::string fingerprint(const Model& model) {
     out.append("\n").append(key.name).append("=").append(key.show(model.settings));
   }
   if (model.source != kDemoSource && !is_remote_source(model.source)) add_files(out, model.source);
+  return out;
+}
+
+std::string effective_yaml(const Config& config) {
+  std::string out;
+  append_yaml(out, "compute", compute_keys(), config.compute);
+  append_yaml(out, "defaults", settings_keys(), config.defaults);
+  append_yaml(out, "log", log_keys(), config.log);
+  append_yaml(out, "memory", memory_keys(), config.memory);
+  out += "models:\n";
+  for (const Model& model : config.models) append_yaml(out, model);
+  append_yaml(out, "server", server_keys(), config.server);
+  append_yaml(out, "sources", sources_keys(), config.sources);
+  append_yaml(out, "tracing", tracing_keys(), config.tracing);
   return out;
 }
 
@@ -1205,6 +1334,12 @@ Result<T> read_file(const std::string& path, Result<T> (*read)(std::string_view 
 
 Result<Config> load_file(const std::string& path) { return read_file<Config>(path, load_text); }
 
+Result<Server> load_address_text(std::string_view text, const std::string& file) {
+  return Reader(file).read_address(text);
+}
+
+Result<Server> load_address(const std::string& path) { return read_file<Server>(path, load_address_text); }
+
 Result<std::vector<ApiKey>> load_keys_text(std::string_view text, const std::string& file) {
   return Reader(file).read_keys(text);
 }
@@ -1262,7 +1397,8 @@ for settings, except for what the Hub's and AWS's own tools read of addresses, k
 Flags of the command line (`--host`, `--port`, …) win over the file.
 
 Unknown keys, wrong types, repeated names and missing paths are errors that name file, line, column, key and what was expected; nothing
-is started then, and the exit code is 2. `xgen-model check` checks a file and prints the memory plan.
+is started then, and the exit code is 2. `xgen-model check` checks a file and prints the memory plan; `xgen-model check --print-effective`
+prints the whole configuration that is in force, flags and defaults included, as a models.yaml.
 
 Model files are mapped, not copied: replace them by renaming new ones into place, never by writing into files that are being served.
 A file that is cut short while it is served, or whose storage fails, fails its model alone: running requests end with 503, and the model

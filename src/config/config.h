@@ -168,6 +168,10 @@ Result<Config> load_file(const std::string& path);
 // The same for text; `file` is used for messages and relative sources.
 Result<Config> load_text(std::string_view text, const std::string& file);
 
+// Of a file only server.host and server.port, or their defaults; faults elsewhere in it do not matter.
+Result<Server> load_address(const std::string& path);
+Result<Server> load_address_text(std::string_view text, const std::string& file);
+
 // Reads and checks a file of API keys. Errors as above.
 Result<std::vector<ApiKey>> load_keys(const std::string& path);
 Result<std::vector<ApiKey>> load_keys_text(std::string_view text, const std::string& file);
@@ -177,6 +181,10 @@ Result<std::vector<ApiKey>> load_keys_text(std::string_view text, const std::str
 Status set(Config& config, std::string_view key, const std::string& value);
 // What the reference says of such a key: its meaning and the values it takes. Empty if there is no such key.
 std::string describe_key(std::string_view key);
+
+// The whole configuration as a models.yaml with every key, sections and keys by name, models in their order. What is
+// not set is a comment; the values of headers read "hidden".
+std::string effective_yaml(const Config& config);
 
 // Everything of a model that its loading depends on, the size and time of its files in a local source included: a
 // reload replaces a model when this changes.

@@ -457,6 +457,72 @@ TEST(Config, ASinglePathNeedsNoFile) {
   EXPECT_FALSE(single_model_config("/").ok());  // nothing to name it after
 }
 
+TEST(Config, TheEffectiveConfigurationHasEveryKeyAndReadsBackAsItIs) {
+  const std::string folder = ::testing::TempDir();
+  for (const char* name : {"keys.yaml", "key", "ca.pem"}) std::ofstream(folder + name) << "x";
+  const std::string file = folder + "models.yaml";
+  const auto config = load_text(R"(
+server: {host: "::1", port: 9000, max_body: 1500, drain_delay: 250ms, request_timeout: 0, api_keys_file: keys.yaml}
+log: {level: off, format: json}
+memory: {host: 29%}
+compute: {threads: 3}
+sources: {cache: '$HOME/"models"'}
+defaults: {max_model_len: 1000, idle_unload: 90s}
+models:
+  - {name: "on:{é", source: 'builtin:xgen-demo', aliases: [a, 'b"c'], kv_cache: 3MiB, load: on_demand, pin: true}
+  - name: far
+    engine: openai
+    urls: [http://a/v1, http://b/v1]
+    dialect: vllm
+    headers: {X-Key: secret, X-Other: secret}
+    ca_file: ca.pem
+    fallbacks: [a]
+  - {name: tgi, engine: tgi, urls: [http://c], api_key_file: key, model: lora}
+)",
+                                file);
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  const std::string text = effective_yaml(*config);
+  EXPECT_THAT(text, Not(HasSubstr("secret")));
+  EXPECT_THAT(text,
+              AllOf(HasSubstr("\n  port: 9000\n"), HasSubstr("\n  max_body: 1500\n"), HasSubstr("\n  host: 29%\n"),
+                    HasSubstr("\n  idle_unload: 90s\n"), HasSubstr("\n    max_model_len: 1000\n"),
+                    HasSubstr("\n    # model: the model's name\n"), HasSubstr("\n  # kv_cache: planned\n")));
+  for (const std::string& key : key_names()) {
+    if (key == "models[].tokenizer") continue;  // of engine triton
+    EXPECT_THAT(text, HasSubstr(" " + key.substr(key.rfind('.') + 1) + ": ")) << key;
+  }
+  const auto again = load_text(text, "/elsewhere/printed.yaml");
+  ASSERT_TRUE(again.ok()) << again.error().message << "\n" << text;
+  EXPECT_EQ(effective_yaml(*again), text);
+  EXPECT_EQ(again->models[0].name, "on:{é");
+  EXPECT_EQ(again->models[0].aliases.at(1), "b\"c");
+  EXPECT_EQ(again->server, config->server);
+  EXPECT_EQ(again->memory, config->memory);
+  EXPECT_EQ(again->sources, config->sources);
+  EXPECT_EQ(fingerprint(again->models[0]), fingerprint(config->models[0]));
+  // What is served without a file is written down, too.
+  const std::string demo = effective_yaml(demo_config());
+  EXPECT_THAT(demo, HasSubstr("source: \"builtin:xgen-demo\""));
+  EXPECT_TRUE(load_text(demo, "models.yaml").ok());
+}
+
+TEST(Config, TheAddressIsReadWhateverElseIsWrong) {
+  const auto address = load_address_text("server: {port: 9000, host: '::1', threads: many}\nmodles: 3", "models.yaml");
+  ASSERT_TRUE(address.ok()) << address.error().message;
+  EXPECT_EQ(address->port, 9000);
+  EXPECT_EQ(address->host, "::1");
+  for (const char* text : {"", "server:", "server: 3", "[]", "models: []"}) {
+    const auto defaults = load_address_text(text, "models.yaml");
+    ASSERT_TRUE(defaults.ok()) << text;
+    EXPECT_EQ(defaults->port, 8000);
+  }
+  const auto wrong = load_address_text("server: {port: many}", "models.yaml");
+  ASSERT_FALSE(wrong.ok());
+  EXPECT_THAT(wrong.error().message, HasSubstr("models.yaml:1:16: server.port: expected an integer"));
+  EXPECT_FALSE(load_address_text("server: {", "models.yaml").ok());
+  EXPECT_FALSE(load_address("/nonexistent").ok());
+}
+
 TEST(Config, TheReferenceDocumentIsCurrent) {
   std::ifstream file(XGEN_SOURCE_DIR "/docs/configuration.md");
   const std::string text((std::istreambuf_iterator<char>(file)), {});

@@ -298,7 +298,7 @@ def test_the_binary_needs_nothing_but_glibc():
 
 def test_unknown_commands_are_named():
     result = run("srve")
-    assert result.returncode == 2 and "unknown command 'srve': serve, check, pull, import, bench, chat or docs" in result.stderr
+    assert result.returncode == 2 and "unknown command 'srve': serve, check, healthcheck, pull, import, bench, chat or docs" in result.stderr
     result = run()
     assert result.returncode == 2 and "a command is needed" in result.stderr
     for words, named in ((["buidl"], "unknown command 'buidl'"), (["test", "asam"], "'asam'")):
