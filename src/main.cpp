@@ -32,6 +32,7 @@
 #include "config/config.h"
 #include "http/client.h"
 #include "http/server.h"
+#include "http/server_tls.h"
 #include "kernels/kernel_table.h"
 #include "local_models.h"
 #include "metrics/metrics.h"
@@ -70,6 +71,8 @@ constexpr KeyFlag kKeyFlags[] = {
     {"--host", "server.host", true},
     {"--port", "server.port", true},
     {"--api-keys-file", "server.api_keys_file", false},
+    {"--tls-cert-file", "server.tls_cert_file", false},
+    {"--tls-key-file", "server.tls_key_file", false},
     {"--max-model-len", "defaults.max_model_len", false},
     {"--max-num-seqs", "defaults.max_num_seqs", false},
     {"--threads", "compute.threads", false},
@@ -169,6 +172,21 @@ Result<std::string> load_keys(const std::string& file, server::ApiKeys& keys) {
   return std::to_string(read->size()) + " API keys";
 }
 
+// Null: the server speaks plain HTTP. Errors name the key and the file.
+Result<std::shared_ptr<http::ServerTls>> load_tls(const config::Server& server) {
+  const auto missing = [](const char* key, const char* of) {
+    return make_error(ErrorCode::invalid_argument, std::string(key) + ": missing; " + of + " is of no use without it");
+  };
+  if (server.tls_cert_file.empty()) {
+    if (!server.tls_key_file.empty()) return missing("server.tls_cert_file", "server.tls_key_file");
+    if (!server.tls_client_ca_file.empty()) return missing("server.tls_cert_file", "server.tls_client_ca_file");
+    return std::shared_ptr<http::ServerTls>();
+  }
+  if (server.tls_key_file.empty()) return missing("server.tls_key_file", "server.tls_cert_file");
+  return http::ServerTls::load({server.tls_cert_file, server.tls_key_file, server.tls_client_ca_file,
+                                server.tls_client_auth == "required", server.tls_min_version == "1.3"});
+}
+
 // What all models together may take. Errors: invalid_argument, if the machine has less.
 Result<std::uint64_t> host_budget(const config::Config& config) {
   const std::uint64_t available = available_host_memory();
@@ -189,6 +207,7 @@ int check(const Flags& flags) {
   if (!config->server.api_keys_file.empty())
     if (const auto loaded = load_keys(config->server.api_keys_file, keys); !loaded)
       return complain(kMisused, loaded.error().message);
+  if (const auto tls = load_tls(config->server); !tls) return complain(kMisused, tls.error().message);
   const auto total = host_budget(*config);
   if (!total) return complain(kMisused, total.error().message);
   const auto planned = plan_models(*config, *machine, *total);
@@ -273,10 +292,11 @@ std::string shell_quoted(std::string_view text) {
   return out + "'";
 }
 
-void print_hints(const registry::Registry& registry, const std::string& listens_on, int port, bool asks_for_keys) {
+void print_hints(const registry::Registry& registry, const std::string& listens_on, int port, bool tls,
+                 bool asks_for_keys) {
   const std::string host = listens_on == "0.0.0.0" || listens_on == "::" ? "localhost" : listens_on;
-  const std::string url =
-      "http://" + (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(port);
+  const std::string url = (tls ? "https://" : "http://") +
+                          (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(port);
   std::string names;
   const std::vector<registry::ModelEntry> models = registry.list();
   for (const registry::ModelEntry& each : models) names += (names.empty() ? "" : ", ") + each.name;
@@ -301,8 +321,9 @@ void print_hints(const registry::Registry& registry, const std::string& listens_
   std::fflush(stdout);
 }
 
-http::ServerOptions http_options(const config::Server& server) {
+http::ServerOptions http_options(const config::Server& server, const std::shared_ptr<http::ServerTls>& tls) {
   http::ServerOptions options;
+  options.tls = tls;
   options.host = server.host;
   options.port = static_cast<std::uint16_t>(server.port);
   options.threads = server.threads;
@@ -531,6 +552,8 @@ int serve(const Flags& flags) {
   const auto keys = keys_file.empty() ? nullptr : std::make_shared<server::ApiKeys>();
   if (keys != nullptr)
     if (const auto loaded = load_keys(keys_file, *keys); !loaded) return complain(kMisused, loaded.error().message);
+  const auto tls = load_tls(config->server);
+  if (!tls) return complain(kMisused, tls.error().message);
   const auto total = host_budget(*config);
   if (!total) return complain(kMisused, total.error().message);
   auto budget = std::make_shared<MemoryBudget>(*total);
@@ -561,11 +584,14 @@ int serve(const Flags& flags) {
   };
   app_options.keys = keys;
   const bool has_file = !config->file.empty();
-  const bool reloads = has_file || keys != nullptr;
+  const bool reloads = has_file || keys != nullptr || *tls != nullptr;
   std::optional<Reloader> reloader;
   std::optional<Reloader> keys_reloader;  // ends first: it hands on to the other
   if (reloads) {
     app_options.reload = [&](Reloader::Done done) {
+      if (*tls != nullptr)
+        if (Status read = (*tls)->reload(); !read) return done(std::move(read).error());
+      if (!keys_reloader && !reloader) return done(Result<std::string>("the TLS files were read"));
       if (!keys_reloader) return reloader->request(std::move(done));
       keys_reloader->request([&, done = std::move(done)](Result<std::string> read) {
         if (!read || !reloader) return done(std::move(read));
@@ -576,7 +602,7 @@ int serve(const Flags& flags) {
     };
   }
   server::App app(std::move(app_options), registry, lifecycle);
-  auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());
+  auto http = http::Server::bind(http_options(config->server, *tls), app.handler(), app.error_page());
   if (!http) return complain(kFailed, http.error().message);
   http_server.store(http->get());
   machine->remotes->run_on(**http);
@@ -588,6 +614,10 @@ int serve(const Flags& flags) {
   if (keys != nullptr) keys_reloader.emplace(keys_file, [&] { return load_keys(keys_file, *keys); });
   if (reloads) {
     signals.on_hangup([&] {
+      if (*tls != nullptr)
+        if (const Status read = (*tls)->reload(); !read)
+          log::error("config", "the TLS files are not taken; those before stay in force",
+                     {{"reason", read.error().message}});
       if (reloader) reloader->request({});
       if (keys_reloader) keys_reloader->request({});
     });
@@ -600,7 +630,7 @@ int serve(const Flags& flags) {
   }
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();
-  print_hints(registry, config->server.host, (*http)->port(), keys != nullptr);
+  print_hints(registry, config->server.host, (*http)->port(), *tls != nullptr, keys != nullptr);
   log::info("server", "ready",
             {{"ms", log::Decimal{ms_since(start), 1}},
              {"plan_ms", log::Decimal{plan_ms, 1}},

@@ -270,6 +270,16 @@ const std::vector<Key<Server>>& server_keys() {
       file("api_keys_file", &Server::api_keys_file,
            "Who may send requests: a file of API keys (see below and api-keys.md), relative to this one. Read again "
            "when it changes. Without it everybody may, and operators are those on this machine."),
+      file("tls_cert_file", &Server::tls_cert_file,
+           "Speak TLS (https): a PEM file with the server's certificate and, after it, those between it and a root, "
+           "relative to this one. Read again when it changes, for new connections (see security.md)."),
+      file("tls_key_file", &Server::tls_key_file, "The certificate's private key, in PEM, without a passphrase."),
+      file("tls_client_ca_file", &Server::tls_client_ca_file,
+           "Clients show a certificate that one of those in this PEM file has signed."),
+      choice("tls_client_auth", {"required", "optional"}, &Server::tls_client_auth,
+             "With tls_client_ca_file: whether clients without a certificate are let in; those with a wrong one never "
+             "are."),
+      choice("tls_min_version", {"1.2", "1.3"}, &Server::tls_min_version, "Oldest version of TLS that is spoken."),
       choice("unknown_fields", {"reject", "warn"}, &Server::unknown_fields,
              "What to do with request fields that no API defines: refuse with 400, or log and ignore."),
   };
@@ -839,7 +849,9 @@ class Reader {
     // "~" and "$NAME" are the user's, and not resolved here.
     std::string& cache = config_.sources.cache;
     if (!cache.empty() && cache.find_first_of("/~$") != 0) cache = (fs::path(file_).parent_path() / cache).string();
-    make_absolute(config_.server.api_keys_file);
+    for (std::string* file : {&config_.server.api_keys_file, &config_.server.tls_cert_file,
+                              &config_.server.tls_key_file, &config_.server.tls_client_ca_file})
+      make_absolute(*file);
     if (!has_models) {
       config_.models = demo_config().models;
       config_.models.front().settings = config_.defaults;

@@ -37,6 +37,11 @@ struct Server {
   std::string unknown_fields = "reject";  // reject | warn
   std::string operators = "local";        // local | gateway
   std::string api_keys_file;              // with load_keys(); empty: nobody is asked for a key
+  std::string tls_cert_file;              // absolute, as the next two; empty: plain HTTP
+  std::string tls_key_file;
+  std::string tls_client_ca_file;            // empty: clients show no certificates
+  std::string tls_client_auth = "required";  // required | optional
+  std::string tls_min_version = "1.2";       // 1.2 | 1.3
   bool operator==(const Server&) const = default;
 };
 
