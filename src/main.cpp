@@ -567,17 +567,22 @@ int serve(const Flags& flags) {
   registry::Registry registry(budget, registry_options);
   server::Lifecycle lifecycle;
   std::atomic<http::Server*> http_server{nullptr};
+  std::atomic<http::Server*> admin_server{nullptr};
   server::AppOptions app_options;
   app_options.version = XGEN_VERSION;
   app_options.request_timeout = config->server.request_timeout;
   app_options.reject_unknown_fields = config->server.unknown_fields == "reject";
   app_options.open_connections = [&] {
-    const http::Server* server = http_server.load();
-    return server == nullptr ? std::size_t{0} : server->open_connections();
+    std::size_t open = 0;
+    for (const http::Server* server : {http_server.load(), admin_server.load()})
+      if (server != nullptr) open += server->open_connections();
+    return open;
   };
   Current current;
   current.defaults = config->defaults;
   current.models = digests_of(planned->definitions);
+  app_options.trusted_proxies = config->server.trusted_proxies;
+  app_options.cors_origins = config->server.cors_origins;
   app_options.gateway_operators = config->server.operators == "gateway";
   app_options.make_model = [&](const server::LoadRequest& request) {
     return model_of(request, *machine, budget->total(), current);
@@ -602,9 +607,23 @@ int serve(const Flags& flags) {
     };
   }
   server::App app(std::move(app_options), registry, lifecycle);
-  auto http = http::Server::bind(http_options(config->server, *tls), app.handler(), app.error_page());
+  const bool admin_apart = config->server.admin_port.has_value();
+  auto http = http::Server::bind(http_options(config->server, *tls),
+                                 app.handler(admin_apart ? server::Serves::clients : server::Serves::everything),
+                                 app.error_page());
   if (!http) return complain(kFailed, http.error().message);
   http_server.store(http->get());
+  std::unique_ptr<http::Server> admin;
+  if (admin_apart) {
+    http::ServerOptions options = http_options(config->server, *tls);
+    options.host = config->server.admin_host;
+    options.port = static_cast<std::uint16_t>(*config->server.admin_port);
+    options.threads = 1;
+    auto bound = http::Server::bind(options, app.handler(server::Serves::operators), app.error_page());
+    if (!bound) return complain(kFailed, "server.admin_port: " + bound.error().message);
+    admin = *std::move(bound);
+    admin_server.store(admin.get());
+  }
   machine->remotes->run_on(**http);
   // Before the first request, which would find no model otherwise.
   if (Status status = registry.apply(std::move(planned->definitions)); !status)
@@ -623,6 +642,10 @@ int serve(const Flags& flags) {
     });
   }
   (*http)->start();
+  if (admin != nullptr) {
+    admin->start();
+    log::info("server", "operators' listener", {{"host", config->server.admin_host}, {"port", admin->port()}});
+  }
   const double bind_ms = ms_since(start) - plan_ms;
   if (Status status = load_at_start(registry, *config); !status) {
     signals.on_hangup({});
@@ -643,6 +666,7 @@ int serve(const Flags& flags) {
   const int signal = signals.wait();
   signals.on_hangup([] { log::warn("config", "not reloaded; the server is ending"); });
   drain(signal, config->server, lifecycle, **http, registry, *machine->remotes);
+  if (admin != nullptr) admin->drain(kLastWords);
   return 0;
 }
 

@@ -97,7 +97,10 @@ void Connection::start() {
   contain("a new connection", [this] {
     SysError error;
     const auto peer = socket_.remote_endpoint(error);
-    if (!error) remote_ = peer.address().to_string() + ":" + std::to_string(peer.port());
+    if (!error) {
+      const std::string address = peer.address().to_string();
+      remote_ = (peer.address().is_v6() ? "[" + address + "]" : address) + ":" + std::to_string(peer.port());
+    }
     thread_->add(*this);
     if (ServerTls* tls = thread_->shared().options.tls.get(); tls != nullptr) {
       tls_ = tls->accept(socket_.native_handle());

@@ -21,7 +21,7 @@ struct Request {
   std::string query;   // without '?'
   Headers headers;     // as sent
   std::string body;
-  std::string remote;       // "127.0.0.1:4711"
+  std::string remote;       // "127.0.0.1:4711", "[::1]:4711"
   std::string certificate;  // "CN=…": whose the client has shown (TLS); empty: none
   // First value of a header, case-insensitive; empty if absent.
   std::string_view header(std::string_view name) const;

@@ -53,6 +53,8 @@ RequestInfo describe(const http::Request& request, std::shared_ptr<ResponseCount
   const bool usable = !id.empty() && id.size() <= kMaxRequestId &&
                       std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
   info.id = usable ? std::string(id) : make_request_id();
+  info.remote = request.remote;
+  info.certificate = request.certificate;
   info.trace_id = trace_id_of(request.header("traceparent"));
   return info;
 }
@@ -64,7 +66,7 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
                                                                                           : log::Level::info;
   if (!log::enabled(level)) return;
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - info.start;
-  std::array<log::Field, 10> fields;
+  std::array<log::Field, 12> fields;
   std::size_t count = 0;
   const auto add = [&](log::Field field) { fields[count++] = std::move(field); };
   // Of a request that the HTTP server refuses, little may have been read.
@@ -73,7 +75,10 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
   add({"status", outcome.status});
   if (outcome.remote.empty()) add({"duration_ms", log::Decimal{took.count(), 2}});
   add({"request_id", info.id});
-  if (!outcome.remote.empty()) add({"remote", outcome.remote});
+  if (const std::string_view remote = outcome.remote.empty() ? info.remote : outcome.remote; !remote.empty())
+    add({"remote", remote});
+  if (!info.certificate.empty()) add({"client_cert", info.certificate});
+  if (!info.user.empty()) add({"user_id", info.user.substr(0, log::kMaxQuoted)});
   if (!info.key.empty()) add({"api_key", info.key});
   if (!outcome.model.empty()) add({"model", outcome.model.substr(0, log::kMaxQuoted)});
   if (outcome.tokens >= 0) add({"tokens", outcome.tokens});

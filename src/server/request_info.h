@@ -17,10 +17,13 @@ struct RequestInfo {
   std::chrono::steady_clock::time_point start;
   std::string method;
   std::string path;
-  std::string id;        // x-request-id, the caller's or made here
-  std::string trace_id;  // of a traceparent header; empty if none
-  std::string key;       // the name of the API key; empty if none was asked for
-  bool quiet = false;    // logged at level debug
+  std::string id;           // x-request-id, the caller's or made here
+  std::string trace_id;     // of a traceparent header; empty if none
+  std::string key;          // the name of the API key; empty if none was asked for
+  std::string remote;       // the client's address
+  std::string certificate;  // whose it has shown; empty if none
+  std::string user;         // what a trusted proxy calls its user; empty if it does not tell
+  bool quiet = false;       // logged at level debug
   std::size_t route = 0;
   std::shared_ptr<ResponseCounts> counts;
 };

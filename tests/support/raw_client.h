@@ -111,7 +111,7 @@ class RawClient {
       }
       at = line_end + 2;
     }
-    answer.complete = head_only || answer.status == 100 || read_body(answer);
+    answer.complete = head_only || answer.status == 100 || answer.status == 204 || read_body(answer);
     return answer;
   }
 
