@@ -43,8 +43,8 @@ struct AppOptions {
 // What a listener answers. Health, the version and the list of its routes all do.
 enum class Serves : unsigned char {
   everything,
-  clients,    // all but what operators does
-  operators,  // the operators' routes, management and metrics alone
+  clients,    // all but what the operators' listener answers
+  operators,  // operators' routes, management and metrics alone
 };
 
 // Thread-safe. Registry and lifecycle must outlive the app; the app must outlive the HTTP server that calls it.

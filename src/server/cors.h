@@ -1,9 +1,9 @@
 // Cors: which web pages of other origins a browser lets read the answers (fetch.spec.whatwg.org, "CORS protocol").
 #pragma once
 
-#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "http/server.h"
