@@ -38,6 +38,7 @@
 #include "healthcheck.h"
 #include "http/client.h"
 #include "http/server.h"
+#include "http/server_tls.h"
 #include "import/import.h"
 #include "import_command.h"
 #include "kernels/kernel_table.h"
@@ -80,6 +81,8 @@ constexpr KeyFlag kKeyFlags[] = {
     {"--host", "server.host", true},
     {"--port", "server.port", true},
     {"--api-keys-file", "server.api_keys_file", false},
+    {"--tls-cert-file", "server.tls_cert_file", false},
+    {"--tls-key-file", "server.tls_key_file", false},
     {"--max-model-len", "defaults.max_model_len", false},
     {"--max-num-seqs", "defaults.max_num_seqs", false},
     {"--threads", "compute.threads", false},
@@ -182,6 +185,21 @@ Result<std::string> load_keys(const std::string& file, server::ApiKeys& keys) {
   return std::to_string(read->size()) + " API keys";
 }
 
+// Null: the server speaks plain HTTP. Errors name the key and the file.
+Result<std::shared_ptr<http::ServerTls>> load_tls(const config::Server& server) {
+  const auto missing = [](const char* key, const char* of) {
+    return make_error(ErrorCode::invalid_argument, std::string(key) + ": missing; " + of + " is of no use without it");
+  };
+  if (server.tls_cert_file.empty()) {
+    if (!server.tls_key_file.empty()) return missing("server.tls_cert_file", "server.tls_key_file");
+    if (!server.tls_client_ca_file.empty()) return missing("server.tls_cert_file", "server.tls_client_ca_file");
+    return std::shared_ptr<http::ServerTls>();
+  }
+  if (server.tls_key_file.empty()) return missing("server.tls_key_file", "server.tls_cert_file");
+  return http::ServerTls::load({server.tls_cert_file, server.tls_key_file, server.tls_client_ca_file,
+                                server.tls_client_auth == "required", server.tls_min_version == "1.3"});
+}
+
 // What all models together may take. Errors: invalid_argument, if the machine has less.
 Result<std::uint64_t> host_budget(const config::Config& config) {
   const std::uint64_t available = available_host_memory();
@@ -214,6 +232,7 @@ int check(const Flags& flags, bool print_effective) {
     if (const auto loaded = load_keys(config->server.api_keys_file, keys); !loaded)
       return complain(kMisused, loaded.error().message);
   if (const auto url = collector(*config); !url) return complain(kMisused, url.error().message);
+  if (const auto tls = load_tls(config->server); !tls) return complain(kMisused, tls.error().message);
   const auto total = host_budget(*config);
   if (!total) return complain(kMisused, total.error().message);
   const auto planned = plan_models(*config, *machine, *total);
@@ -305,10 +324,11 @@ std::string shell_quoted(std::string_view text) {
   return out + "'";
 }
 
-void print_hints(const registry::Registry& registry, const std::string& listens_on, int port, bool asks_for_keys) {
+void print_hints(const registry::Registry& registry, const std::string& listens_on, int port, bool tls,
+                 bool asks_for_keys) {
   const std::string host = listens_on == "0.0.0.0" || listens_on == "::" ? "localhost" : listens_on;
-  const std::string url =
-      "http://" + (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(port);
+  const std::string url = (tls ? "https://" : "http://") +
+                          (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(port);
   std::string names;
   const std::vector<registry::ModelEntry> models = registry.list();
   for (const registry::ModelEntry& each : models) names += (names.empty() ? "" : ", ") + each.name;
@@ -333,8 +353,9 @@ void print_hints(const registry::Registry& registry, const std::string& listens_
   std::fflush(stdout);
 }
 
-http::ServerOptions http_options(const config::Server& server) {
+http::ServerOptions http_options(const config::Server& server, const std::shared_ptr<http::ServerTls>& tls) {
   http::ServerOptions options;
+  options.tls = tls;
   options.host = server.host;
   options.port = static_cast<std::uint16_t>(server.port);
   options.threads = server.threads;
@@ -607,6 +628,8 @@ int serve(const Flags& flags) {
     if (const auto loaded = load_keys(keys_file, *keys); !loaded) return complain(kMisused, loaded.error().message);
   auto traces = collector(*config);
   if (!traces) return complain(kMisused, traces.error().message);
+  const auto tls = load_tls(config->server);
+  if (!tls) return complain(kMisused, tls.error().message);
   const auto total = host_budget(*config);
   if (!total) return complain(kMisused, total.error().message);
   auto budget = std::make_shared<MemoryBudget>(*total);
@@ -620,6 +643,7 @@ int serve(const Flags& flags) {
   registry::Registry registry(budget, registry_options);
   server::Lifecycle lifecycle;
   std::atomic<http::Server*> http_server{nullptr};
+  std::atomic<http::Server*> admin_server{nullptr};
   server::AppOptions app_options;
   app_options.version = XGEN_VERSION;
   app_options.kernels = machine->kernels->name;
@@ -627,8 +651,10 @@ int serve(const Flags& flags) {
   app_options.stall_limit = config->server.stall_limit;
   app_options.reject_unknown_fields = config->server.unknown_fields == "reject";
   app_options.open_connections = [&] {
-    const http::Server* server = http_server.load();
-    return server == nullptr ? std::size_t{0} : server->open_connections();
+    std::size_t open = 0;
+    for (const http::Server* server : {http_server.load(), admin_server.load()})
+      if (server != nullptr) open += server->open_connections();
+    return open;
   };
   Current current;
   current.defaults = config->defaults;
@@ -644,17 +670,22 @@ int serve(const Flags& flags) {
       return server::SpanCounts{counts.sent, counts.dropped};
     };
   }
+  app_options.trusted_proxies = config->server.trusted_proxies;
+  app_options.cors_origins = config->server.cors_origins;
   app_options.gateway_operators = config->server.operators == "gateway";
   app_options.make_model = [&](const server::LoadRequest& request) {
     return model_of(request, *machine, budget->total(), current);
   };
   app_options.keys = keys;
   const bool has_file = !config->file.empty();
-  const bool reloads = has_file || keys != nullptr;
+  const bool reloads = has_file || keys != nullptr || *tls != nullptr;
   std::optional<Reloader> reloader;
   std::optional<Reloader> keys_reloader;  // ends first: it hands on to the other
   if (reloads) {
     app_options.reload = [&](Reloader::Done done) {
+      if (*tls != nullptr)
+        if (Status read = (*tls)->reload(); !read) return done(std::move(read).error());
+      if (!keys_reloader && !reloader) return done(Result<std::string>("the TLS files were read"));
       if (!keys_reloader) return reloader->request(std::move(done));
       keys_reloader->request([&, done = std::move(done)](Result<std::string> read) {
         if (!read || !reloader) return done(std::move(read));
@@ -665,9 +696,23 @@ int serve(const Flags& flags) {
     };
   }
   server::App app(std::move(app_options), registry, lifecycle);
-  auto http = http::Server::bind(http_options(config->server), app.handler(), app.error_page());
+  const bool admin_apart = config->server.admin_port.has_value();
+  auto http = http::Server::bind(http_options(config->server, *tls),
+                                 app.handler(admin_apart ? server::Serves::clients : server::Serves::everything),
+                                 app.error_page());
   if (!http) return complain(kFailed, http.error().message);
   http_server.store(http->get());
+  std::unique_ptr<http::Server> admin;
+  if (admin_apart) {
+    http::ServerOptions options = http_options(config->server, *tls);
+    options.host = config->server.admin_host;
+    options.port = static_cast<std::uint16_t>(*config->server.admin_port);
+    options.threads = 1;
+    auto bound = http::Server::bind(options, app.handler(server::Serves::operators), app.error_page());
+    if (!bound) return complain(kFailed, "server.admin_port: " + bound.error().message);
+    admin = *std::move(bound);
+    admin_server.store(admin.get());
+  }
   machine->remotes->run_on(**http);
   // Before the first request, which would find no model otherwise.
   if (Status status = registry.apply(std::move(planned->definitions)); !status)
@@ -683,11 +728,19 @@ int serve(const Flags& flags) {
   if (keys != nullptr) keys_reloader.emplace(keys_file, [&] { return load_keys(keys_file, *keys); });
   if (reloads) {
     signals.on_hangup([&] {
+      if (*tls != nullptr)
+        if (const Status read = (*tls)->reload(); !read)
+          log::error("config", "the TLS files are not taken; those before stay in force",
+                     {{"reason", read.error().message}});
       if (reloader) reloader->request({});
       if (keys_reloader) keys_reloader->request({});
     });
   }
   (*http)->start();
+  if (admin != nullptr) {
+    admin->start();
+    log::info("server", "operators' listener", {{"host", config->server.admin_host}, {"port", admin->port()}});
+  }
   const std::jthread reporter(report, std::cref(manager), std::cref(app), std::cref(registry), std::cref(lifecycle));
   const double bind_ms = ms_since(start) - plan_ms;
   if (Status status = load_at_start(registry, *config); !status) {
@@ -697,7 +750,7 @@ int serve(const Flags& flags) {
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();
   manager.ready("Serving");
-  print_hints(registry, config->server.host, (*http)->port(), keys != nullptr);
+  print_hints(registry, config->server.host, (*http)->port(), *tls != nullptr, keys != nullptr);
   log::info("server", "ready",
             {{"ms", log::Decimal{ms_since(start), 1}},
              {"plan_ms", log::Decimal{plan_ms, 1}},
@@ -711,6 +764,7 @@ int serve(const Flags& flags) {
   signals.on_hangup([] { log::warn("config", "not reloaded; the server is ending"); });
   manager.stopping(config->server.drain_delay + config->server.drain_timeout + 2 * kLastWords, "Finishing requests");
   drain(signal, config->server, lifecycle, **http, registry, *machine->remotes);
+  if (admin != nullptr) admin->drain(kLastWords);
   return 0;
 }
 
@@ -767,8 +821,7 @@ int docs(const std::string& topic) {
 
 int main_with(int argc, char** argv) {
   const std::string_view first = argc > 1 ? argv[1] : "";
-  constexpr std::string_view kCommands[] = {"serve",  "check", "healthcheck", "pull",
-                                            "import", "bench", "chat",        "docs"};
+  constexpr std::string_view kCommands[] = {"serve", "check", "healthcheck", "pull", "import", "bench", "chat", "docs"};
   if (std::find(std::begin(kCommands), std::end(kCommands), first) == std::end(kCommands) && !first.starts_with('-')) {
     std::string list;
     for (const std::string_view each : kCommands)

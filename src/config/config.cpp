@@ -284,6 +284,44 @@ std::string percent_text(double share) {
   return text;
 }
 
+// A list whose entries `read_entry` reads.
+template <class S>
+Key<S> list(std::string_view name, std::size_t most, std::string_view what, std::string_view help,
+            std::function<Fault(S&, const YAML::Node&)> read_entry) {
+  const std::string type = "a list of " + std::string(what);
+  return {name,
+          type,
+          help,
+          [=](S&, const YAML::Node& node) -> Fault {
+            if (!node.IsSequence() || node.size() > most)
+              return expected("a list of at most " + std::to_string(most) + " " + std::string(what), node);
+            return {};
+          },
+          [](const S&) { return std::string("none"); },
+          [=](S& section, const YAML::Node&, const YAML::Node& entry) { return read_entry(section, entry); }};
+}
+
+Fault read_proxy(Server& server, const YAML::Node& node) {
+  const auto range = node.IsScalar() ? IpRange::parse(node.Scalar()) : std::nullopt;
+  if (!range) return expected("an address or a range such as 10.0.0.0/8 or fd00::/8", node);
+  server.trusted_proxies.push_back(*range);
+  return {};
+}
+
+Fault read_origin(Server& server, const YAML::Node& node) {
+  const std::string text = node.IsScalar() ? node.Scalar() : "";
+  const std::size_t scheme = text.find("://");
+  const bool origin = scheme != std::string::npos && scheme > 0 && text.size() > scheme + 3 && text.size() <= 256 &&
+                      std::all_of(text.begin(), text.end(),
+                                  [](unsigned char c) { return c > 0x20 && c < 0x7f && std::isupper(c) == 0; }) &&
+                      text.find_first_of("/?#@*,", scheme + 3) == std::string::npos;
+  if (text != "*" && !origin)
+    return expected("\"*\" or an origin as browsers send it, such as https://app.example.com (no path, lower case)",
+                    node);
+  server.cors_origins.push_back(text);
+  return {};
+}
+
 const std::vector<Key<Server>>& server_keys() {
   static const std::vector<Key<Server>> keys = {
       text("host", &Server::host, "an address", "Address to listen on."),
@@ -316,11 +354,38 @@ const std::vector<Key<Server>>& server_keys() {
                "After drain_delay: time for running requests to finish; those that run on end with an error."),
       choice("operators", {"local", "gateway"}, &Server::operators,
              "Who may load and unload models (`/admin`, `/api/management`, `/api/inference/load`): requests from this "
-             "machine, or also those with the header `x-user-admin: true`. The latter only behind a gateway that sets "
-             "this header itself and lets no client in around it."),
+             "machine, or also those with the header `x-user-admin: true` that come from one of `trusted_proxies`, "
+             "which gateway needs."),
+      list<Server>("trusted_proxies", 1000, "addresses and ranges",
+                   "Proxies and gateways whose word counts (see security.md): `x-forwarded-for` and `forwarded` on the "
+                   "client's address, for the log and for who is on this machine; `x-user-id` and `x-user-admin`. "
+                   "From all others these headers change nothing.",
+                   read_proxy),
+      {"admin_port", "an integer from 0 to 65535",
+       "A port of their own for `/admin`, management and `/metrics`, which then answer there alone, with the same TLS "
+       "and API keys; health answers on both. 0 takes any free one.",
+       [](Server& s, const YAML::Node& node) { return integer("", &Server::admin_port, 0, 65535, "").read(s, node); },
+       [](const Server& s) { return s.admin_port ? std::to_string(*s.admin_port) : std::string("none"); }},
+      text("admin_host", &Server::admin_host, "an address",
+           "Address to listen on with admin_port; another than this machine's calls for API keys, since without them "
+           "operators are on this machine."),
+      list<Server>("cors_origins", 1000, "origins",
+                   "Web pages of these origins may call the models from a browser (CORS); \"*\" lets every page. "
+                   "Operators' routes and `/metrics` are never among it.",
+                   read_origin),
       file("api_keys_file", &Server::api_keys_file,
            "Who may send requests: a file of API keys (see below and api-keys.md), relative to this one. Read again "
            "when it changes. Without it everybody may, and operators are those on this machine."),
+      file("tls_cert_file", &Server::tls_cert_file,
+           "Speak TLS (https): a PEM file with the server's certificate and, after it, those between it and a root, "
+           "relative to this one. Read again when it changes, for new connections (see security.md)."),
+      file("tls_key_file", &Server::tls_key_file, "The certificate's private key, in PEM, without a passphrase."),
+      file("tls_client_ca_file", &Server::tls_client_ca_file,
+           "Clients show a certificate that one of those in this PEM file has signed."),
+      choice("tls_client_auth", {"required", "optional"}, &Server::tls_client_auth,
+             "With tls_client_ca_file: whether clients without a certificate are let in; those with a wrong one never "
+             "are."),
+      choice("tls_min_version", {"1.2", "1.3"}, &Server::tls_min_version, "Oldest version of TLS that is spoken."),
       choice("unknown_fields", {"reject", "warn"}, &Server::unknown_fields,
              "What to do with request fields that no API defines: refuse with 400, or log and ignore."),
   };
@@ -395,7 +460,8 @@ const std::vector<Key<Sources>>& sources_keys() {
 
 const std::vector<Key<Tracing>>& tracing_keys() {
   static const std::vector<Key<Tracing>> keys = {
-      {"endpoint", "a URL",
+      {"endpoint",
+       "a URL",
        "An OpenTelemetry collector, which takes OTLP over HTTP: `http://otel-collector:4318`; `/v1/traces` is added "
        "where "
        "the URL has no path. Without it no spans are sent.",
@@ -964,8 +1030,16 @@ class Reader {
     // "~" and "$NAME" are the user's, and not resolved here.
     std::string& cache = config_.sources.cache;
     if (!cache.empty() && cache.find_first_of("/~$") != 0) cache = (fs::path(file_).parent_path() / cache).string();
-    make_absolute(config_.server.api_keys_file);
-    make_absolute(config_.tracing.ca_file);
+    for (std::string* file :
+         {&config_.server.api_keys_file, &config_.server.tls_cert_file, &config_.server.tls_key_file,
+          &config_.server.tls_client_ca_file, &config_.tracing.ca_file})
+      make_absolute(*file);
+    const Server& server = config_.server;
+    if (server.operators == "gateway" && server.trusted_proxies.empty())
+      fault(root["server"]["operators"].Mark(), "server.operators",
+            "gateway needs server.trusted_proxies, the addresses of the gateway: x-user-admin counts only from there");
+    if (server.admin_port && *server.admin_port != 0 && *server.admin_port == server.port)
+      fault(root["server"]["admin_port"].Mark(), "server.admin_port", "the same as server.port");
     if (!has_models) {
       config_.models = demo_config().models;
       config_.models.front().settings = config_.defaults;

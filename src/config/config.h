@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/ip_range.h"
 #include "base/log.h"
 #include "base/result.h"
 
@@ -38,6 +39,15 @@ struct Server {
   std::string unknown_fields = "reject";  // reject | warn
   std::string operators = "local";        // local | gateway
   std::string api_keys_file;              // with load_keys(); empty: nobody is asked for a key
+  std::string tls_cert_file;              // absolute, as the next two; empty: plain HTTP
+  std::string tls_key_file;
+  std::string tls_client_ca_file;            // empty: clients show no certificates
+  std::string tls_client_auth = "required";  // required | optional
+  std::string admin_host = "127.0.0.1";
+  std::optional<int> admin_port;          // unset: operators' routes are the clients' listener's, too
+  std::vector<IpRange> trusted_proxies;   // none: no proxy's word counts
+  std::vector<std::string> cors_origins;  // "*" is every one
+  std::string tls_min_version = "1.2";    // 1.2 | 1.3
   bool operator==(const Server&) const = default;
 };
 

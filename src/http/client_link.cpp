@@ -1,8 +1,3 @@
-#include <sys/socket.h>
-
-#include <cerrno>
-#include <cstring>
-
 #include "http/client_loop.h"
 
 namespace xgen::http {
@@ -17,26 +12,12 @@ void ClientLink::begin_tls(SSL_CTX* context, const std::string& host) {
   tls_ = std::make_unique<TlsSession>(context, socket_.native_handle(), host);
 }
 
-namespace {
-
-IoResult outcome(ssize_t n, IoResult::Kind blocked) {
-  if (n >= 0) return {IoResult::Kind::done, static_cast<std::size_t>(n), {}};
-  if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return {blocked, 0, {}};
-  return {IoResult::Kind::failed, 0, std::strerror(errno)};
-}
-
-}  // namespace
-
 IoResult ClientLink::read(char* data, std::size_t size) {
-  if (tls_ != nullptr) return tls_->read(data, size);
-  IoResult result = outcome(::recv(socket_.native_handle(), data, size, 0), IoResult::Kind::want_read);
-  if (result.kind == IoResult::Kind::done && result.bytes == 0) result.kind = IoResult::Kind::closed;
-  return result;
+  return tls_ != nullptr ? tls_->read(data, size) : read_socket(socket_.native_handle(), data, size);
 }
 
 IoResult ClientLink::write(std::string_view data) {
-  if (tls_ != nullptr) return tls_->write(data);
-  return outcome(::send(socket_.native_handle(), data.data(), data.size(), MSG_NOSIGNAL), IoResult::Kind::want_write);
+  return tls_ != nullptr ? tls_->write(data) : write_socket(socket_.native_handle(), data);
 }
 
 void ClientLink::close() {

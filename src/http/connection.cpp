@@ -1,6 +1,7 @@
 #include "http/connection.h"
 
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
@@ -10,6 +11,8 @@
 #include <utility>
 
 #include "base/log.h"
+#include "http/server_tls.h"
+#include "http/tls.h"
 
 namespace xgen::http {
 
@@ -94,9 +97,16 @@ void Connection::start() {
   contain("a new connection", [this] {
     SysError error;
     const auto peer = socket_.remote_endpoint(error);
-    if (!error) remote_ = peer.address().to_string() + ":" + std::to_string(peer.port());
+    if (!error) {
+      const std::string address = peer.address().to_string();
+      remote_ = (peer.address().is_v6() ? "[" + address + "]" : address) + ":" + std::to_string(peer.port());
+    }
     thread_->add(*this);
-    wait(Wait::idle);
+    if (ServerTls* tls = thread_->shared().options.tls.get(); tls != nullptr) {
+      tls_ = tls->accept(socket_.native_handle());
+      handshaking_ = true;
+    }
+    wait(handshaking_ ? Wait::first_head : Wait::idle);
     begin_reading();
   });
 }
@@ -104,6 +114,8 @@ void Connection::start() {
 void Connection::refuse() {
   contain("a refusal", [this] {
     thread_->add(*this);
+    // Words would need a handshake first, which is more than a newcomer too many shall cost.
+    if (thread_->shared().options.tls != nullptr) return shut();
     answer_fault(503, "This server has as many connections as server.max_connections allows.");
     if (!reading_ && socket_.is_open()) begin_reading();
   });
@@ -124,7 +136,8 @@ asio::awaitable<void> Connection::read_loop() {
   const auto self = shared_from_this();
   for (;;) {
     SysError error;
-    co_await socket_.async_wait(tcp::socket::wait_read, asio::redirect_error(asio::use_awaitable, error));
+    const auto awaited = read_awaits_write_ ? tcp::socket::wait_write : tcp::socket::wait_read;
+    co_await socket_.async_wait(awaited, asio::redirect_error(asio::use_awaitable, error));
     IoThread::Turn turn(*thread_);
     bool more = false;
     if (!error) contain("a connection's input", [&] { more = on_readable(); });
@@ -138,11 +151,12 @@ asio::awaitable<void> Connection::read_loop() {
 // False when reading ends, for good or (full buffer) until complete() begins it anew.
 bool Connection::on_readable() {
   if (!socket_.is_open()) return false;
+  if (handshaking_) return shake_hands();
   auto& buffer = thread_->read_buffer();
-  SysError error;
-  const std::size_t n = socket_.read_some(asio::buffer(buffer), error);
-  if (error == asio::error::would_block || error == asio::error::try_again) return true;
-  if (error || n == 0) {
+  const IoResult got = receive(buffer.data(), buffer.size());
+  read_awaits_write_ = got.kind == IoResult::Kind::want_write;
+  if (read_awaits_write_ || got.kind == IoResult::Kind::want_read) return true;
+  if (got.kind != IoResult::Kind::done) {
     peer_done_ = true;
     bool answered = false;
     {
@@ -150,18 +164,63 @@ bool Connection::on_readable() {
       answered = box_.finished;
     }
     // A complete answer on its way out is still sent to a client that only closed its own side.
-    if (error == asio::error::eof && (running_ || last_answer_) && !discarding_ && answered && pending() > 0)
+    if (got.kind == IoResult::Kind::closed && (running_ || last_answer_) && !discarding_ && answered && pending() > 0)
       return false;
     gone();
     return false;
   }
   if (discarding_) return true;
-  take({buffer.data(), n});
+  take({buffer.data(), got.bytes});
   if (running_ && input_.size() > kMaxPipelined) {
     if (wait_ == Wait::none) wait(Wait::gone_check);
     return false;
   }
   return socket_.is_open();
+}
+
+static_assert(kReadSize >= TlsSession::kMostOfARecord);  // so that whatever is left to read shows at the socket
+
+// What is only to be dropped is not decrypted.
+IoResult Connection::receive(char* data, std::size_t size) {
+  return tls_ != nullptr && !discarding_ ? tls_->read(data, size) : read_socket(socket_.native_handle(), data, size);
+}
+
+IoResult Connection::send(std::string_view data) {
+  return tls_ != nullptr ? tls_->write(data) : write_socket(socket_.native_handle(), data);
+}
+
+// Goes as far with the TLS handshake as what has come allows; false when reading ends.
+bool Connection::shake_hands() {
+  char first = 0;
+  if (::recv(socket_.native_handle(), &first, 1, MSG_PEEK) == 1 && first >= 'A' && first <= 'Z') {  // "GET /"
+    handshaking_ = false;
+    tls_.reset();
+    answer_fault(400, "The client speaks plain HTTP, and this server TLS: use https://.");
+    return socket_.is_open();
+  }
+  const IoResult result = tls_->handshake();
+  read_awaits_write_ = result.kind == IoResult::Kind::want_write;
+  switch (result.kind) {
+    case IoResult::Kind::want_read:
+    case IoResult::Kind::want_write:
+      return true;
+    case IoResult::Kind::done:
+      handshaking_ = false;
+      certificate_ = tls_->peer_subject();
+      wait(Wait::idle);
+      return true;
+    case IoResult::Kind::closed:  // as probes do
+      log::debug("http", "a client left before its TLS handshake ended", {{"remote", remote_}});
+      gone();
+      return false;
+    case IoResult::Kind::failed:
+      log::info("http", "a TLS handshake failed", {{"remote", remote_}, {"reason", result.reason}});
+      handshaking_ = false;
+      last_answer_ = true;
+      linger();  // the alert that tells the client why must not be lost
+      return socket_.is_open();
+  }
+  return false;
 }
 
 void Connection::take(std::string_view bytes) {
@@ -247,6 +306,7 @@ void Connection::dispatch() {
   count_body(0);
   Request& request = exchange->request();
   request.remote = remote_;
+  request.certificate = certificate_;
   std::uint64_t id = 0;
   {
     std::lock_guard lock(mutex_);
@@ -340,9 +400,8 @@ void Connection::flush() {
       }
       if (output_.empty()) break;
     }
-    SysError error;
-    const std::size_t n = socket_.write_some(asio::buffer(output_.data() + sent_, output_.size() - sent_), error);
-    if (error == asio::error::would_block || error == asio::error::try_again) {
+    const IoResult result = send(std::string_view(output_).substr(sent_));
+    if (result.kind == IoResult::Kind::want_write || result.kind == IoResult::Kind::want_read) {
       write_blocked_ = true;
       wait(Wait::write);
       std::shared_ptr<Connection> given_up;
@@ -352,19 +411,20 @@ void Connection::flush() {
         given_up = count_unsent();
       }
       if (given_up) given_up->give_up();
-      socket_.async_wait(tcp::socket::wait_write, [self = shared_from_this()](SysError failed) {
+      const auto awaited = result.kind == IoResult::Kind::want_read ? tcp::socket::wait_read : tcp::socket::wait_write;
+      socket_.async_wait(awaited, [self = shared_from_this()](SysError failed) {
         IoThread::Turn turn(*self->thread_);
         self->write_blocked_ = false;
         if (!failed) self->contain("a connection's output", [&] { self->flush(); });
       });
       return;
     }
-    if (error) {
+    if (result.kind != IoResult::Kind::done) {
       gone();
       return;
     }
-    sent_ += n;
-    pending_.fetch_sub(n);
+    sent_ += result.bytes;
+    pending_.fetch_sub(result.bytes);
   }
   // Everything is sent.
   if (wait_ == Wait::write) {
@@ -420,6 +480,7 @@ void Connection::linger() {
     shut();
     return;
   }
+  if (tls_ != nullptr) tls_->close();
   SysError ignored;
   socket_.shutdown(tcp::socket::shutdown_send, ignored);
   discarding_ = true;
@@ -446,6 +507,7 @@ void Connection::gone() {
   const bool told = running_;
   running_ = false;
   pending_.store(0);
+  tls_.reset();  // without the farewell that would make an answer that was cut off look whole
   shut();
   if (told && listener) listener->on_close();
 }
@@ -473,6 +535,8 @@ void Connection::shut() {
     std::lock_guard lock(mutex_);
     box_.gone = true;
   }
+  if (tls_ != nullptr && !discarding_) tls_->close();
+  tls_.reset();
   SysError ignored;
   socket_.close(ignored);
   set_closed();
@@ -502,6 +566,10 @@ void Connection::end_wait(Wait passed) {
   switch (passed) {
     case Wait::first_head:
     case Wait::head:
+      if (handshaking_) {
+        log::info("http", "a TLS handshake did not end within header_timeout", {{"remote", remote_}});
+        return shut();
+      }
       answer_fault(408, "The head of the request did not arrive within server.header_timeout.");
       break;
     case Wait::body:

@@ -17,10 +17,12 @@
 #include "http/request_parser.h"
 #include "http/response_writer.h"
 #include "http/server.h"
+#include "http/socket_io.h"
 
 namespace xgen::http {
 
 class HttpExchange;
+class TlsSession;
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
@@ -63,6 +65,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void end_wait(Wait passed);
   void shut();
   bool on_readable();
+  IoResult receive(char* data, std::size_t size);
+  IoResult send(std::string_view data);
+  bool shake_hands();
   void take(std::string_view bytes);
   void process_input();
   std::size_t parse(std::string_view bytes);
@@ -86,9 +91,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
   boost::asio::ip::tcp::socket socket_;
 
   // Of the connection's thread only.
+  std::unique_ptr<TlsSession> tls_;  // null: the bytes go as they are
   std::string remote_;
-  std::string input_;   // received, not consumed
-  std::string output_;  // being sent
+  std::string certificate_;  // whose the client has shown
+  std::string input_;        // received, not consumed
+  std::string output_;       // being sent
   std::size_t sent_ = 0;
   std::shared_ptr<HttpExchange> incoming_;  // the request being read
   std::unique_ptr<RequestParser> parser_;
@@ -99,6 +106,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool processing_ = false;
   bool reading_ = false;  // a read is pending
   bool write_blocked_ = false;
+  bool handshaking_ = false;
+  bool read_awaits_write_ = false;  // TLS must send before it reads on
   bool sent_continue_ = false;
   bool peer_done_ = false;    // the client has sent its last byte
   bool last_answer_ = false;  // nothing more is read after the bytes in output_

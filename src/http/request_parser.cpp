@@ -32,6 +32,17 @@ bool has_folded_line(std::string_view head) {
   return false;
 }
 
+// Whether a request's first line is well-formed: METHOD TARGET HTTP/d.d
+bool names_a_version(std::string_view line) {
+  constexpr std::string_view kHttp = " HTTP/";
+  if (!line.ends_with('\r') || std::count(line.begin(), line.end(), ' ') != 2) return false;
+  line.remove_suffix(1);
+  const std::size_t at = line.rfind(' ');
+  const std::string_view version = line.substr(std::min(at + kHttp.size(), line.size()));
+  return line.substr(at).starts_with(kHttp) && version.size() == 3 && all_digits(version.substr(0, 1)) &&
+         version[1] == '.' && all_digits(version.substr(2));
+}
+
 }  // namespace
 
 struct RequestParser::Impl final : beast::http::basic_parser<true> {
@@ -100,7 +111,9 @@ struct RequestParser::Impl final : beast::http::basic_parser<true> {
     request.body.append(body.data(), body.size());
     return body.size();
   }
-  void on_chunk_header_impl(std::uint64_t, beast::string_view, Code&) override {}
+  void on_chunk_header_impl(std::uint64_t, beast::string_view extension, Code& ec) override {
+    if (extension.size() > kMaxChunkHeader) ec = error::bad_chunk_extension;
+  }
   std::size_t on_chunk_body_impl(std::uint64_t, beast::string_view body, Code&) override {
     request.body.append(body.data(), body.size());
     return body.size();
@@ -166,7 +179,7 @@ std::size_t RequestParser::feed(std::string_view bytes) {
                         format_bytes(max_header_bytes_) + ".");
   } else if (ec == error::body_limit) {
     fail(413, "The body of the request is larger than server.max_body allows, " + format_bytes(max_body_bytes_) + ".");
-  } else if (ec == error::bad_version && bytes.substr(0, bytes.find('\n')).ends_with('\r')) {
+  } else if (ec == error::bad_version && names_a_version(bytes.substr(0, bytes.find('\n')))) {
     fail(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.");
   } else if (ec == error::bad_field && impl_->head_done) {
     fail(400, "An HTTP/1.1 request needs exactly one Host header.");

@@ -102,8 +102,10 @@ std::string_view reason_phrase(int status) {
 void append_response(std::string& out, const Response& response, AnswerForm form) {
   out.reserve(out.size() + response.body.size() + 256);
   append_head(out, response.status, response.content_type, response.headers, form);
-  out += "\r\nContent-Length: ";
-  append_number(out, response.body.size());
+  if (response.status != 204) {  // which has no body, and must not say so (RFC 9110 8.6)
+    out += "\r\nContent-Length: ";
+    append_number(out, response.body.size());
+  }
   out += "\r\n\r\n";
   if (!form.head_only) out += response.body;
 }

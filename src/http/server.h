@@ -21,7 +21,8 @@ struct Request {
   std::string query;   // without '?'
   Headers headers;     // as sent
   std::string body;
-  std::string remote;  // "127.0.0.1:4711"
+  std::string remote;       // "127.0.0.1:4711", "[::1]:4711"
+  std::string certificate;  // "CN=…": whose the client has shown (TLS); empty: none
   // First value of a header, case-insensitive; empty if absent.
   std::string_view header(std::string_view name) const;
 };
@@ -74,9 +75,12 @@ class Exchange {
   virtual bool closed() const = 0;
 };
 
+class ServerTls;
+
 struct ServerOptions {
   std::string host = "0.0.0.0";
-  std::uint16_t port = 8000;  // 0 = any free port, see port()
+  std::uint16_t port = 8000;       // 0 = any free port, see port()
+  std::shared_ptr<ServerTls> tls;  // null: plain HTTP
   int threads = 1;
   // For one more the connection that has been idle longest is closed, else one whose first head is still arriving; if
   // none is, the newcomer is answered 503 and closed (without an answer, where there are many such).
@@ -87,10 +91,11 @@ struct ServerOptions {
   std::size_t max_total_body_bytes = 256 << 20;
   // Of all answers whose clients read too slowly: the largest is cut off. Beside the backlog of each, see Exchange.
   std::size_t max_unsent_bytes = 256 << 20;
-  std::chrono::milliseconds header_timeout{10'000};  // first byte of a request to the end of its headers: 408
-  std::chrono::milliseconds body_timeout{60'000};    // 408
-  std::chrono::milliseconds write_timeout{30'000};   // no progress while bytes are pending: closed
-  std::chrono::milliseconds idle_timeout{75'000};    // between requests, and before the first: closed
+  // First byte of a request to the end of its headers: 408. A TLS handshake has as long: closed.
+  std::chrono::milliseconds header_timeout{10'000};
+  std::chrono::milliseconds body_timeout{60'000};   // 408
+  std::chrono::milliseconds write_timeout{30'000};  // no progress while bytes are pending: closed
+  std::chrono::milliseconds idle_timeout{75'000};   // between requests, and before the first: closed
 };
 
 // Runs on a server thread; must not block. A fault in framing never reaches it.

@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <openssl/bio.h>
 #include <openssl/err.h>
+#include <openssl/sslerr.h>
 #include <openssl/x509v3.h>
 #include <sys/socket.h>
 
@@ -21,13 +22,6 @@ constexpr const char* kCaFiles[] = {"/etc/ssl/certs/ca-certificates.crt",
                                     "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem"};
 constexpr const char* kCaFolders[] = {"/etc/ssl/certs", "/etc/pki/tls/certs"};
 
-std::string last_error() {
-  const unsigned long code = ERR_peek_last_error();
-  ERR_clear_error();
-  const char* reason = code == 0 ? nullptr : ERR_reason_error_string(code);
-  return reason != nullptr ? reason : "unknown TLS fault";
-}
-
 Error no_trust(const std::string& why) {
   return make_error(ErrorCode::unavailable, "cannot check the server's certificate: " + why);
 }
@@ -35,7 +29,7 @@ Error no_trust(const std::string& why) {
 Status trust_system(SSL_CTX* context) {
   if (std::getenv("SSL_CERT_FILE") != nullptr || std::getenv("SSL_CERT_DIR") != nullptr) {
     if (SSL_CTX_set_default_verify_paths(context) == 1) return {};
-    return no_trust("SSL_CERT_FILE or SSL_CERT_DIR: " + last_error());
+    return no_trust("SSL_CERT_FILE or SSL_CERT_DIR: " + last_tls_error());
   }
   std::error_code ignored;
   for (const char* file : kCaFiles)
@@ -83,7 +77,42 @@ const BIO_METHOD* socket_method() {
   return method;
 }
 
+std::unique_ptr<SSL, SslFree> session_over(SSL_CTX* context, int socket) {
+  std::unique_ptr<SSL, SslFree> session(SSL_new(context));
+  BIO* bio = BIO_new(socket_method());
+  if (session == nullptr || bio == nullptr) {
+    BIO_free(bio);
+    throw std::bad_alloc();
+  }
+  BIO_set_data(bio, reinterpret_cast<void*>(static_cast<std::intptr_t>(socket)));
+  BIO_set_init(bio, 1);
+  SSL_set_bio(session.get(), bio, bio);
+  return session;
+}
+
 }  // namespace
+
+std::string last_tls_error() {
+  const unsigned long code = ERR_peek_last_error();
+  ERR_clear_error();
+  const char* reason = code == 0 ? nullptr : ERR_reason_error_string(code);
+  return reason != nullptr ? reason : "unknown TLS fault";
+}
+
+std::string subject_of(const X509* certificate) {
+  constexpr std::size_t kMost = 200;
+  const std::unique_ptr<BIO, decltype(&BIO_free)> bio(BIO_new(BIO_s_mem()), BIO_free);
+  if (bio == nullptr) throw std::bad_alloc();
+  X509_NAME_print_ex(bio.get(), X509_get_subject_name(certificate), 0, XN_FLAG_RFC2253);
+  char* text = nullptr;
+  const long size = BIO_get_mem_data(bio.get(), &text);
+  return {text, std::min(static_cast<std::size_t>(size), kMost)};
+}
+
+void set_io_modes(SSL_CTX* context) {
+  SSL_CTX_set_mode(context,
+                   SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+}
 
 Result<SSL_CTX*> TlsContexts::get(const std::string& ca_file) {
   struct stat now {};
@@ -95,28 +124,27 @@ Result<SSL_CTX*> TlsContexts::get(const std::string& ca_file) {
     return entry.context.get();
   ERR_clear_error();
   std::unique_ptr<SSL_CTX, SslFree> context(SSL_CTX_new(TLS_client_method()));
-  if (context == nullptr) return make_error(ErrorCode::internal, "TLS cannot be set up: " + last_error());
+  if (context == nullptr) return make_error(ErrorCode::internal, "TLS cannot be set up: " + last_tls_error());
   SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
   SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, nullptr);
-  SSL_CTX_set_mode(context.get(),
-                   SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+  set_io_modes(context.get());
   static constexpr unsigned char kProtocols[] = {8, 'h', 't', 't', 'p', '/', '1', '.', '1'};
   SSL_CTX_set_alpn_protos(context.get(), kProtocols, sizeof(kProtocols));
   if (ca_file.empty()) {
     if (Status status = trust_system(context.get()); !status) return std::move(status).error();
   } else if (SSL_CTX_load_verify_file(context.get(), ca_file.c_str()) != 1) {
-    return no_trust("ca_file " + ca_file + ": " + last_error());
+    return no_trust("ca_file " + ca_file + ": " + last_tls_error());
   }
   entry = {std::move(context), now.st_mtim, now.st_size};
   return entry.context.get();
 }
 
-TlsSession::TlsSession(SSL_CTX* context, int socket, const std::string& host) : session_(SSL_new(context)) {
-  BIO* bio = BIO_new(socket_method());
-  if (session_ == nullptr || bio == nullptr) throw std::bad_alloc();
-  BIO_set_data(bio, reinterpret_cast<void*>(static_cast<std::intptr_t>(socket)));
-  BIO_set_init(bio, 1);
-  SSL_set_bio(session_.get(), bio, bio);
+TlsSession::TlsSession(SSL_CTX* context, int socket) : session_(session_over(context, socket)) {
+  SSL_set_accept_state(session_.get());
+}
+
+TlsSession::TlsSession(SSL_CTX* context, int socket, const std::string& host)
+    : session_(session_over(context, socket)) {
   in6_addr address{};
   if (inet_pton(AF_INET, host.c_str(), &address) == 1 || inet_pton(AF_INET6, host.c_str(), &address) == 1) {
     X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(session_.get()), host.c_str());
@@ -152,12 +180,19 @@ IoResult TlsSession::outcome(int returned) {
       break;
     default:
       broken_ = true;
+      // A server knows by the framing whether a request is whole; many clients leave without a farewell.
+      if (SSL_is_server(session_.get()) != 0 &&
+          ERR_GET_REASON(ERR_peek_last_error()) == SSL_R_UNEXPECTED_EOF_WHILE_READING) {
+        result.kind = IoResult::Kind::closed;
+        ERR_clear_error();
+        break;
+      }
       result.kind = IoResult::Kind::failed;
       if (const long verdict = SSL_get_verify_result(session_.get()); verdict != X509_V_OK)
-        result.reason =
-            std::string("the server's certificate is not trusted: ") + X509_verify_cert_error_string(verdict);
+        result.reason = std::string(SSL_is_server(session_.get()) != 0 ? "the client's" : "the server's") +
+                        " certificate is not trusted: " + X509_verify_cert_error_string(verdict);
       else
-        result.reason = "TLS: " + last_error();
+        result.reason = "TLS: " + last_tls_error();
       ERR_clear_error();
   }
   return result;
@@ -191,6 +226,11 @@ void TlsSession::close() {
   if (broken_ || SSL_in_init(session_.get()) != 0) return;
   SSL_shutdown(session_.get());
   ERR_clear_error();
+}
+
+std::string TlsSession::peer_subject() const {
+  const X509* certificate = SSL_get0_peer_certificate(session_.get());
+  return certificate == nullptr ? std::string() : subject_of(certificate);
 }
 
 }  // namespace xgen::http

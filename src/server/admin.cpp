@@ -8,11 +8,6 @@
 namespace xgen::server {
 namespace {
 
-bool is_loopback(std::string_view remote) {
-  return remote.starts_with("127.") || remote.starts_with("[::1]") || remote.starts_with("::1") ||
-         remote.starts_with("[::ffff:127.") || remote.starts_with("::ffff:127.");
-}
-
 // "localhost:8000" -> "localhost", "[::1]:8000" -> "[::1]"
 std::string_view without_port(std::string_view host) {
   if (host.starts_with('[')) return host.substr(0, host.find(']') + 1);
@@ -21,7 +16,9 @@ std::string_view without_port(std::string_view host) {
 
 bool names_this_machine(std::string_view host) {
   const std::string_view name = without_port(host);
-  return name == "localhost" || name == "[::1]" || name.starts_with("127.");
+  if (http::equal_ignoring_case(name, "localhost")) return true;
+  const auto address = IpAddress::parse(name);
+  return address && address->is_loopback();
 }
 
 void field(std::string& out, std::string_view name) {
@@ -66,11 +63,16 @@ void append_replicas(std::string& out, const std::vector<inference::ReplicaState
 
 }  // namespace
 
-Status check_operator(const http::Request& request) {
+Status check_operator(const http::Request& request, const Proxies& trusted) {
   const auto refuse = [](const std::string& why) {
     return make_error(ErrorCode::permission_denied, "The operator's routes answer on this machine only: " + why);
   };
-  if (!is_loopback(request.remote)) return refuse("the request came from elsewhere.");
+  if (!is_from_here(request, trusted)) {
+    const std::string header(forwarding_header(request).substr(0, 64));
+    if (header.empty() || from_trusted_proxy(request, trusted)) return refuse("the request came from elsewhere.");
+    return refuse("the request came through a proxy (it has the header " + header +
+                  ") that server.trusted_proxies does not list.");
+  }
   const std::string_view host = request.header("Host");
   if (!host.empty() && !names_this_machine(host)) return refuse("the Host header names another.");
   const std::string_view origin = request.header("Origin");

@@ -7,12 +7,14 @@
 #include "base/result.h"
 #include "http/server.h"
 #include "registry/registry.h"
+#include "server/proxies.h"
 
 namespace xgen::server {
 
-// Operators are on this machine: permission_denied for requests from elsewhere, for those that a web page of another
-// origin sends through a browser here (Origin), and for names that were made to point here (Host).
-Status check_operator(const http::Request& request);
+// Operators are on this machine: permission_denied for requests from elsewhere, also through a proxy here; for those
+// that a web page of another origin sends through a browser here (Origin), and for names that were made to point here
+// (Host).
+Status check_operator(const http::Request& request, const Proxies& trusted);
 
 // The NAME in {"FIELD": NAME}. Errors: invalid_argument.
 Result<std::string> parse_name(std::string_view body, std::string_view field);

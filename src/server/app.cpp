@@ -19,6 +19,7 @@
 #include "base/prep_thread.h"
 #include "metrics/metrics.h"
 #include "server/admin.h"
+#include "server/cors.h"
 #include "server/generate.h"
 #include "server/request_info.h"
 
@@ -33,7 +34,8 @@ struct Context {
   std::string rest;                  // what {id} of the pattern stands for, percent-decoded
   std::shared_ptr<RateLimit> limit;  // of the caller's API key; null: none
   bool known = true;                 // false: where keys are asked for, the caller has none
-  http::Headers headers;             // of the answer
+  Serves serves = Serves::everything;
+  http::Headers headers;  // of the answer
 
   void respond(http::Response response) {
     const int status = response.status;
@@ -133,9 +135,10 @@ struct App::Impl {
         registry(models),
         lifecycle(cycle),
         fingerprint("xgen-" + options.version),
+        cors(options.cors_origins),
         responses(std::make_shared<ResponseCounts>(route_list().size())) {}
 
-  void handle(std::shared_ptr<http::Exchange> exchange);
+  void handle(std::shared_ptr<http::Exchange> exchange, Serves serves);
 
   void chat_completions(Context context) { generate_route(std::move(context), api::Endpoint::chat); }
   void completions(Context context) { generate_route(std::move(context), api::Endpoint::completions); }
@@ -185,6 +188,7 @@ struct App::Impl {
   registry::Registry& registry;
   Lifecycle& lifecycle;
   std::string fingerprint;
+  const Cors cors;
   std::shared_ptr<ResponseCounts> responses;  // shared, because exchanges may outlive the app
   std::shared_ptr<FallbackCounts> fallbacks = std::make_shared<FallbackCounts>();
   std::once_flag first_large_body;
@@ -321,21 +325,38 @@ std::size_t route_of(std::string_view path) {
 
 std::string_view pattern_of(std::size_t route) { return route < std::size(kRoutes) ? kRoutes[route].pattern : "none"; }
 
+// Whether the listener answers the route.
+bool answers(Serves serves, const Route& route) {
+  if (serves == Serves::everything || route.who == For::all) return true;
+  const bool operators_own = route.who != For::inference || route.pattern.starts_with("/api/management/");
+  return operators_own == (serves == Serves::operators);
+}
+
+// Whether web pages may have it, if the configuration lets them.
+bool for_pages(const Route& route) { return route.who == For::all || route.who == For::inference; }
+
 http::Response status_json(int status, std::string_view word) {
   return {.status = status, .body = "{\"status\":\"" + std::string(word) + "\"}"};
 }
 
 }  // namespace
 
-void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
+void App::Impl::handle(std::shared_ptr<http::Exchange> exchange, Serves serves) {
   http::Request& request = exchange->request();
   Context context{std::move(exchange), describe(request, responses)};
+  context.serves = serves;
+  if (!options.trusted_proxies.empty()) {
+    context.info.remote = client_address(request, options.trusted_proxies);
+    if (from_trusted_proxy(request, options.trusted_proxies)) context.info.user = only_value(request, "x-user-id");
+  }
+  const bool preflight = cors.is_preflight(request);
   const std::string_view path = without_prefix(request.path);
   context.info.route = route_of(path);
   std::string allowed;
   for (const Route& route : kRoutes) {
     std::string_view rest;
-    if (!matches(route, path, rest)) continue;
+    if (!answers(serves, route) || !matches(route, path, rest)) continue;
+    if (preflight && !for_pages(route)) continue;
     if (request.method != route.method && !(request.method == "HEAD" && route.method == "GET")) {
       allowed += (allowed.empty() ? "" : ", ") + std::string(route.method) + (route.method == "GET" ? ", HEAD" : "");
       continue;
@@ -344,6 +365,7 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
     context.info.quiet = route.log == Log::quiet;
     if (route.inference)
       begin_span(context.info, options.tracing, std::string(route.method) + " " + std::string(route.pattern));
+    if (for_pages(route)) context.headers = cors.headers(request);
     if (Status allows = admit(context, route.who); !allows) {
       const bool unknown = allows.error().code == ErrorCode::unauthenticated;
       return context.fail(allows.error(), api::error_kind(allows.error().code),
@@ -366,6 +388,7 @@ void App::Impl::handle(std::shared_ptr<http::Exchange> exchange) {
       return context.fail(make_error(ErrorCode::unavailable, "This server is shutting down."));
     return (this->*route.handler)(std::move(context));
   }
+  if (preflight && !allowed.empty()) return context.respond(cors.preflight(request, allowed));
   if (!allowed.empty()) {
     const Error error = make_error(ErrorCode::invalid_argument,
                                    "The method " + request.method + " is not allowed here, only " + allowed + ".");
@@ -384,8 +407,10 @@ Status App::Impl::admit(Context& context, For who) const {
     return {};
   }
   if (who == For::operators) {
-    if (options.gateway_operators && request.header("x-user-admin") == "true") return {};
-    if (options.keys == nullptr) return check_operator(request);
+    if (options.gateway_operators && only_value(request, "x-user-admin") == "true" &&
+        from_trusted_proxy(request, options.trusted_proxies))
+      return {};
+    if (options.keys == nullptr) return check_operator(request, options.trusted_proxies);
   }
   if (options.keys == nullptr) return {};
   const Scope scope = who == For::inference ? Scope::inference : who == For::metrics ? Scope::metrics : Scope::admin;
@@ -439,6 +464,7 @@ std::int64_t estimated_tokens(const inference::Prompt& prompt) {
 // Takes what the call may come to from the rates of the caller's key. Errors: overloaded.
 Status App::Impl::take_rate(Context& context, const std::vector<inference::GenerateRequest>& requests,
                             RateShare& share) const {
+  share.headers = context.headers;
   if (context.limit == nullptr) return {};
   std::int64_t answers = 0;
   for (const inference::GenerateRequest& each : requests) {
@@ -447,7 +473,8 @@ Status App::Impl::take_rate(Context& context, const std::vector<inference::Gener
   }
   RateLimit::Left left;
   auto permit = context.limit->admit(share.prompt_tokens + answers, std::chrono::steady_clock::now(), left);
-  share.headers = context.headers = rate_headers(context.limit->limits(), left);
+  for (auto& header : rate_headers(context.limit->limits(), left)) context.headers.push_back(std::move(header));
+  share.headers = context.headers;
   if (!permit) {
     Error error = std::move(permit).error();
     error.message = "The rate of the API key '" + context.info.key + "' is used up: " + error.message + ".";
@@ -735,6 +762,7 @@ void App::Impl::metrics_page(Context context) {
 void App::Impl::index(Context context) {
   std::string text = "xgen-model " + options.version + "\n\n";
   for (const Route& route : kRoutes) {
+    if (!answers(context.serves, route)) continue;
     std::string line = std::string(route.method) + " " + std::string(route.pattern);
     line.resize(std::max<std::size_t>(line.size() + 1, 28), ' ');
     text += line + std::string(route.doc) + "\n";
@@ -835,17 +863,23 @@ App::~App() = default;
 
 bool App::live() const { return impl_->moves(); }
 
-http::Handler App::handler() {
-  return [impl = impl_.get()](std::shared_ptr<http::Exchange> exchange) { impl->handle(std::move(exchange)); };
+http::Handler App::handler(Serves serves) {
+  return [impl = impl_.get(), serves](std::shared_ptr<http::Exchange> exchange) {
+    impl->handle(std::move(exchange), serves);
+  };
 }
 
 http::ErrorPage App::error_page() {
-  return [counts = impl_->responses](const http::Request& request, int status, std::string_view message) {
+  return [counts = impl_->responses, cors = impl_->cors](const http::Request& request, int status,
+                                                         std::string_view message) {
     RequestInfo info = describe(request, counts);
     info.route = route_of(without_prefix(request.path));
     const api::ErrorKind& kind = api::error_kind_of_status(status);
     const Error error = make_error(kind.code, std::string(message));
     http::Response response = error_response(error, info.id, kind);
+    const bool pages = info.route < std::size(kRoutes) && for_pages(kRoutes[info.route]);
+    if (pages)
+      for (auto& header : cors.headers(request)) response.headers.push_back(std::move(header));
     finish_request(info, {.status = status, .reason = error.message, .remote = request.remote});
     return response;
   };
@@ -874,7 +908,10 @@ std::string reference_markdown() {
       "outside ASCII for example, is replaced by one made here, as is a missing one: 32 hexadecimal digits.\n\nThe "
       "operators' routes under `/admin` and the gateway's that load and unload answer on this machine only (but see "
       "`server.operators`): 403 for requests from another address, with a "
-      "`Host` that is not this machine, or from a web page of another origin. Where the server asks for API keys "
+      "`Host` that is not this machine, from a web page of another origin, or through a proxy "
+      "(`server.trusted_proxies`). With `server.admin_port` they, the rest of `/api/management` and `/metrics` answer "
+      "at that port alone (404 at the other), which answers nothing else but health, the version and its list. Where "
+      "the server asks for API keys "
       "([api-keys.md](api-keys.md)), they answer to keys of scope `admin` instead, wherever those come from; "
       "`/metrics` "
       "to keys of scope `metrics`, and the rest, but for `/health`, `/version` and `/`, to those of scope "

@@ -15,6 +15,7 @@
 #include "server/api_keys.h"
 #include "server/lifecycle.h"
 #include "server/management.h"
+#include "server/proxies.h"
 #include "server/request_info.h"
 
 namespace xgen::server {
@@ -34,8 +35,12 @@ struct AppOptions {
   bool reject_unknown_fields = true;              // false: logged and let through
   std::chrono::milliseconds stall_limit{60'000};  // an engine step that runs longer makes /health/live fail
   std::function<std::size_t()> open_connections;  // for /metrics; may be empty
-  // Takes operators' requests from elsewhere, too, if a gateway in front has marked them (x-user-admin).
+  // Whose word counts of who the client is: x-forwarded-for, forwarded, x-user-id, x-user-admin.
+  Proxies trusted_proxies;
+  // Takes operators' requests from elsewhere, too, if one of these has marked them (x-user-admin).
   bool gateway_operators = false;
+  // Web pages of these origins may ask (see Cors).
+  std::vector<std::string> cors_origins;
   // Asked for by all but health, the version and the list of routes; null: nobody is asked, and operators are who comes
   // from this machine.
   std::shared_ptr<ApiKeys> keys;
@@ -46,13 +51,20 @@ struct AppOptions {
   std::function<void(std::function<void(Result<std::string>)>)> reload;
 };
 
+// What a listener answers. Health, the version and the list of its routes all do.
+enum class Serves : unsigned char {
+  everything,
+  clients,    // all but what the operators' listener answers
+  operators,  // operators' routes, management and metrics alone
+};
+
 // Thread-safe. Registry and lifecycle must outlive the app; the app must outlive the HTTP server that calls it.
 class App {
  public:
   App(AppOptions options, registry::Registry& registry, Lifecycle& lifecycle);
   ~App();
 
-  http::Handler handler();
+  http::Handler handler(Serves serves = Serves::everything);
   http::ErrorPage error_page();
 
   // Whether every engine moves on: what /health/live answers.

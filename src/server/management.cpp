@@ -7,6 +7,7 @@
 
 #include "api/json_writer.h"
 #include "base/json.h"
+#include "base/model_source.h"
 
 namespace xgen::server {
 namespace {
@@ -32,7 +33,8 @@ struct Field {
 
 constexpr Field kFields[] = {
     {"model_path", Type::text, Use::path, "",
-     "A folder or a .gguf file on this machine. Without it, model_name is one of the models that are known."},
+     "A folder or a .gguf file on this machine, by its absolute path, hf://ORG/REPO or s3://BUCKET/PREFIX. Without it, "
+     "model_name is one of the models that are known."},
     {"model_name", Type::text, Use::name, "", "What clients put into `model`; by default the last part of the path."},
     {"server_type", Type::text, Use::only, "llm", "There are no embeddings in this version."},
     {"backend", Type::text, Use::only, "auto|native", "What computes the model."},
@@ -84,6 +86,15 @@ bool is_among(std::string_view value, std::string_view list) {
   return false;
 }
 
+// Says where it leads by itself: an absolute path that goes nowhere up, or hf:// or s3:// (which have their own
+// checks).
+bool is_plain_source(std::string_view source) {
+  const auto control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
+  if (std::any_of(source.begin(), source.end(), control)) return false;
+  if (is_remote_source(source)) return true;
+  return source.starts_with('/') && source.find("/../") == std::string_view::npos && !source.ends_with("/..");
+}
+
 Result<boost::json::object> parse_object(std::string_view body) {
   auto value = parse_json(body, {.max_depth = 8, .max_size = std::size_t{64} << 10});
   if (!value) {
@@ -123,6 +134,10 @@ Result<LoadRequest> parse_load_request(std::string_view body) {
     const std::string text = plain_text(value);
     switch (known->use) {
       case Use::path:
+        if (!is_plain_source(text))
+          return make_error(
+              ErrorCode::invalid_argument,
+              "'model_path' must be an absolute path without '..', or hf://ORG/REPO or s3://BUCKET/PREFIX.", name);
         request.path = text;
         break;
       case Use::name:

@@ -31,6 +31,8 @@ RequestInfo describe(const http::Request& request, std::shared_ptr<ResponseCount
   const bool usable = !id.empty() && id.size() <= kMaxRequestId &&
                       std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
   info.id = usable ? std::string(id) : trace::make_id(32);
+  info.remote = request.remote;
+  info.certificate = request.certificate;
   info.trace = trace::parse(request.header("traceparent"), request.header("tracestate"));
   return info;
 }
@@ -97,7 +99,7 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
                            : info.quiet && outcome.status != 401 && outcome.status != 403 ? log::Level::debug
                                                                                           : log::Level::info;
   if (!log::enabled(level)) return;
-  std::array<log::Field, 16> fields;
+  std::array<log::Field, 20> fields;
   std::size_t count = 0;
   const auto add = [&](log::Field field) { fields[count++] = std::move(field); };
   // Of a request that the HTTP server refuses, little may have been read.
@@ -106,7 +108,10 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
   add({"status", outcome.status});
   if (outcome.remote.empty()) add({"duration_ms", log::Decimal{took.count(), 2}});
   add({"request_id", info.id});
-  if (!outcome.remote.empty()) add({"remote", outcome.remote});
+  if (const std::string_view remote = outcome.remote.empty() ? info.remote : outcome.remote; !remote.empty())
+    add({"remote", remote});
+  if (!info.certificate.empty()) add({"client_cert", info.certificate});
+  if (!info.user.empty()) add({"user_id", info.user.substr(0, log::kMaxQuoted)});
   if (!info.key.empty()) add({"api_key", info.key});
   if (!outcome.model.empty()) add({"model", outcome.model.substr(0, log::kMaxQuoted)});
   if (outcome.work != nullptr) {

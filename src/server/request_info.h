@@ -33,6 +33,9 @@ struct RequestInfo {
   trace::Context trace;                   // the caller's, or of the request's own span; empty: none
   std::shared_ptr<TracedRequest> traced;  // null unless its spans are told
   std::string key;                        // the name of the API key; empty if none was asked for
+  std::string remote;                     // the client's address
+  std::string certificate;                // whose it has shown; empty if none
+  std::string user;                       // what a trusted proxy calls its user; empty if it does not tell
   bool quiet = false;                     // logged at level debug
   std::size_t route = 0;
   std::shared_ptr<ResponseCounts> counts;

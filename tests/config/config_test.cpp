@@ -357,6 +357,56 @@ TEST(Config, ReportsEveryBadEntryOfAList) {
     EXPECT_THAT(all, HasSubstr(each));
 }
 
+TEST(Config, WhoGetsIn) {
+  auto config = load_text(R"(
+server:
+  tls_cert_file: tls/cert.pem
+  tls_key_file: /keys/key.pem
+  tls_client_ca_file: ca.pem
+  tls_client_auth: optional
+  tls_min_version: 1.3
+  admin_host: 0.0.0.0
+  admin_port: 9000
+  operators: gateway
+  trusted_proxies: [10.0.0.0/8, 'fd00::/8', 192.0.2.1]
+  cors_origins: ['*', 'https://app.example.com:8443', 'http://localhost:3000', 'http://[::1]:3000']
+)",
+                          "/etc/xgen/models.yaml");
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  const Server& server = config->server;
+  EXPECT_EQ(server.tls_cert_file, "/etc/xgen/tls/cert.pem");
+  EXPECT_EQ(server.tls_key_file, "/keys/key.pem");
+  EXPECT_EQ(server.tls_client_ca_file, "/etc/xgen/ca.pem");
+  EXPECT_EQ(server.tls_client_auth, "optional");
+  EXPECT_EQ(server.tls_min_version, "1.3");
+  EXPECT_EQ(server.admin_host, "0.0.0.0");
+  EXPECT_EQ(server.admin_port, 9000);
+  ASSERT_EQ(server.trusted_proxies.size(), 3U);
+  EXPECT_TRUE(server.trusted_proxies[0].contains(*IpAddress::parse("10.1.1.1")));
+  EXPECT_EQ(server.cors_origins.size(), 4U);
+
+  const auto wrong = load_text(R"(server:
+  operators: gateway
+  admin_port: 8000
+  tls_client_auth: none
+  tls_min_version: 1.1
+  trusted_proxies: [10.0.0.0/33, gateway, {}]
+  cors_origins: [app.example.com, 'https://a/b', 'https://*.a', 'HTTPS://A', 'null', 'https://', 'https://u@a']
+)",
+                               "models.yaml");
+  ASSERT_FALSE(wrong.ok());
+  const std::string& all = wrong.error().message;
+  for (const char* each :
+       {"models.yaml:2:14: server.operators: gateway needs server.trusted_proxies",
+        "server.admin_port: the same as server.port", "server.tls_client_auth: expected required | optional",
+        "server.tls_min_version: expected 1.2 | 1.3",
+        "server.trusted_proxies[0]: expected an address or a range such as 10.0.0.0/8 or fd00::/8, got '10.0.0.0/33'",
+        "server.trusted_proxies[1]", "server.trusted_proxies[2]", "server.cors_origins[0]", "server.cors_origins[1]",
+        "server.cors_origins[2]", "server.cors_origins[3]", "server.cors_origins[4]", "server.cors_origins[5]",
+        "server.cors_origins[6]"})
+    EXPECT_THAT(all, HasSubstr(each));
+}
+
 TEST(Config, AFileOfApiKeys) {
   auto keys = load_keys_text(R"(keys:
   - name: team-a

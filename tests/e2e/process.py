@@ -35,11 +35,12 @@ def limit(open_files, cgroup):
 
 class Process:
     """`xgen-model serve ARGS…` on a free port of 127.0.0.1, ready when the constructor returns. `before`: a command
-    that becomes the program."""
+    that becomes the program. `tls`: it speaks https, and this is the ssl.SSLContext to ask it with."""
 
-    def __init__(self, *args, env=None, ready=True, limit_open_files=None, cgroup=None, host="127.0.0.1", port=None, before=()):
+    def __init__(self, *args, env=None, ready=True, limit_open_files=None, cgroup=None, host="127.0.0.1", port=None, before=(), tls=None):
         self.port = port or free_port()
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://{host}:{self.port}"
+        self.verify = tls or True
         self.log = tempfile.TemporaryFile("w+")
         self.child = subprocess.Popen(
             [*map(str, before), str(PROGRAM), "serve", *map(str, args), "--host", host, "--port", str(self.port)],
@@ -54,7 +55,7 @@ class Process:
             if self.child.poll() is not None:
                 raise AssertionError(f"ended with {self.child.returncode}:\n{self.output()}")
             try:
-                if httpx.get(self.url + "/health/ready", timeout=2 * PATIENCE).status_code == 200:
+                if httpx.get(self.url + "/health/ready", timeout=2 * PATIENCE, verify=self.verify).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -66,14 +67,14 @@ class Process:
         return self.log.read()
 
     def get(self, path):
-        return httpx.get(self.url + path, timeout=120 * PATIENCE)
+        return httpx.get(self.url + path, timeout=120 * PATIENCE, verify=self.verify)
 
     def post(self, path, body, **kwargs):
-        return httpx.post(self.url + path, json=body, timeout=120 * PATIENCE, **kwargs)
+        return httpx.post(self.url + path, json=body, timeout=120 * PATIENCE, verify=self.verify, **kwargs)
 
     def stream(self, path, body):
         """The JSON of each SSE event before [DONE]."""
-        with httpx.stream("POST", self.url + path, json=dict(body, stream=True), timeout=120 * PATIENCE) as answer:
+        with httpx.stream("POST", self.url + path, json=dict(body, stream=True), timeout=120 * PATIENCE, verify=self.verify) as answer:
             assert answer.status_code == 200, answer.read()
             for line in answer.iter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":

@@ -111,6 +111,6 @@ def test_who_may_manage(tmp_path):
         assert get(server, elsewhere) == 403 and get(server, admin) == 403
         assert httpx.get(server.url + "/api/management/health", headers=elsewhere).status_code == 200
         assert httpx.get(server.url + "/api/management/gpus", headers=elsewhere).json() == {"count": 0, "gpus": []}
-    with Process("--config", write(tmp_path, [demo("a")], server={"operators": "gateway"})) as server:
+    with Process("--config", write(tmp_path, [demo("a")], server={"operators": "gateway", "trusted_proxies": ["127.0.0.1"]})) as server:
         assert get(server, elsewhere) == 403 and get(server, admin) == 200
         assert get(server, dict(elsewhere, **{"x-user-admin": "false"})) == 403

@@ -76,6 +76,7 @@ class GuardedTest : public ControllerTest {
     options.keys = std::make_shared<ApiKeys>();
     options.keys->set(std::move(list));
     options.gateway_operators = gateway;
+    options.trusted_proxies = {*IpRange::parse("127.0.0.1")};
     keys = options.keys;
     start(std::move(options));
   }

@@ -1,7 +1,8 @@
 // Plays the conversations of tests/cases/http/*.json. A file is a list of cases:
 //   name     what it shows
-//   request  {method = POST, path, headers, json | body | raw}; raw is the bytes to send, all else makes them;
-//            "repeat": {"text", "times"} stands in the place of @@ in body or raw
+//   request  {method = POST, path, headers, json | body | raw}; raw is the bytes to send (each character up to U+00FF
+//            is one), all else makes them; "repeat": {"text", "times"} stands in the place of @@ in body or raw
+//   closes   true: the connection ends with this answer, and nothing that was sent behind the request has another
 //   status   expected
 //   headers  expected, by lower-case name; null = absent
 //   json     expected subset: every given key must be there, lists must have the given length; "*" is anything
@@ -53,6 +54,19 @@ std::string difference(const json::value& expected, const json::value& actual, c
   return expected == actual ? "" : where + " is " + json::serialize(actual) + ", not " + json::serialize(expected);
 }
 
+// UTF-8 of characters up to U+00FF, as that many bytes.
+std::string bytes_of_characters(const std::string& utf8) {
+  std::string bytes;
+  for (std::size_t i = 0; i < utf8.size(); ++i) {
+    const auto lead = static_cast<unsigned char>(utf8[i]);
+    if (lead < 0x80)
+      bytes += utf8[i];
+    else
+      bytes += static_cast<char>((lead & 3) << 6 | (static_cast<unsigned char>(utf8[++i]) & 0x3f));
+  }
+  return bytes;
+}
+
 // Puts what "repeat" says in the place of @@.
 std::string expanded(std::string bytes, const json::object& request) {
   if (const json::value* value = request.if_contains("repeat")) {
@@ -64,7 +78,7 @@ std::string expanded(std::string bytes, const json::object& request) {
 }
 
 std::string bytes_of(const json::object& request) {
-  if (const json::value* raw = request.if_contains("raw")) return expanded(text(*raw), request);
+  if (const json::value* raw = request.if_contains("raw")) return expanded(bytes_of_characters(text(*raw)), request);
   std::string body;
   if (const json::value* value = request.if_contains("json")) body = json::serialize(*value);
   if (const json::value* value = request.if_contains("body")) body = text(*value);
@@ -75,8 +89,8 @@ std::string bytes_of(const json::object& request) {
   }
   body = expanded(std::move(body), request);
   const json::value* method = request.if_contains("method");
-  std::string bytes = (method != nullptr ? text(*method) : std::string("POST")) + " " + text(request.at("path")) +
-                      " HTTP/1.1\r\nHost: test\r\n";
+  std::string bytes = (method != nullptr ? text(*method) : std::string("POST")) + " " +
+                      bytes_of_characters(text(request.at("path"))) + " HTTP/1.1\r\nHost: test\r\n";
   if (const json::value* headers = request.if_contains("headers"))
     for (const auto& [name, value] : headers->as_object())
       bytes += std::string(name.data(), name.size()) + ": " + text(value) + "\r\n";
@@ -119,6 +133,10 @@ TEST_P(ConversationTest, GoesAsWritten) {
     const Answer answer = client.read_answer(head);
     EXPECT_EQ(answer.status, one.at("status").as_int64()) << answer.body.substr(0, 500);
     EXPECT_TRUE(answer.headers.contains("x-request-id"));
+    if (one.contains("closes")) {
+      EXPECT_TRUE(client.closed_within(std::chrono::seconds(5)));
+      EXPECT_EQ(client.input, "");
+    }
     if (const json::value* headers = one.if_contains("headers")) {
       for (const auto& [name, value] : headers->as_object()) {
         const auto found = answer.headers.find(std::string(name.data(), name.size()));

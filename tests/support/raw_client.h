@@ -35,7 +35,7 @@ class RawClient {
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     connected_ = ::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
   }
-  ~RawClient() { close(); }
+  virtual ~RawClient() { close(); }
   RawClient(const RawClient&) = delete;
   RawClient& operator=(const RawClient&) = delete;
 
@@ -50,16 +50,13 @@ class RawClient {
     return ntohs(address.sin_port);
   }
   // Whether something has come that is not read yet; waits for it.
-  bool has_unread(std::chrono::milliseconds wait = std::chrono::seconds(10)) const {
-    pollfd poll_fd{fd_, POLLIN, 0};
-    return ::poll(&poll_fd, 1, static_cast<int>(wait.count())) == 1;
-  }
+  bool has_unread(std::chrono::milliseconds wait = std::chrono::seconds(10)) const { return readable(wait); }
   void shut_writing() { ::shutdown(fd_, SHUT_WR); }
 
   // False if the server closed before it took everything.
   bool send(std::string_view bytes) {
     while (!bytes.empty()) {
-      const ssize_t n = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      const ssize_t n = write_some(bytes);
       if (n <= 0) return false;
       bytes.remove_prefix(static_cast<std::size_t>(n));
     }
@@ -73,11 +70,10 @@ class RawClient {
 
   // Reads more; false at the end of the connection or after `wait`.
   bool read_some(std::chrono::milliseconds wait = std::chrono::seconds(10)) {
-    pollfd poll_fd{fd_, POLLIN, 0};
-    timed_out_ = ::poll(&poll_fd, 1, static_cast<int>(wait.count())) == 0;
+    timed_out_ = !readable(wait);
     if (timed_out_) return false;
     char buffer[65536];
-    const ssize_t n = ::recv(fd_, buffer, sizeof(buffer), 0);
+    const ssize_t n = receive(buffer, sizeof(buffer));
     if (n <= 0) return false;
     input.append(buffer, static_cast<std::size_t>(n));
     return true;
@@ -115,11 +111,20 @@ class RawClient {
       }
       at = line_end + 2;
     }
-    answer.complete = head_only || answer.status == 100 || read_body(answer);
+    answer.complete = head_only || answer.status == 100 || answer.status == 204 || read_body(answer);
     return answer;
   }
 
   std::string input;  // received, not consumed
+
+ protected:
+  int fd() const { return fd_; }
+  virtual bool readable(std::chrono::milliseconds wait) const {
+    pollfd poll_fd{fd_, POLLIN, 0};
+    return ::poll(&poll_fd, 1, static_cast<int>(wait.count())) == 1;
+  }
+  virtual ssize_t receive(char* data, std::size_t size) { return ::recv(fd_, data, size, 0); }
+  virtual ssize_t write_some(std::string_view bytes) { return ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL); }
 
  private:
   bool read_body(Answer& answer) {

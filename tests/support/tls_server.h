@@ -1,53 +1,15 @@
-// Certificates and TLS connections for RawServer. Include it in tests of rooms that link OpenSSL.
+// TLS connections for RawServer. Include it in tests of rooms that link OpenSSL.
 #pragma once
 
-#include <openssl/evp.h>
-#include <openssl/pem.h>
 #include <openssl/ssl.h>
-#include <openssl/x509v3.h>
 
 #include <memory>
-#include <stdexcept>
 #include <string>
 
+#include "support/certificate.h"
 #include "support/raw_server.h"
 
 namespace xgen::scripted {
-
-// A key with a certificate that it has signed itself. `names`: "DNS:localhost,IP:127.0.0.1".
-class Certificate {
- public:
-  explicit Certificate(const std::string& names, long valid_from_s = -3600, long valid_to_s = 3600)
-      : key_(EVP_EC_gen("P-256"), EVP_PKEY_free), certificate_(X509_new(), X509_free) {
-    X509* made = certificate_.get();
-    X509_set_version(made, 2);
-    ASN1_INTEGER_set(X509_get_serialNumber(made), 1);
-    X509_gmtime_adj(X509_getm_notBefore(made), valid_from_s);
-    X509_gmtime_adj(X509_getm_notAfter(made), valid_to_s);
-    X509_set_pubkey(made, key_.get());
-    X509_NAME* name = X509_get_subject_name(made);
-    const std::string common = "xgen test";
-    X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>(common.data()),
-                               static_cast<int>(common.size()), -1, 0);
-    X509_set_issuer_name(made, name);
-    X509_EXTENSION* extension = X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, names.c_str());
-    if (extension == nullptr) throw std::runtime_error("bad names: " + names);
-    X509_add_ext(made, extension, -1);
-    X509_EXTENSION_free(extension);
-    X509_sign(made, key_.get(), EVP_sha256());
-  }
-
-  X509* get() const { return certificate_.get(); }
-  EVP_PKEY* key() const { return key_.get(); }
-  void write_pem(const std::string& path) const {
-    const std::unique_ptr<BIO, decltype(&BIO_free)> file(BIO_new_file(path.c_str(), "w"), BIO_free);
-    PEM_write_bio_X509(file.get(), get());
-  }
-
- private:
-  std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key_;
-  std::unique_ptr<X509, decltype(&X509_free)> certificate_;
-};
 
 class TlsConnection final : public RawConnection {
  public:
