@@ -65,6 +65,12 @@ std::optional<IpRange> IpRange::parse(std::string_view text) {
   return range;
 }
 
+std::string IpRange::text() const {
+  // One of all IPv4 addresses and more has no short form of IPv4.
+  if (first_.is_v4() && bits_ >= 96) return first_.text() + "/" + std::to_string(bits_ - 96);
+  return (first_.is_v4() ? "::ffff:" : "") + first_.text() + "/" + std::to_string(bits_);
+}
+
 bool IpRange::contains(const IpAddress& address) const {
   const auto whole = static_cast<std::size_t>(bits_ / 8);
   if (!std::equal(address.bytes_.begin(), address.bytes_.begin() + static_cast<std::ptrdiff_t>(whole),

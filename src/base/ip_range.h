@@ -32,6 +32,7 @@ class IpRange {
   // "10.0.0.0/8", "fd00::/8", or one address.
   static std::optional<IpRange> parse(std::string_view text);
   bool contains(const IpAddress& address) const;
+  std::string text() const;
   bool operator==(const IpRange&) const = default;
 
  private:

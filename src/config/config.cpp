@@ -287,7 +287,8 @@ std::string percent_text(double share) {
 // A list whose entries `read_entry` reads.
 template <class S>
 Key<S> list(std::string_view name, std::size_t most, std::string_view what, std::string_view help,
-            std::function<Fault(S&, const YAML::Node&)> read_entry) {
+            std::function<Fault(S&, const YAML::Node&)> read_entry,
+            std::function<std::vector<std::string>(const S&)> entries) {
   const std::string type = "a list of " + std::string(what);
   return {name,
           type,
@@ -298,7 +299,8 @@ Key<S> list(std::string_view name, std::size_t most, std::string_view what, std:
             return {};
           },
           [](const S&) { return std::string("none"); },
-          [=](S& section, const YAML::Node&, const YAML::Node& entry) { return read_entry(section, entry); }};
+          [=](S& section, const YAML::Node&, const YAML::Node& entry) { return read_entry(section, entry); },
+          [=](const S& section) { return in_brackets(entries(section)); }};
 }
 
 Fault read_proxy(Server& server, const YAML::Node& node) {
@@ -360,19 +362,27 @@ const std::vector<Key<Server>>& server_keys() {
                    "Proxies and gateways whose word counts (see security.md): `x-forwarded-for` and `forwarded` on the "
                    "client's address, for the log and for who is on this machine; `x-user-id` and `x-user-admin`. "
                    "From all others these headers change nothing.",
-                   read_proxy),
-      {"admin_port", "an integer from 0 to 65535",
+                   read_proxy,
+                   [](const Server& s) {
+                     std::vector<std::string> out;
+                     for (const IpRange& each : s.trusted_proxies) out.push_back(each.text());
+                     return out;
+                   }),
+      {"admin_port",
+       "an integer from 0 to 65535",
        "A port of their own for `/admin`, management and `/metrics`, which then answer there alone, with the same TLS "
        "and API keys; health answers on both. 0 takes any free one.",
        [](Server& s, const YAML::Node& node) { return integer("", &Server::admin_port, 0, 65535, "").read(s, node); },
-       [](const Server& s) { return s.admin_port ? std::to_string(*s.admin_port) : std::string("none"); }},
+       [](const Server& s) { return s.admin_port ? std::to_string(*s.admin_port) : std::string("none"); },
+       {},
+       set_only(&Server::admin_port, [](int port) { return std::to_string(port); })},
       text("admin_host", &Server::admin_host, "an address",
            "Address to listen on with admin_port; another than this machine's calls for API keys, since without them "
            "operators are on this machine."),
       list<Server>("cors_origins", 1000, "origins",
                    "Web pages of these origins may call the models from a browser (CORS); \"*\" lets every page. "
                    "Operators' routes and `/metrics` are never among it.",
-                   read_origin),
+                   read_origin, [](const Server& s) { return s.cors_origins; }),
       file("api_keys_file", &Server::api_keys_file,
            "Who may send requests: a file of API keys (see below and api-keys.md), relative to this one. Read again "
            "when it changes. Without it everybody may, and operators are those on this machine."),
