@@ -31,8 +31,7 @@ def test_what_is_imported_is_checked_and_served(folder):
     assert done.returncode == 0 and done.stdout == done.stderr == ""
     yaml, report = (folder / "new/models.yaml").read_text(), (folder / "new/report.md").read_text()
     assert "source: ../weights/demo" in yaml and "port: 8001" in yaml
-    for group in ("## What maps", "## What changes meaning", "## What has no counterpart"):
-        assert group in report or group == "## What has no counterpart"
+    assert "## What maps" in report and "## What changes meaning" in report
     assert "very-secret" not in yaml + report
     checked = run("check", "--config", folder / "new/models.yaml")
     assert checked.returncode == 0 and "valid" in checked.stdout, checked.stderr
