@@ -45,7 +45,7 @@ constexpr Rule kEnvironment[] = {
     {"OMP_* KMP_* MKL_*", one, none, E::say, "", "Threads are xgen-model's own (`compute.threads`)."},
     {"RAY_* SERVE_*", one, none, E::say, "", "There is no Ray in between."},
     {"PROMETHEUS_MULTIPROC_DIR", one, none, E::say, "", "One process has all metrics, at /metrics."},
-    {"OTEL_*", one, none, E::say, "", "This version exports no traces."},
+    {"OTEL_*", one, changes, E::say, "", "Name the collector as `tracing.endpoint`: OTLP over HTTP, not gRPC."},
     {"DO_NOT_TRACK", one, none, E::say, "", "Nothing is ever reported to anybody."},
     {"POD_IP POD_NAME POD_NAMESPACE NODE_NAME HOST_IP host_ip", one, none, E::say, "",
      "Not needed: nothing has to find others."},
