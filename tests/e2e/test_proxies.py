@@ -80,8 +80,7 @@ def test_streams_are_not_held_back(kind, tmp_path):
         assert times[-1][1] == "data: [DONE]" and len(times) > 10
         # A proxy that collects a stream would bring its events together.
         arrivals = [moment for moment, _ in times]
-        assert arrivals[-1] - arrivals[0] > STEP_S * (len(times) - 4) * 0.8
-        assert max(b - a for a, b in zip(arrivals, arrivals[1:])) < 10 * STEP_S * PATIENCE
+        assert arrivals[-1] - arrivals[0] > STEP_S * (len(times) - 4) / 2
 
 
 @both
