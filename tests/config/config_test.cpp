@@ -96,7 +96,7 @@ TEST(Config, FaultsNameFileLineKeyAndExpectation) {
   EXPECT_EQ(error_of("server:\n  prot: 1\n").substr(0, 52), "models.yaml:2:3: server.prot: unknown key; expected ");
   EXPECT_EQ(
       error_of("serve: {}"),
-      "models.yaml:1:1: serve: unknown key; expected one of: server, log, memory, compute, sources, defaults, models");
+      "models.yaml:1:1: serve: unknown key; expected one of: server, log, memory, compute, sources, tracing, defaults, models");
 }
 
 TEST(Config, SourcesThatAreNoPathsAndTheirCache) {

@@ -99,7 +99,7 @@ def test_what_a_remote_engine_keeps_to_itself_is_paid(tmp_path):
             left = int(ask("say x").headers["x-ratelimit-remaining-tokens"])
             came_back = (time.monotonic() - begin) * 10_000
             assert 190_000 <= left <= 200_000 + came_back, left
-            assert server.output().count(" tokens=200001") == 2
+            assert server.output().count(" completion_tokens=200001") == 2
             page = httpx.get(server.url + "/metrics", headers=bearer("sk-ops")).text
             made = next(line for line in page.splitlines() if line.startswith("vllm:generation_tokens_total{"))
             assert float(made.split()[-1]) == 400_003
