@@ -1,16 +1,19 @@
 #include "reload.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "base/log.h"
@@ -27,7 +30,7 @@ constexpr std::chrono::seconds kMostSettling{2};
 
 Reloader::Reloader(std::string file, Reload reload)
     : file_(std::move(file)), reload_(std::move(reload)), wake_(eventfd(0, EFD_CLOEXEC)) {
-  seen_ = content();
+  if (auto now = content()) seen_ = *std::move(now);
   changes_ = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
   if (!watch()) log::warn("config", "the file cannot be watched; send SIGHUP after changing it", {{"file", file_}});
   thread_ = std::thread([this] { run(); });
@@ -66,9 +69,27 @@ void Reloader::request(Done done) {
   eventfd_write(wake_, 1);
 }
 
-std::string Reloader::content() const {
-  std::ifstream in(file_, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
+// Errors: not_found, or invalid_argument with the reason. What is no file (Docker makes a folder where one is missing)
+// must neither end the process nor hold it up.
+Result<std::string> Reloader::content() const {
+  const int fd = ::open(file_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) {
+    const ErrorCode code = errno == ENOENT ? ErrorCode::not_found : ErrorCode::invalid_argument;
+    return make_error(code, std::strerror(errno));
+  }
+  struct stat info {};
+  std::string text;
+  const bool regular = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
+  ssize_t n = 0;
+  if (regular) {
+    std::array<char, 65536> part{};
+    while ((n = ::read(fd, part.data(), part.size())) > 0) text.append(part.data(), static_cast<std::size_t>(n));
+  }
+  const int error = errno;
+  ::close(fd);
+  if (!regular) return make_error(ErrorCode::invalid_argument, "not a regular file");
+  if (n < 0) return make_error(ErrorCode::invalid_argument, std::strerror(error));
+  return text;
 }
 
 void Reloader::run() {
@@ -96,24 +117,31 @@ void Reloader::run() {
         }
       } while (poll(fds, 2, kSettleMs) > 0 && (fds[0].revents & POLLIN) == 0 && std::chrono::steady_clock::now() < end);
       watch();
-      const std::string now = content();
-      if (now == seen_) continue;
-      if (now.empty()) {  // perhaps about to be written
-        log::warn("config", "the file is empty or not there any more; everything stays as it was", {{"file", file_}});
+      const Result<std::string> now = content();
+      if (!now || now->empty()) {  // perhaps about to be written
+        log::warn("config", "the file cannot be read; everything stays as it was",
+                  {{"file", file_}, {"reason", now ? "it is empty" : now.error().message}});
         continue;
       }
+      if (*now == seen_) continue;
     }
     reload_now(waiting);
   }
 }
 
 void Reloader::reload_now(const std::vector<Done>& waiting) {
-  seen_ = content();
   Result<std::string> outcome = std::string();
   try {
+    if (auto now = content()) seen_ = *std::move(now);
     outcome = reload_();
   } catch (const std::exception& fault) {
     outcome = make_error(ErrorCode::internal, fault.what());
+  }
+  // To who asked for it a file that is missing is a fault of the configuration, not of the request's address.
+  if (!outcome && outcome.error().code == ErrorCode::not_found) {
+    Error error = std::move(outcome).error();
+    error.code = ErrorCode::invalid_argument;
+    outcome = std::move(error);
   }
   if (outcome) {
     log::info("config", "reloaded", {{"file", file_}, {"changes", *outcome}});

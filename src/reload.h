@@ -32,7 +32,7 @@ class Reloader {
   bool watch();
   void run();
   void reload_now(const std::vector<Done>& waiting);
-  std::string content() const;
+  Result<std::string> content() const;
 
   const std::string file_;
   const Reload reload_;

@@ -95,7 +95,11 @@ std::shared_ptr<inference::ModelService> replica_per_address(gateway::GatewayOpt
 Result<registry::ModelLoader::Need> RemoteModelLoader::need() {
   std::optional<Error> faults;
   for (const std::string& each : model_.remote.urls) {
-    if (const auto url = base_url(model_, each); !url) add_fault(faults, url.error());
+    const auto url = base_url(model_, each);
+    if (!url) add_fault(faults, url.error());
+    if (url && url->target == "/" && model_.settings.engine == "openai")
+      log::warn("remote", "the URL has no path; engines that speak OpenAI's API have it at /v1",
+                {{"model", model_.name}, {"url", each}});
   }
   if (faults) return *faults;
   return Need{};

@@ -623,7 +623,13 @@ const std::vector<Key<Remote>>& remote_keys() {
            const bool url = each.IsScalar() && printable(each.Scalar()) && each.Scalar().size() <= 4096 &&
                             (each.Scalar().starts_with("http://") || each.Scalar().starts_with("https://"));
            if (!url) return expected("a URL such as http://vllm-0:8000/v1", each);
-           if (std::find(remote.urls.begin(), remote.urls.end(), each.Scalar()) != remote.urls.end())
+           const auto without_slash = [](std::string text) {
+             while (text.ends_with('/')) text.pop_back();
+             return text;
+           };
+           const std::string same = without_slash(each.Scalar());
+           if (std::any_of(remote.urls.begin(), remote.urls.end(),
+                           [&](const std::string& other) { return without_slash(other) == same; }))
              return "the URL " + each.Scalar() + " is listed twice";
            remote.urls.push_back(each.Scalar());
            return {};

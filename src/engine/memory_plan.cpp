@@ -109,8 +109,12 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
   std::uint64_t more = 0;
   if (!options.kv_cache_bytes) {
     more = std::min(options.borrowable / block_bytes, (kMostGrowth - 1) * blocks);
-    // The tables of blocks that may come later take the place of some that are there.
-    const std::uint64_t given_up = (more * table_bytes + block_bytes - 1) / block_bytes;
+    // The tables of blocks that may come later take the place of some that are there, unless a sequence of full length
+    // would not fit any more and there is room.
+    std::uint64_t given_up = (more * table_bytes + block_bytes - 1) / block_bytes;
+    const std::uint64_t whole = blocks_for(wanted_len);
+    if (blocks >= whole && blocks - whole < given_up && left / block_bytes >= blocks + given_up)
+      given_up = blocks - whole;
     if (blocks >= least + given_up) {
       blocks -= given_up;
     } else {

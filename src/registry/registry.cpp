@@ -593,7 +593,7 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
       if (due) at(*due);
     }
     const auto idle = model->definition.idle_unload;
-    if (model->state == ModelState::ready && !model->load && idle.count() > 0 && !model->keeps) {
+    if (model->state == ModelState::ready && !model->load && idle.count() > 0 && !model->keeps && !model->definition.pin) {
       if (const Service service = model->slot->hold_if_unused(now - idle)) {
         log::info("registry", "unloading an idle model", {{"model", model->definition.name}});
         set_waits(*model, true);

@@ -776,6 +776,7 @@ void App::Impl::change_model(Context context,
                              void (registry::Registry::*change)(std::string_view, registry::Registry::Done)) {
   const auto name = parse_name(context.exchange->request().body, "model");
   if (!name) return context.fail(name.error());
+  context.info.model = *name;
   auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
   // The registry may answer when the app is gone.
   (registry.*change)(*name, [&models = registry, shared, name = *name](const Status& status) {
@@ -819,6 +820,7 @@ void App::Impl::set_log_level(Context context) {
 void App::Impl::management_load(Context context) {
   const auto request = parse_load_request(context.exchange->request().body);
   if (!request) return context.fail(request.error());
+  context.info.model = request->name.empty() ? request->path : request->name;
   auto shared = std::make_shared<Context>(std::move(context));  // std::function copies
   // The registry may answer when the app is gone.
   const auto answer = [&models = registry, shared](const std::string& name) {
@@ -846,6 +848,7 @@ void App::Impl::management_load(Context context) {
 void App::Impl::management_unload(Context context) {
   const auto name = parse_unload_request(context.exchange->request().body);
   if (!name) return context.fail(name.error());
+  context.info.model = *name;
   if (const auto entry = registry.entry(*name); !entry) return context.fail(entry.error());
   registry.remove(*name, {});
   std::string body = "{\"model_name\":";

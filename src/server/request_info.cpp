@@ -113,7 +113,8 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
   if (!info.certificate.empty()) add({"client_cert", info.certificate});
   if (!info.user.empty()) add({"user_id", info.user.substr(0, log::kMaxQuoted)});
   if (!info.key.empty()) add({"api_key", info.key});
-  if (!outcome.model.empty()) add({"model", outcome.model.substr(0, log::kMaxQuoted)});
+  if (const std::string_view model = outcome.model.empty() ? info.model : outcome.model; !model.empty())
+    add({"model", model.substr(0, log::kMaxQuoted)});
   if (outcome.work != nullptr) {
     const Work& work = *outcome.work;
     if (work.complete) {

@@ -32,6 +32,7 @@ struct RequestInfo {
   std::string id;                         // x-request-id, the caller's or made here
   trace::Context trace;                   // the caller's, or of the request's own span; empty: none
   std::shared_ptr<TracedRequest> traced;  // null unless its spans are told
+  std::string model;                      // that an operator acts on
   std::string key;                        // the name of the API key; empty if none was asked for
   std::string remote;                     // the client's address
   std::string certificate;                // whose it has shown; empty if none

@@ -119,7 +119,7 @@ def test_the_file_may_change_while_it_serves(tmp_path):
         refused = httpx.post(server.url + "/admin/reload", headers=bearer("sk-ops"))
         assert refused.status_code == 400 and "keys[0].sha256" in refused.json()["error"]["message"]
         path.write_text("")
-        eventually(lambda: "empty or not there" in server.output())
+        eventually(lambda: "cannot be read" in server.output())
         assert complete(server, "sk-new").status_code == 200
         write_keys(path)
         eventually(lambda: complete(server, "sk-new").status_code == 401)

@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 
+import pytest
+
 from process import PATIENCE, Process
 from test_models import demo, eventually, say, states, write
 
@@ -88,6 +90,31 @@ def test_a_file_that_has_gone_changes_nothing(tmp_path):
         assert refused.json()["error"]["code"] != "model_not_found"
         assert set(states(server)) == {"a"}
         assert say(server, "a").status_code == 200
+
+
+@pytest.mark.parametrize("what", ["folder", "fifo", "unreadable"])
+def test_what_is_no_file_changes_nothing_and_holds_nothing_up(tmp_path, what):
+    """Docker, for one, makes a folder where a file that is to be mounted is missing."""
+    if what == "unreadable" and os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    file = write(tmp_path, [demo("a")])
+    with Process("--config", file) as server:
+        file.unlink()
+        if what == "fifo":
+            os.mkfifo(file)
+        elif what == "folder":
+            file.mkdir()
+        else:
+            file.touch(0)
+        eventually(lambda: "cannot be read; everything stays as it was" in server.output())
+        refused = server.post("/admin/reload", {})
+        assert refused.status_code == 400 and str(file) in refused.text
+        server.child.send_signal(signal.SIGHUP)
+        eventually(lambda: server.output().count("not reloaded") >= 2)
+        assert say(server, "a").status_code == 200
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+        write(tmp_path, [demo("a"), demo("b")])
+        eventually(lambda: set(states(server)) == {"a", "b"})
 
 
 def test_a_link_that_leads_to_another_folder(tmp_path):

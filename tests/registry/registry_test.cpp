@@ -555,6 +555,7 @@ TEST_F(RegistryTest, SleepingModelsAreEvictedUnlessTheyArePinned) {
 TEST_F(RegistryTest, PinnedModelsStay) {
   auto a = model("a", 60);
   a.pin = true;
+  a.idle_unload = 1ms;
   auto b = model("b", 60, true);
   make({a, b});
   ASSERT_TRUE(becomes("a", ModelState::ready));
@@ -562,6 +563,7 @@ TEST_F(RegistryTest, PinnedModelsStay) {
   ASSERT_TRUE(request.sink->wait());
   EXPECT_THAT(request.sink->error->message, HasSubstr("budget of 100.0 MiB"));
   EXPECT_EQ(state("a"), ModelState::ready);
+  EXPECT_EQ(registry_->counts().unloads, 0u);
 }
 
 // A remote engine's model takes nothing here, so that its going would free nothing.
