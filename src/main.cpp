@@ -802,6 +802,9 @@ int healthcheck(const Flags& flags, const std::string& probe, std::string url) {
     if (!server) return complain(kFailed, server.error().message);
     if (server->port == 0)
       return complain(kFailed, path + ": server.port: 0 takes any free port; give the server's address with --url");
+    if (!server->tls_cert_file.empty())
+      return complain(kFailed, path + ": the server speaks TLS; give --url https://NAME:PORT/health/" + probe +
+                                   ", with a name that its certificate is for");
     url = health_url(server->host, server->port, probe);
   }
   const auto answer = ask_health(url, "xgen-model/" XGEN_VERSION);

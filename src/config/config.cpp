@@ -788,13 +788,13 @@ class Reader {
     return std::move(config_);
   }
 
-  // Of the section `server` alone host and port; nothing else need be right.
+  // Of the section `server` alone where and how it is spoken to; nothing else need be right.
   Result<Server> read_address(std::string_view yaml) {
     Status status = parse(yaml, [this](const YAML::Node& root) {
       if (!root.IsMap()) return;
       const YAML::Node section = root["server"];
       if (!section || !section.IsMap()) return;
-      for (const char* name : {"host", "port"})
+      for (const char* name : {"host", "port", "tls_cert_file"})
         if (const YAML::Node value = section[name]) read_key(server_keys(), config_.server, "server", name, value);
     });
     if (!status) return std::move(status).error();

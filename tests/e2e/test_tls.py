@@ -176,6 +176,16 @@ def test_plain_http_and_garbage_on_the_tls_port(server, authority):
     assert serial(server, authority.context())
 
 
+def test_a_health_check_needs_the_name_of_the_certificate(server, authority, tmp_path):
+    (tmp_path / "models.yaml").write_text(f"server: {{port: {server.port}, tls_cert_file: cert.pem, tls_key_file: key.pem}}\n")
+    result = run("healthcheck", "--config", tmp_path / "models.yaml")
+    assert result.returncode == 1 and "speaks TLS; give --url https://NAME" in result.stderr
+    result = run("healthcheck", "--url", f"https://localhost:{server.port}/health/ready", env={"SSL_CERT_FILE": str(authority.file)})
+    assert result.returncode == 0, result.stderr
+    result = run("healthcheck", "--url", f"https://localhost:{server.port}/health/ready")
+    assert result.returncode == 1 and "not trusted" in result.stderr
+
+
 def test_a_slow_handshake_is_cut_off(authority, tmp_path):
     pem, key, _ = authority.issue("server")
     config = tmp_path / "models.yaml"
