@@ -217,7 +217,7 @@ def test_a_thousand_connections(authority):
                 assert connection.recv(4096).startswith(b"HTTP/1.1 200")
             each = (rss() - before) / len(held)
             print(f"{each:.1f} KiB a connection")
-            assert each < 100
+            assert each < 100 or PATIENCE > 1, f"{each:.1f} KiB a connection"  # sanitizers need memory of their own
             while held:
                 held.pop().close()
             eventually(lambda: "xgen_http_open_connections 1\n" in server.get("/metrics").text)
