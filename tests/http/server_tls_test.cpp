@@ -79,6 +79,7 @@ class ServerTlsTest : public ::testing::Test {
               return exchange->write("half");
             }
             kept.push_back(exchange);
+            ++kept_count;
             return;
           }
           exchange->respond({.body = request.path == "/large" ? std::string(4 << 20, 'x')
@@ -108,7 +109,8 @@ class ServerTlsTest : public ::testing::Test {
   std::filesystem::path folder;
   const Certificate own{"DNS:localhost,IP:127.0.0.1"};
   std::atomic<int> closes{0};
-  std::vector<std::shared_ptr<Exchange>> kept;
+  std::vector<std::shared_ptr<Exchange>> kept;  // of the server's thread
+  std::atomic<int> kept_count{0};               // how many there are
   std::unique_ptr<Server> server;
 };
 
@@ -153,12 +155,12 @@ TEST_F(ServerTlsTest, NoticesAClientThatGoes) {
   {
     TlsClient orderly(server->port());
     orderly.get("/silent");
-    ASSERT_TRUE(eventually([&] { return kept.size() == 1; }));
+    ASSERT_TRUE(eventually([&] { return kept_count.load() == 1; }));
     orderly.say_goodbye();
     EXPECT_TRUE(eventually([&] { return closes.load() == 1; }));
     TlsClient sudden(server->port());
     sudden.get("/silent");
-    ASSERT_TRUE(eventually([&] { return kept.size() == 2; }));
+    ASSERT_TRUE(eventually([&] { return kept_count.load() == 2; }));
   }
   EXPECT_TRUE(eventually([&] { return closes.load() == 2; }));
 }
@@ -284,7 +286,7 @@ TEST_F(ServerTlsTest, ANewcomerTooManyIsClosed) {
   start({}, {.max_connections = 1});
   TlsClient busy(server->port());
   busy.get("/silent");
-  ASSERT_TRUE(eventually([&] { return kept.size() == 1; }));
+  ASSERT_TRUE(eventually([&] { return kept_count.load() == 1; }));
   RawClient newcomer(server->port());
   EXPECT_TRUE(newcomer.closed_within(2s));
   EXPECT_EQ(newcomer.input, "");
