@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import tempfile
 import threading
-import time
 import urllib.request
 
 from http_bench import load_command, serving
@@ -87,10 +86,8 @@ def main():
             for name, (port, child) in servers.items():
                 with scraped(port) if name == "everything" else contextlib.nullcontext():
                     before = cpu_seconds(child.pid)
-                    begun = time.monotonic()
                     out = subprocess.run([*load_command(args.build, port), "--seconds", args.seconds, "--mode", "stream",
                                           "--connections", "16", "--tokens", "128"], check=True, capture_output=True, text=True).stdout
-                    seconds = time.monotonic() - begun
                     used = cpu_seconds(child.pid) - before
                 rate = float(re.search(r"(\d+) events/s", out).group(1))
                 results[name][0].append(rate)

@@ -14,7 +14,6 @@ import pathlib
 import subprocess
 import tempfile
 import time
-import urllib.request
 
 from http_bench import serving
 

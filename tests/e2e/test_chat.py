@@ -7,8 +7,6 @@ import re
 import subprocess
 import time
 
-import pytest
-
 import stub
 from process import PATIENCE, PROGRAM, Process, free_port
 

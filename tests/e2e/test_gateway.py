@@ -2,7 +2,6 @@
 import concurrent.futures
 import http.server
 import json
-import signal
 import threading
 
 import httpx

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from process import ROOT, Process
-from test_models import demo, eventually, say, states, write
+from test_models import demo, eventually, say, write
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def promtool(prometheus, *arguments, **kwargs):
     return run.returncode, run.stdout + run.stderr
 
 
-def expressions(match="xgen"):
+def expressions():
     """(panel, expression) of the dashboard, as Grafana would send them."""
     board = json.loads((MONITORING / "grafana-dashboard.json").read_text())
     for panel in board["panels"]:
