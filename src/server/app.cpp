@@ -719,8 +719,9 @@ void App::Impl::version(Context context) {
 }
 
 void App::Impl::metrics_page(Context context) {
+  const std::vector<registry::ModelEntry> entries = registry.list();
   std::vector<metrics::ModelSample> samples;
-  for (const auto& entry : registry.list()) {
+  for (const auto& entry : entries) {
     samples.push_back({entry.name, entry.service ? entry.service->stats() : inference::ServiceStats()});
     samples.back().stats.requests_waiting += entry.waiting;
   }
@@ -742,7 +743,7 @@ void App::Impl::metrics_page(Context context) {
   process.version = options.version;
   process.kernels = options.kernels;
   std::vector<metrics::RegisteredModel> registered;
-  for (const auto& entry : registry.list()) {
+  for (const auto& entry : entries) {
     registered.push_back({entry.name, registry::state_name(entry.state), entry.reserved, entry.borrowed,
                           entry.counts.loads, entry.counts.failures, entry.counts.evictions, entry.counts.unloads,
                           entry.last_load.fetch, entry.last_load.wait, entry.last_load.load});
