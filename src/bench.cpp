@@ -17,6 +17,7 @@
 #include "base/units.h"
 #include "client/load.h"
 #include "client/report.h"
+#include "complain.h"
 
 namespace xgen {
 namespace {
@@ -243,17 +244,13 @@ CLI::App* add_bench(CLI::App& program, BenchFlags& flags) {
 }
 
 int bench(const BenchFlags& flags, const std::string& version) {
-  const auto complain = [](int code, const std::string& message) {
-    std::fprintf(stderr, "xgen-model: %s\n", message.c_str());
-    return code;
-  };
   auto made = subject_of(flags);
-  if (!made) return complain(2, made.error().message);
+  if (!made) return complain(kMisused, made.error().message);
   Subject& subject = *made;
   std::vector<TraceRow> trace;
   if (!subject.trace.empty()) {
     auto read = read_trace_file(subject.trace);
-    if (!read) return complain(2, "--trace " + read.error().message);
+    if (!read) return complain(kMisused, "--trace " + read.error().message);
     trace = *std::move(read);
   }
   const std::vector<TraceRow>* rows = trace.empty() ? nullptr : &trace;
@@ -267,11 +264,11 @@ int bench(const BenchFlags& flags, const std::string& version) {
   {
     http::Client asker;
     const auto model = choose_model(asker, subject.load.api, flags.model);
-    if (!model) return complain(1, model.error().message);
+    if (!model) return complain(kFailed, model.error().message);
     subject.requests.model = model->name;
     if (subject.requests.max_len == 0) subject.requests.max_len = model->max_len;
     const auto cost = measure_cost(asker, subject.load.api, RequestMaker(subject.requests, rows));
-    if (!cost) return complain(1, cost.error().message);
+    if (!cost) return complain(kFailed, cost.error().message);
     subject.cost = *cost;
   }
   std::FILE* json = nullptr;
@@ -280,7 +277,7 @@ int bench(const BenchFlags& flags, const std::string& version) {
        {std::tuple("--json", &flags.json, &json), std::tuple("--svg", &flags.svg, &svg)}) {
     if (path->empty()) continue;
     const auto created = create(flag, *path);
-    if (!created) return complain(2, created.error().message);
+    if (!created) return complain(kMisused, created.error().message);
     *file = *created;
   }
   subject.version = version;
@@ -300,10 +297,10 @@ int bench(const BenchFlags& flags, const std::string& version) {
   std::fputs(report_text(subject, result, figures).c_str(), stdout);
   std::fflush(stdout);
   if (json != nullptr && !write_all(json, report_json(subject, result, figures)))
-    return complain(1, "--json " + flags.json + ": it could not be written");
+    return complain(kFailed, "--json " + flags.json + ": it could not be written");
   if (svg != nullptr && !write_all(svg, report_svg(subject, figures)))
-    return complain(1, "--svg " + flags.svg + ": it could not be written");
-  return figures.succeeded > 0 ? 0 : 1;
+    return complain(kFailed, "--svg " + flags.svg + ": it could not be written");
+  return figures.succeeded > 0 ? 0 : kFailed;
 }
 
 }  // namespace xgen

@@ -2,11 +2,11 @@
 
 #include <CLI/CLI.hpp>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 
 #include "base/units.h"
 #include "client/chat.h"
+#include "complain.h"
 
 namespace xgen {
 
@@ -23,22 +23,18 @@ CLI::App* add_chat(CLI::App& program, ChatFlags& flags) {
 }
 
 int chat(const ChatFlags& flags) {
-  const auto misused = [](const std::string& message) {
-    std::fprintf(stderr, "xgen-model: %s\n", message.c_str());
-    return 2;
-  };
   client::ChatOptions options;
   const char* key = std::getenv("OPENAI_API_KEY");
   auto api = client::make_api(flags.url, flags.key_file, key == nullptr ? "" : key);
-  if (!api) return misused(api.error().message);
+  if (!api) return complain(kMisused, api.error().message);
   options.api = *std::move(api);
   options.api.ca_file = flags.ca_file;
   const auto timeout = parse_duration(flags.timeout);
   if (!timeout || timeout->count() == 0)
-    return misused("--timeout: " + (timeout ? "expected a time above 0" : timeout.error().message));
+    return complain(kMisused, "--timeout: " + (timeout ? "expected a time above 0" : timeout.error().message));
   options.api.timeout = *timeout;
   auto extra = client::parse_extra(flags.extra);
-  if (!extra) return misused("--extra: " + extra.error().message);
+  if (!extra) return complain(kMisused, "--extra: " + extra.error().message);
   options.extra = *std::move(extra);
   options.model = flags.model;
   options.system = flags.system;
