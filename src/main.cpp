@@ -117,14 +117,29 @@ void add_flags(CLI::App& command, Flags& flags, bool serve) {
       command.add_option(kKeyFlags[i].name, flags.keys[i], config::describe_key(kKeyFlags[i].key));
 }
 
+// What CLI11 says of a fault, as the beginning of a line of ours.
+std::string words_of(const CLI::ParseError& error) {
+  std::string words = error.what();
+  // It counts and names types: "--port: 1 required TEXT missing".
+  if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ArgumentMismatch) && words.ends_with(" missing"))
+    return words.substr(0, words.find(": ")) + ": a value is missing";
+  if (!words.empty() && words.front() >= 'A' && words.front() <= 'Z')
+    words.front() = static_cast<char>(words.front() - 'A' + 'a');
+  return words;
+}
+
 int main_with(int argc, char** argv) {
   const std::string_view first = argc > 1 ? argv[1] : "";
   constexpr std::string_view kCommands[] = {"serve", "check", "healthcheck", "pull", "import", "bench", "chat", "docs"};
-  if (std::find(std::begin(kCommands), std::end(kCommands), first) == std::end(kCommands) && !first.starts_with('-')) {
+  const bool asks = first == "-h" || first == "--help" || first == "--version";
+  if (!asks && std::find(std::begin(kCommands), std::end(kCommands), first) == std::end(kCommands)) {
     std::string list;
     for (const std::string_view each : kCommands)
       list.append(list.empty() ? "" : each == kCommands[std::size(kCommands) - 1] ? " or " : ", ").append(each);
-    return complain(kMisused, (first.empty() ? "a command is needed" : "unknown command '" + std::string(first) + "'") +
+    const std::string word(first);
+    return complain(kMisused, (word.empty()            ? "a command is needed"
+                               : word.starts_with('-') ? "a command is needed before " + word
+                                                       : "unknown command '" + word + "'") +
                                   ": " + list + "; xgen-model --help tells more");
   }
   CLI::App command{"xgen-model " XGEN_VERSION ": serves language models over the OpenAI API"};
@@ -194,7 +209,9 @@ int main_with(int argc, char** argv) {
   try {
     command.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return command.exit(error) == 0 ? 0 : kMisused;
+    if (error.get_exit_code() == 0) return command.exit(error);  // --help, --version
+    return complain(kMisused,
+                    words_of(error) + "; xgen-model " + (asks ? "" : std::string(first) + " ") + "--help tells more");
   }
   if (serve_command->parsed()) return serve(flags);
   if (check_command->parsed()) return check(flags, print_effective);

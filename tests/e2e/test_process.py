@@ -307,6 +307,26 @@ def test_unknown_commands_are_named():
         assert named in result.stderr.splitlines()[0] and "./xgen build" in result.stderr
 
 
+@pytest.mark.parametrize("words, want", [
+    (["serve", "--nonsense"], "the following argument was not expected: --nonsense; xgen-model serve --help tells more"),
+    (["serve", "--port"], "--port: a value is missing; xgen-model serve --help tells more"),
+    (["check", "a", "b"], "the following argument was not expected: b; xgen-model check --help tells more"),
+    (["healthcheck", "well"], "probe: well not in {ready,live,startup}; xgen-model healthcheck --help tells more"),
+    (["docs"], "page is required; xgen-model docs --help tells more"),
+    (["bench", "--threads", "many"], "could not convert: --threads = many; xgen-model bench --help tells more"),
+    (["--port", "80"], "a command is needed before --port: serve, check, healthcheck, pull, import, bench, chat or docs; xgen-model --help tells more"),
+])
+def test_errors_of_the_command_line_look_like_all_others(words, want):
+    result = run(*words)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"xgen-model: {want}\n")
+
+
+def test_help_and_version_are_no_errors():
+    for words, want in ((["--help"], "healthcheck"), (["serve", "--help"], "--port"), (["--version"], "xgen-model ")):
+        result = run(*words)
+        assert result.returncode == 0 and want in result.stdout and result.stderr == ""
+
+
 def test_the_reference_pages_are_current():
     for topic in ("configuration", "api"):
         page = (ROOT / f"docs/{topic}.md").read_text()
