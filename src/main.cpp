@@ -80,18 +80,16 @@ int pull(const Flags& flags, std::vector<std::string> list) {
 
 // Asks the server that runs with the same configuration. The exit code is 0 or 1, as Docker wants it.
 int healthcheck(const Flags& flags, const std::string& probe, std::string url) {
-  if (url.empty()) {
+  HealthTarget target{std::move(url), {}, {}, {}};
+  if (target.url.empty()) {
     const std::string path = config_path(flags);
     auto server = path.empty() ? Result<config::Server>(config::Server()) : config::load_address(path);
     if (!server) return complain(kFailed, server.error().message);
     if (server->port == 0)
       return complain(kFailed, path + ": server.port: 0 takes any free port; give the server's address with --url");
-    if (!server->tls_cert_file.empty())
-      return complain(kFailed, path + ": the server speaks TLS; give --url https://NAME:PORT/health/" + probe +
-                                   ", with a name that its certificate is for");
-    url = health_url(server->host, server->port, probe);
+    target = health_target(*server, probe);
   }
-  const auto answer = ask_health(url, "xgen-model/" XGEN_VERSION);
+  const auto answer = ask_health(target, "xgen-model/" XGEN_VERSION);
   if (!answer) return complain(kFailed, answer.error().message);
   std::puts(answer->c_str());
   return 0;

@@ -794,8 +794,12 @@ class Reader {
       if (!root.IsMap()) return;
       const YAML::Node section = root["server"];
       if (!section || !section.IsMap()) return;
-      for (const char* name : {"host", "port", "tls_cert_file"})
+      for (const char* name :
+           {"host", "port", "tls_cert_file", "tls_key_file", "tls_client_ca_file", "tls_client_auth"})
         if (const YAML::Node value = section[name]) read_key(server_keys(), config_.server, "server", name, value);
+      for (std::string* file :
+           {&config_.server.tls_cert_file, &config_.server.tls_key_file, &config_.server.tls_client_ca_file})
+        make_absolute(*file);
     });
     if (!status) return std::move(status).error();
     return std::move(config_.server);

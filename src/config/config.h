@@ -178,8 +178,8 @@ Result<Config> load_file(const std::string& path);
 // The same for text; `file` is used for messages and relative sources.
 Result<Config> load_text(std::string_view text, const std::string& file);
 
-// Of a file only server.host, server.port and server.tls_cert_file, or their defaults; faults elsewhere in it do not
-// matter.
+// Of a file only server.host, server.port, server.tls_cert_file, tls_key_file, tls_client_ca_file and tls_client_auth,
+// or their defaults; faults elsewhere in it do not matter.
 Result<Server> load_address(const std::string& path);
 Result<Server> load_address_text(std::string_view text, const std::string& file);
 

@@ -26,6 +26,11 @@ struct ClientRequest {
   Headers headers;  // beside Host, Content-Length and User-Agent, which are made unless they are here
   std::string body;
   std::string ca_file;  // PEM; empty: SSL_CERT_FILE and SSL_CERT_DIR, else where the system has its store
+  // PEM. Not empty: the server must show the very certificate that comes first in it, whatever its names and its time,
+  // and whoever signed it; ca_file is of no use then.
+  std::string pinned_cert_file;
+  std::string cert_file;  // PEM: what is shown to a server that asks for a certificate; empty: none
+  std::string key_file;   // PEM, without a passphrase: the key of cert_file
 
   std::chrono::milliseconds connect_timeout{10'000};     // name, connection and TLS together, over all addresses
   std::chrono::milliseconds first_byte_timeout{60'000};  // from the request sent to the answer's first body byte
@@ -89,8 +94,8 @@ struct ClientOptions {
   std::function<Result<std::vector<std::string>>(const std::string& host)> look_up;  // for tests; may block
 };
 
-// Thread-safe. Connections are kept per scheme, host, port, address and ca_file. One that the server has closed before
-// any byte of an answer is replaced, once, by a new one; nothing else is ever sent twice.
+// Thread-safe. Connections are kept per scheme, host, port, address and the files of TLS. One that the server has
+// closed before any byte of an answer is replaced, once, by a new one; nothing else is ever sent twice.
 class Client {
  public:
   explicit Client(ClientOptions options = {});

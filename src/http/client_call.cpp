@@ -100,7 +100,10 @@ void ClientCall::begin() {
   contain([this] {
     if (Status status = check(); !status) return finish(std::move(status));
     head_ = make_head();
-    origin_ = request_.url.origin() + " " + request_.url.address + " " + request_.ca_file;
+    origin_ = request_.url.origin();
+    for (const std::string* each : {&request_.url.address, &request_.ca_file, &request_.pinned_cert_file,
+                                    &request_.cert_file, &request_.key_file})
+      origin_.append(1, '\0').append(*each);
     link_ = loop_->take(origin_);
     if (link_ == nullptr) return connect();
     reused_ = true;
@@ -172,7 +175,7 @@ void ClientCall::on_connected() {
   link_->born = Clock::now();
   set_deadline(connect_deadline_);
   if (!request_.url.tls) return send();
-  auto context = loop_->tls().get(request_.ca_file);
+  auto context = loop_->tls().get({request_.ca_file, request_.pinned_cert_file, request_.cert_file, request_.key_file});
   if (!context) return finish(fault(context.error().code, context.error().message));
   link_->begin_tls(*context, request_.url.host);
   handshaking_ = true;

@@ -54,7 +54,7 @@ class ClientLink : public std::enable_shared_from_this<ClientLink> {
   ClientLink(ClientLoop& loop, std::string origin);
 
   boost::asio::ip::tcp::socket& socket() { return socket_; }
-  const std::string& origin() const { return origin_; }  // with the address and ca_file: what may share it
+  const std::string& origin() const { return origin_; }  // with the address and the files of TLS: what may share it
   void begin_tls(SSL_CTX* context, const std::string& host);
   bool encrypted() const { return tls_ != nullptr; }
 

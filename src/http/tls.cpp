@@ -3,9 +3,11 @@
 #include <arpa/inet.h>
 #include <openssl/bio.h>
 #include <openssl/err.h>
+#include <openssl/pem.h>
 #include <openssl/sslerr.h>
 #include <openssl/x509v3.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -41,6 +43,45 @@ Status trust_system(SSL_CTX* context) {
   ERR_clear_error();
   return no_trust("no store of trusted certificates was found (" + places +
                   "); install ca-certificates, or set ca_file or SSL_CERT_FILE");
+}
+
+Status trust(SSL_CTX* context, const std::string& ca_file) {
+  if (SSL_CTX_load_verify_file(context, ca_file.c_str()) == 1) return {};
+  return no_trust("ca_file " + ca_file + ": " + last_tls_error());
+}
+
+// Instead of OpenSSL's own, which would ask on the terminal.
+int no_passphrase(char*, int, int, void*) { return -1; }
+
+// Whether the other side has shown the very certificate; that it has the key, the handshake proves.
+int is_pinned(X509_STORE_CTX* shown, void* pinned) {
+  const bool same = X509_cmp(X509_STORE_CTX_get0_cert(shown), static_cast<const X509*>(pinned)) == 0;
+  X509_STORE_CTX_set_error(shown, same ? X509_V_OK : X509_V_ERR_APPLICATION_VERIFICATION);
+  return same ? 1 : 0;
+}
+
+Status pin(SSL_CTX* context, const std::string& file) {
+  const std::unique_ptr<BIO, decltype(&BIO_free)> bio(BIO_new_file(file.c_str(), "r"), BIO_free);
+  const std::unique_ptr<X509, decltype(&X509_free)> first(
+      bio == nullptr ? nullptr : PEM_read_bio_X509(bio.get(), nullptr, no_passphrase, nullptr), X509_free);
+  // The store keeps it for as long as the context, and with it a session, needs it.
+  if (first == nullptr || X509_STORE_add_cert(SSL_CTX_get_cert_store(context), first.get()) != 1)
+    return no_trust(file + ": " + last_tls_error());
+  SSL_CTX_set_cert_verify_callback(context, is_pinned, first.get());
+  return {};
+}
+
+Error no_certificate(const std::string& why) {
+  return make_error(ErrorCode::unavailable, "no certificate can be shown to the server: " + why);
+}
+
+Status show(SSL_CTX* context, const std::string& cert_file, const std::string& key_file) {
+  SSL_CTX_set_default_passwd_cb(context, no_passphrase);
+  if (SSL_CTX_use_certificate_chain_file(context, cert_file.c_str()) != 1)
+    return no_certificate(cert_file + ": " + last_tls_error());
+  if (SSL_CTX_use_PrivateKey_file(context, key_file.c_str(), SSL_FILETYPE_PEM) != 1)
+    return no_certificate(key_file + ": " + last_tls_error());
+  return {};
 }
 
 // OpenSSL's own socket BIO writes without MSG_NOSIGNAL, which would end a process that does not ignore SIGPIPE.
@@ -114,14 +155,20 @@ void set_io_modes(SSL_CTX* context) {
                    SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
 }
 
-Result<SSL_CTX*> TlsContexts::get(const std::string& ca_file) {
-  struct stat now {};
-  if (!ca_file.empty() && ::stat(ca_file.c_str(), &now) != 0)
-    return no_trust("ca_file " + ca_file + ": " + std::strerror(errno));
-  Entry& entry = entries_[ca_file];
-  if (entry.context != nullptr && now.st_size == entry.size && now.st_mtim.tv_sec == entry.changed.tv_sec &&
-      now.st_mtim.tv_nsec == entry.changed.tv_nsec)
-    return entry.context.get();
+Result<SSL_CTX*> TlsContexts::get(const ClientTlsFiles& files) {
+  std::array<Seen, 4> seen;
+  const std::string* names[] = {&files.ca_file, &files.pinned_cert_file, &files.cert_file, &files.key_file};
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    if (names[i]->empty()) continue;
+    struct stat now {};
+    if (::stat(names[i]->c_str(), &now) != 0 || ::access(names[i]->c_str(), R_OK) != 0) {
+      const std::string why = *names[i] + ": " + std::strerror(errno);
+      return i == 0 ? no_trust("ca_file " + why) : i == 1 ? no_trust(why) : no_certificate(why);
+    }
+    seen[i] = {now.st_mtim.tv_sec, now.st_mtim.tv_nsec, now.st_size};
+  }
+  Entry& entry = entries_[files];
+  if (entry.context != nullptr && seen == entry.seen) return entry.context.get();
   ERR_clear_error();
   std::unique_ptr<SSL_CTX, SslFree> context(SSL_CTX_new(TLS_client_method()));
   if (context == nullptr) return make_error(ErrorCode::internal, "TLS cannot be set up: " + last_tls_error());
@@ -130,12 +177,12 @@ Result<SSL_CTX*> TlsContexts::get(const std::string& ca_file) {
   set_io_modes(context.get());
   static constexpr unsigned char kProtocols[] = {8, 'h', 't', 't', 'p', '/', '1', '.', '1'};
   SSL_CTX_set_alpn_protos(context.get(), kProtocols, sizeof(kProtocols));
-  if (ca_file.empty()) {
-    if (Status status = trust_system(context.get()); !status) return std::move(status).error();
-  } else if (SSL_CTX_load_verify_file(context.get(), ca_file.c_str()) != 1) {
-    return no_trust("ca_file " + ca_file + ": " + last_tls_error());
-  }
-  entry = {std::move(context), now.st_mtim, now.st_size};
+  Status status = !files.pinned_cert_file.empty() ? pin(context.get(), files.pinned_cert_file)
+                  : files.ca_file.empty()         ? trust_system(context.get())
+                                                  : trust(context.get(), files.ca_file);
+  if (status && !files.cert_file.empty()) status = show(context.get(), files.cert_file, files.key_file);
+  if (!status) return std::move(status).error();
+  entry = {std::move(context), seen};
   return entry.context.get();
 }
 
@@ -190,7 +237,9 @@ IoResult TlsSession::outcome(int returned) {
       result.kind = IoResult::Kind::failed;
       if (const long verdict = SSL_get_verify_result(session_.get()); verdict != X509_V_OK)
         result.reason = std::string(SSL_is_server(session_.get()) != 0 ? "the client's" : "the server's") +
-                        " certificate is not trusted: " + X509_verify_cert_error_string(verdict);
+                        " certificate is not trusted: " +
+                        (verdict == X509_V_ERR_APPLICATION_VERIFICATION ? "it is not that of pinned_cert_file"
+                                                                        : X509_verify_cert_error_string(verdict));
       else
         result.reason = "TLS: " + last_tls_error();
       ERR_clear_error();

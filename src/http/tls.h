@@ -5,11 +5,13 @@
 #include <openssl/ssl.h>
 #include <sys/stat.h>
 
+#include <array>
 #include <cstddef>
 #include <map>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 #include "base/result.h"
 #include "http/socket_io.h"
@@ -28,19 +30,36 @@ std::string subject_of(const X509* certificate);
 // What TlsSession expects of a context.
 void set_io_modes(SSL_CTX* context);
 
-// The trusted certificates, per ca_file; a file that has changed is read again. Used by one thread.
+// What a client trusts and shows: those of ClientRequest.
+struct ClientTlsFiles {
+  std::string ca_file;
+  std::string pinned_cert_file;
+  std::string cert_file;
+  std::string key_file;
+  bool operator<(const ClientTlsFiles& other) const {
+    return std::tie(ca_file, pinned_cert_file, cert_file, key_file) <
+           std::tie(other.ca_file, other.pinned_cert_file, other.cert_file, other.key_file);
+  }
+};
+
+// What is trusted and shown, per set of files; those that have changed are read again. Used by one thread.
 class TlsContexts {
  public:
   // Errors: unavailable, naming the file, or the places where no store was found.
-  Result<SSL_CTX*> get(const std::string& ca_file);
+  Result<SSL_CTX*> get(const ClientTlsFiles& files);
 
  private:
+  struct Seen {
+    time_t changed_s = 0;
+    long changed_ns = 0;
+    off_t size = 0;
+    bool operator==(const Seen&) const = default;
+  };
   struct Entry {
     std::unique_ptr<SSL_CTX, SslFree> context;
-    timespec changed{};
-    off_t size = 0;
+    std::array<Seen, 4> seen;  // as the files were when they were read
   };
-  std::map<std::string, Entry> entries_;
+  std::map<ClientTlsFiles, Entry> entries_;
 };
 
 // One session over a non-blocking socket that it does not own. A read into kMostOfARecord bytes or more leaves nothing
@@ -49,7 +68,7 @@ class TlsSession {
  public:
   static constexpr std::size_t kMostOfARecord = 16 << 10;
 
-  // The client's side: the certificate must be the host's.
+  // The client's side: the certificate must be the host's, unless one is pinned.
   TlsSession(SSL_CTX* context, int socket, const std::string& host);
   // The server's side.
   TlsSession(SSL_CTX* context, int socket);

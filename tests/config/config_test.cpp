@@ -94,9 +94,9 @@ TEST(Config, FaultsNameFileLineKeyAndExpectation) {
   EXPECT_EQ(error_of("server:\n  port: abc\n"),
             "models.yaml:2:9: server.port: expected an integer from 0 to 65535, got 'abc'");
   EXPECT_EQ(error_of("server:\n  prot: 1\n").substr(0, 52), "models.yaml:2:3: server.prot: unknown key; expected ");
-  EXPECT_EQ(
-      error_of("serve: {}"),
-      "models.yaml:1:1: serve: unknown key; expected one of: server, log, memory, compute, sources, tracing, defaults, models");
+  EXPECT_EQ(error_of("serve: {}"),
+            "models.yaml:1:1: serve: unknown key; expected one of: server, log, memory, compute, sources, tracing, "
+            "defaults, models");
 }
 
 TEST(Config, SourcesThatAreNoPathsAndTheirCache) {
@@ -566,6 +566,14 @@ TEST(Config, TheAddressIsReadWhateverElseIsWrong) {
     ASSERT_TRUE(defaults.ok()) << text;
     EXPECT_EQ(defaults->port, 8000);
   }
+  const auto tls = load_address_text(
+      "server: {tls_cert_file: a/tls.crt, tls_key_file: /b/tls.key, tls_client_auth: optional, max_body: much}",
+      "/etc/xgen/models.yaml");
+  ASSERT_TRUE(tls.ok()) << tls.error().message;
+  EXPECT_EQ(tls->tls_cert_file, "/etc/xgen/a/tls.crt");
+  EXPECT_EQ(tls->tls_key_file, "/b/tls.key");
+  EXPECT_EQ(tls->tls_client_ca_file, "");
+  EXPECT_EQ(tls->tls_client_auth, "optional");
   const auto wrong = load_address_text("server: {port: many}", "models.yaml");
   ASSERT_FALSE(wrong.ok());
   EXPECT_THAT(wrong.error().message, HasSubstr("models.yaml:1:16: server.port: expected an integer"));

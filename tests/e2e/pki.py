@@ -29,10 +29,11 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self.key, hashes.SHA256())
 
-    def issue(self, stem, name="xgen-model", days=(-1, 30)):
-        """Writes STEM.pem and STEM.key for localhost and 127.0.0.1; their paths, and the serial number."""
+    def issue(self, stem, name="xgen-model", days=(-1, 30), names=None):
+        """Writes STEM.pem and STEM.key for localhost and 127.0.0.1, or other names; their paths, and the serial number."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(key, name, [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))], days)
+        names = [x509.DNSName(each) for each in names] if names else [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        certificate = self._sign(key, name, names, days)
         pem, secret = self.folder / f"{stem}.pem", self.folder / f"{stem}.key"
         pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))

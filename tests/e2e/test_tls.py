@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 
 from pki import Authority
-from process import PATIENCE, Process, run
+from process import PATIENCE, Process, free_port, run
 from test_models import eventually
 from test_remote import Scripted
 
@@ -176,10 +176,61 @@ def test_plain_http_and_garbage_on_the_tls_port(server, authority):
     assert serial(server, authority.context())
 
 
-def test_a_health_check_needs_the_name_of_the_certificate(server, authority, tmp_path):
-    (tmp_path / "models.yaml").write_text(f"server: {{port: {server.port}, tls_cert_file: cert.pem, tls_key_file: key.pem}}\n")
-    result = run("healthcheck", "--config", tmp_path / "models.yaml")
-    assert result.returncode == 1 and "speaks TLS; give --url https://NAME" in result.stderr
+def test_a_health_check_trusts_the_certificate_of_the_file(authority, tmp_path):
+    """Whatever its name and its time, but no other."""
+    pem, key, _ = authority.issue("away", days=(-30, -1), names=["elsewhere.test"])
+    config, port = tmp_path / "models.yaml", free_port()
+    settings = {"host": "127.0.0.1", "port": port, "tls_cert_file": "tls.crt", "tls_key_file": "tls.key"}
+    config.write_text(json.dumps({"server": settings}))
+    (tmp_path / "tls.crt").write_bytes(pem.read_bytes() + authority.file.read_bytes())
+    (tmp_path / "tls.key").write_bytes(key.read_bytes())
+    blind = ssl.create_default_context()
+    blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
+    with Process("--config", config, port=port, tls=blind):
+        for probe in ["ready", "live", "startup"]:
+            result = run("healthcheck", probe, "--config", config)
+            assert result.returncode == 0, result.stderr
+        # One of the same name and authority is another one.
+        (tmp_path / "elsewhere").mkdir()
+        other, _, _ = authority.issue("other", names=["elsewhere.test"])
+        (tmp_path / "elsewhere/other.pem").write_bytes(other.read_bytes() + pem.read_bytes())
+        elsewhere = tmp_path / "elsewhere/models.yaml"
+        elsewhere.write_text(json.dumps({"server": {**settings, "tls_cert_file": "other.pem"}}))
+        result = run("healthcheck", "--config", elsewhere)
+        assert result.returncode == 1 and "not trusted" in result.stderr and str(tmp_path / "elsewhere/other.pem") in result.stderr
+        for text, want in [(None, "No such file"), ("nonsense", "no start line")]:
+            if text:
+                (tmp_path / "elsewhere/none.pem").write_text(text)
+            elsewhere.write_text(json.dumps({"server": {**settings, "tls_cert_file": "none.pem"}}))
+            result = run("healthcheck", "--config", elsewhere)
+            assert result.returncode == 1 and "elsewhere/none.pem: " + want in result.stderr, result.stderr
+
+
+def test_a_health_check_shows_the_servers_own_certificate_where_one_is_required(authority, tmp_path):
+    strangers = Authority(tmp_path, "strangers")
+    pem, key, _ = authority.issue("own")
+    both = tmp_path / "both.pem"
+    both.write_bytes(strangers.file.read_bytes() + pem.read_bytes())
+    friend = authority.context()
+    friend.load_cert_chain(*strangers.issue("known")[:2])
+    config = tmp_path / "models.yaml"
+    for auth, trusted, context, well in [("required", authority.file, authority.context("own"), True),  # it was signed by this one
+                                         ("required", both, friend, True),  # it is in it
+                                         ("required", strangers.file, friend, False),
+                                         ("optional", strangers.file, friend, True)]:
+        port = free_port()
+        config.write_text(json.dumps({"server": {
+            "host": "127.0.0.1", "port": port, "tls_cert_file": str(pem), "tls_key_file": str(key), "tls_client_auth": auth,
+            "tls_client_ca_file": str(trusted)}}))
+        with Process("--config", config, port=port, tls=context) as server:
+            result = run("healthcheck", "--config", config)
+            assert (result.returncode == 0) is well, result.stderr
+            if not well:
+                assert "server.tls_client_ca_file" in result.stderr
+                eventually(lambda: "the client's certificate is not trusted" in server.output())
+
+
+def test_a_health_check_by_url_needs_the_name_of_the_certificate(server, authority):
     result = run("healthcheck", "--url", f"https://localhost:{server.port}/health/ready", env={"SSL_CERT_FILE": str(authority.file)})
     assert result.returncode == 0, result.stderr
     result = run("healthcheck", "--url", f"https://localhost:{server.port}/health/ready")

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <mutex>
+#include <utility>
 
 #include "http/client.h"
 #include "support/tls_server.h"
@@ -40,6 +41,7 @@ class ClientTls : public ::testing::Test {
     request.url = *parse_url("https://" + host + ":" + std::to_string(server.port()) + "/");
     request.url.address = address;
     request.ca_file = ca_file;
+    request.pinned_cert_file = pinned_file;
     request.connect_timeout = 5s;
     std::string body;
     const Status status = fetch(client, std::move(request), {}, [&](std::string_view piece) {
@@ -51,6 +53,7 @@ class ClientTls : public ::testing::Test {
   }
 
   std::string ca_file;
+  std::string pinned_file;
 
  private:
   std::filesystem::path folder_;
@@ -168,6 +171,41 @@ TEST_F(ClientTls, UntrustedCertificatesAreRefused) {
     const auto body = get(client, each.host, server);
     ASSERT_FALSE(body.ok()) << each.message;
     EXPECT_THAT(body.error().message, HasSubstr(each.message));
+  }
+}
+
+TEST_F(ClientTls, APinnedCertificateIsTakenWhateverItsNameAndTimeAndNoOther) {
+  const Certificate pinned("DNS:other.example", -7200, -60);
+  const Certificate other("DNS:localhost,IP:127.0.0.1");
+  other.write_pem(ca_file);
+  pinned_file = ca_file + ".pinned";
+  pinned.write_pem(pinned_file);
+  Client client;
+  for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
+    RawServer server(answer_all, speak_tls(pinned, version));
+    for (const char* host : {"localhost", "127.0.0.1"}) {
+      const auto body = get(client, host, server);
+      ASSERT_TRUE(body.ok()) << body.error().message;
+      EXPECT_EQ(*body, "secret");
+    }
+    // Not on the connection that is kept for who has pinned it.
+    const std::string kept = std::exchange(pinned_file, "");
+    EXPECT_FALSE(get(client, "localhost", server).ok());
+    pinned_file = kept;
+    RawServer stranger(answer_all, speak_tls(other, version));
+    const auto body = get(client, "localhost", stranger);
+    ASSERT_FALSE(body.ok());
+    EXPECT_THAT(body.error().message, HasSubstr("not trusted: it is not that of pinned_cert_file"));
+  }
+  RawServer server(answer_all, speak_tls(other));
+  other.write_pem(pinned_file);
+  EXPECT_TRUE(get(client, "localhost", server).ok());  // read again
+  std::ofstream(pinned_file) << "nonsense";
+  for (const char* want : {".pinned: no start line", ".pinned: No such file"}) {
+    const auto body = get(client, "127.0.0.1", server);
+    ASSERT_FALSE(body.ok());
+    EXPECT_THAT(body.error().message, HasSubstr(want));
+    std::filesystem::remove(pinned_file);
   }
 }
 

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "http/client.h"
 #include "http/server.h"
 #include "support/tls_client.h"
 
@@ -224,6 +225,36 @@ TEST_F(ServerTlsTest, AsksForClientCertificates) {
     else
       EXPECT_EQ(ask(nullptr), "|");
   }
+}
+
+TEST_F(ServerTlsTest, TheClientShowsTheCertificateThatItIsGiven) {
+  const Certificate authority("DNS:ca", -3600, 3600, nullptr, "the authority");
+  const Certificate known("DNS:client", -3600, 3600, &authority, "team-a");
+  authority.write_pem(file("ca.pem"));
+  known.write_pem(file("known.pem"));
+  known.write_key_pem(file("known.key"));
+  known.write_key_pem(file("locked.key"), "secret");
+  Client client;
+  const auto ask = [&](const std::string& cert_file, const std::string& key_file) {
+    ClientRequest request;
+    request.url = *parse_url("https://localhost:" + std::to_string(server->port()) + "/echo");
+    request.ca_file = file("cert.pem");
+    request.cert_file = cert_file;
+    request.key_file = key_file;
+    std::string body;
+    const Status status = fetch(client, std::move(request), {}, [&](std::string_view piece) {
+      body += piece;
+      return Status();
+    });
+    return status ? body : status.error().message;
+  };
+  start({.client_ca_file = file("ca.pem")});
+  EXPECT_EQ(ask(file("known.pem"), file("known.key")), "CN=team-a|");
+  EXPECT_THAT(ask("", ""), HasSubstr("no answer"));  // nor is the connection used that the other has left
+  EXPECT_THAT(ask(file("cert.pem"), file("key.pem")), HasSubstr("no answer"));
+  for (const char* key : {"key.pem", "locked.key", "none.key"})
+    EXPECT_THAT(ask(file("known.pem"), file(key)),
+                HasSubstr("no certificate can be shown to the server: " + file(key) + ": "));
 }
 
 TEST_F(ServerTlsTest, TellsWhoSpeaksPlainHttp) {
