@@ -54,7 +54,8 @@ class ProgressLine {
     const std::size_t width =
         ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 ? window.ws_col - 1u : 79u;
     if (text.size() > width) text.resize(width);
-    std::fprintf(stderr, "\r\x1b[K%s", text.c_str());
+    // The cursor goes back to the begin: a line of the log in between does not continue this one.
+    std::fprintf(stderr, "\r\x1b[K%s\r", text.c_str());
     std::fflush(stderr);
   }
 

@@ -57,7 +57,7 @@ Result<std::optional<http::Url>> collector_of(const config::Config& config) {
   auto url = http::parse_url(config.tracing.endpoint);
   if (!url)
     return make_error(ErrorCode::invalid_argument,
-                      (config.file.empty() ? "" : config.file + ": ") + "tracing.endpoint: " + url.error().message);
+                      config.located("tracing.endpoint: " + url.error().message));
   if (url->target == "/") url->target = "/v1/traces";
   return std::optional(*std::move(url));
 }
@@ -123,25 +123,29 @@ Result<std::string> load_keys(const std::string& file, server::ApiKeys& keys) {
 Result<std::uint64_t> host_budget(const config::Config& config) {
   const std::uint64_t available = available_host_memory();
   if (config.memory.host.bytes > available)
-    return make_error(ErrorCode::invalid_argument, (config.file.empty() ? "" : config.file + ": ") +
-                                                       "memory.host: " + format_bytes(config.memory.host.bytes) +
-                                                       " is more than the " + format_bytes(available) +
-                                                       " that this machine, or the process's control group, has");
+    return make_error(
+        ErrorCode::invalid_argument,
+        config.located("memory.host: " + format_bytes(config.memory.host.bytes) + " is more than the " +
+                       format_bytes(available) + " that this machine, or the process's control group, has"));
   return config.memory.host.of(available);
 }
 
 Result<Setup> prepare(config::Config config) {
+  const auto located = [&config](Error error) {
+    error.message = config.located(std::move(error.message));
+    return error;
+  };
   auto machine = make_machine(config);
-  if (!machine) return std::move(machine).error();
+  if (!machine) return located(std::move(machine).error());
   std::shared_ptr<server::ApiKeys> keys;
   if (const std::string& file = config.server.api_keys_file; !file.empty()) {
     keys = std::make_shared<server::ApiKeys>();
-    if (auto loaded = load_keys(file, *keys); !loaded) return std::move(loaded).error();
+    if (auto loaded = load_keys(file, *keys); !loaded) return located(std::move(loaded).error());
   }
   auto collector = collector_of(config);
   if (!collector) return std::move(collector).error();
   auto tls = load_tls(config.server);
-  if (!tls) return std::move(tls).error();
+  if (!tls) return located(std::move(tls).error());
   const auto total = host_budget(config);
   if (!total) return total.error();
   auto planned = plan_models(config, *machine, *total);

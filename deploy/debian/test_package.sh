@@ -1,42 +1,14 @@
 #!/bin/bash
-# test_package.sh PACKAGE.deb [MIRROR]: installs the package on a bare Debian 12 with a running systemd, in a container
-# made by debootstrap and systemd-nspawn, and checks the service's life there. Needs root, a few minutes and the Debian
-# packages debootstrap and systemd-container; port 8000 must be free. TMPDIR says where the 400 MB go.
+# test_package.sh PACKAGE.deb [MIRROR]: installs the package on a bare Debian 12 with a running systemd (see container.sh)
+# and checks the service's life there. Takes a few minutes and 400 MB.
 set -euo pipefail
 package=$(readlink -f "$1")
-root=$(mktemp -d)
-
-inside() { nsenter -t "$init" -m -u -i -p -C -- "$@"; }
-say() { printf '%s\n' "test_package: $*"; }
-fail() { say "FAILED: $*" >&2; inside journalctl --no-pager -u xgen-model -n 30 >&2 || true; exit 1; }
+. "$(dirname "$(readlink -f "$0")")/container.sh"
 active() { inside systemctl is-active xgen-model || true; }
-# wait_for SECONDS COMMAND…
-wait_for() {
-  local end=$((SECONDS + $1))
-  shift
-  until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $end ] || return 1; sleep 0.1; done
-}
-finish() {
-  if [ -n "${init:-}" ] && kill -0 "$init" 2>/dev/null; then
-    kill -s RTMIN+4 "$init"  # systemd's signal for poweroff
-    wait_for 60 sh -c "! kill -0 $nspawn" || kill -9 "$init"
-    wait "$nspawn" || true
-  fi
-  rm -rf --one-file-system "$root"
-}
-trap finish EXIT
 
-say "debootstrap"
-debootstrap --variant=minbase --include=systemd,systemd-sysv,init-system-helpers,adduser,ca-certificates,curl \
-  bookworm "$root" ${2:+"$2"} >/dev/null
+install curl "${2:-}"
 cp "$package" "$root/root/package.deb"
-
-say "boot"
-systemd-nspawn -q -D "$root" -b --register=no --keep-unit --console=pipe </dev/null >/dev/null 2>&1 &
-nspawn=$!
-wait_for 60 pgrep -P "$nspawn"
-init=$(pgrep -P "$nspawn")
-wait_for 300 inside systemctl is-active basic.target || fail "the container does not boot"
+boot
 
 inside dpkg -i /root/package.deb >/dev/null
 [ "$(active)" = active ] || fail "installing does not start the service"

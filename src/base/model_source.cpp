@@ -137,7 +137,25 @@ Result<RemoteSource> parse_remote_source(std::string_view source) {
   if (source.starts_with(kS3)) return parse_s3(source);
   return make_error(ErrorCode::unsupported, "'" + std::string(source.substr(0, 300)) +
                                                 "': expected a path, hf://ORG/REPO[@REVISION][/FILE] or "
-                                                "s3://BUCKET/PREFIX");
+                                                "s3://BUCKET/PREFIX" +
+                                                hub_hint(source));
+}
+
+std::string hub_hint(std::string_view source) {
+  const bool has_scheme = source.find("://") != std::string_view::npos;
+  bool page = false;
+  for (const std::string_view each : {"https://", "http://", "www.", "huggingface.co/", "hf.co/", "hf:", "hub:"}) {
+    if (!source.starts_with(each)) continue;
+    source.remove_prefix(each.size());
+    page = each.ends_with(".co/") || each.ends_with(':');
+  }
+  if (has_scheme && !page) return "";
+  const std::size_t slash = std::min(source.find('/'), source.size());
+  const std::string_view org = source.substr(0, slash);
+  std::string_view name = slash < source.size() ? source.substr(slash + 1) : "";
+  if (page) name = name.substr(0, name.find_first_of("/?#"));
+  if (!is_repo_name(org) || !is_repo_name(name)) return "";
+  return "; of the Hugging Face Hub: hf://" + std::string(org) + "/" + std::string(name);
 }
 
 std::string default_model_name(const RemoteSource& source) {

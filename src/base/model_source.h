@@ -31,6 +31,9 @@ using RemoteSource = std::variant<HubSource, S3Source>;
 bool is_remote_source(std::string_view source);
 // Errors: invalid_argument, saying what is expected; unsupported naming the scheme.
 Result<RemoteSource> parse_remote_source(std::string_view source);
+// What to add to an error about a source that is neither: "; of the Hugging Face Hub: hf://ORG/REPO", where it looks
+// like the name or the page of a repository there; else empty.
+std::string hub_hint(std::string_view source);
 // What a model from there is called if nothing else is said: the last part, without ".gguf".
 std::string default_model_name(const RemoteSource& source);
 

@@ -1,4 +1,4 @@
-// models.yaml as typed structs. One key table (config.cpp) drives reading, checking, printing and
+// models.yaml as typed structs. One key table (keys.h) drives reading, checking, printing and
 // docs/configuration.md.
 #pragma once
 
@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -152,6 +153,11 @@ struct Config {
   ModelSettings defaults;
   std::vector<Model> models;
   bool lists_models = true;  // false: nothing does, and the one there is is the demo
+
+  // A message about a key's value ("server.port: …") with the place where the file sets it in front:
+  // "models.yaml:3:9: server.port: …". As it is where no file does.
+  std::string located(std::string message) const;
+  std::map<std::string, std::string> places;  // of the sections' keys: "server.port" -> "models.yaml:3:9"
 };
 
 // One of those who may send requests.

@@ -66,6 +66,8 @@ class BeastServer final : public Server {
     if (!error) return {};
     std::string hint;
     if (error == asio::error::address_in_use) hint = " (another program listens on this port)";
+    if (error == asio::error::access_denied && options.port < 1024)
+      hint = " (ports below 1024 are for root and for programs with the capability CAP_NET_BIND_SERVICE)";
     return make_error(ErrorCode::unavailable, "cannot listen on " + where + ": " + error.message() + hint, "port");
   }
 

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <utility>
 
+#include "base/log.h"
+
 namespace xgen::sources {
 namespace {
 
@@ -58,6 +60,11 @@ bool wait_for(std::chrono::milliseconds time, const std::stop_token& stop) {
   std::unique_lock lock(mutex);
   never.wait_for(lock, stop, time, [] { return false; });
   return !stop.stop_requested();
+}
+
+void log_retry(const std::string& reason, std::chrono::milliseconds pause, int failures, const Patience& patience) {
+  log::warn("sources", "trying again",
+            {{"reason", reason}, {"pause_ms", pause.count()}, {"failures", failures}, {"retries", patience.retries}});
 }
 
 Error stopped_error() { return make_error(ErrorCode::cancelled, "The download was called off."); }
@@ -129,18 +136,22 @@ Result<Answer> call(http::Client& client, const std::function<Result<http::Clien
       request = std::move(next);
     }
     std::chrono::milliseconds pause = pause_after(failures, patience);
+    std::string reason;
     if (ended) {
       if (!worth_retrying(answer.status) || failures > patience.retries) return answer;
       if (const auto asked = retry_after(answer.headers, std::time(nullptr))) {
         if (*asked > kLongestRetryAfter) return answer;
         pause = *asked;
       }
+      reason = request->url.origin() + " answered " + std::to_string(answer.status);
     } else {
       const ErrorCode code = ended.error().code;
       const bool may_pass =
           code == ErrorCode::unavailable || code == ErrorCode::timeout || code == ErrorCode::overloaded;
       if (!may_pass || failures > patience.retries) return std::move(ended).error();
+      reason = ended.error().message;
     }
+    log_retry(reason, pause, failures, patience);
     if (!wait_for(pause, stop)) return stopped_error();
   }
 }

@@ -29,6 +29,9 @@ struct Patience {
   std::chrono::milliseconds idle_timeout{30'000};  // a connection without progress
 };
 
+// A warning, as such a pause would otherwise be a silence without a reason.
+void log_retry(const std::string& reason, std::chrono::milliseconds pause, int failures, const Patience& patience);
+
 struct Answer {
   int status = 0;
   http::Headers headers;

@@ -267,10 +267,13 @@ void Transfer::work(const std::stop_token& stop) {
       const std::uint64_t came = part_.done(*chunk) - before;
       failures = came >= kGoodProgress ? 0 : failures + 1;
       if (failures > options_.patience.retries) return give_up(attempt.error);
+      const auto pause = attempt.retry_after ? std::chrono::milliseconds(*attempt.retry_after)
+                                             : pause_after(failures, options_.patience);
+      if (failures > 0) log_retry(attempt.error.message, pause, failures, options_.patience);
       if (attempt.retry_after) {
         std::lock_guard lock(mutex_);
         not_before_ = std::max(not_before_, std::chrono::steady_clock::now() + *attempt.retry_after);
-      } else if (failures > 0 && !wait_for(pause_after(failures, options_.patience), stop)) {
+      } else if (failures > 0 && !wait_for(pause, stop)) {
         return;
       }
     }

@@ -42,15 +42,23 @@ unsigned sum(const Bytes& bytes, std::size_t begin, std::size_t end) {
 class FileDamageTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    // A name of its own: a death test's child starts here again.
-    folder = fs::path(::testing::TempDir()) / ("xgen_file_damage_" + std::to_string(::getpid()));
+    // A death test's child starts here again, and dies: its folder is inside its parent's, which removes it.
+    const char* const parents = std::getenv(kParents);
+    folder = parents != nullptr ? fs::path(parents) / "child"
+                                : fs::path(::testing::TempDir()) / ("xgen_file_damage_" + std::to_string(::getpid()));
+    fs::remove_all(folder);
     fs::create_directories(folder);
+    if (parents == nullptr) ::setenv(kParents, folder.c_str(), 1);
   }
-  void TearDown() override { fs::remove_all(folder); }
+  void TearDown() override {
+    fs::remove_all(folder);
+    ::unsetenv(kParents);
+  }
   std::string put(const std::string& name, std::size_t pages) {
     std::ofstream(folder / name) << std::string(pages * page(), '\1');
     return (folder / name).string();
   }
+  static constexpr const char* kParents = "XGEN_FILE_DAMAGE_TEST";
   fs::path folder;
   std::shared_ptr<FileDamage> damage = std::make_shared<FileDamage>();
 };

@@ -90,6 +90,18 @@ TEST(ModelSource, RemoteAndLocal) {
   EXPECT_FALSE(is_remote_source("builtin:xgen-demo"));
 }
 
+TEST(ModelSource, WhatLooksLikeTheHubsIsSaidToBe) {
+  const std::string hint = "; of the Hugging Face Hub: hf://Qwen/Qwen3-0.6B";
+  for (const char* text : {"Qwen/Qwen3-0.6B", "hf:Qwen/Qwen3-0.6B", "https://huggingface.co/Qwen/Qwen3-0.6B",
+                           "https://huggingface.co/Qwen/Qwen3-0.6B/tree/main", "huggingface.co/Qwen/Qwen3-0.6B?x=1",
+                           "hf.co/Qwen/Qwen3-0.6B"})
+    EXPECT_EQ(hub_hint(text), hint) << text;
+  for (const char* text :
+       {"", "Qwen3-0.6B", "/models/Qwen3", "./models/Qwen3", "../Qwen3", "a/b/c", "https://example.com/x"})
+    EXPECT_EQ(hub_hint(text), "") << text;
+  EXPECT_TRUE(parse_remote_source("https://huggingface.co/Qwen/Qwen3-0.6B").error().message.ends_with(hint));
+}
+
 TEST(ModelSource, Names) {
   const auto name = [](const char* text) { return default_model_name(*parse_remote_source(text)); };
   EXPECT_EQ(name("hf://Qwen/Qwen3-0.6B@main"), "Qwen3-0.6B");

@@ -169,6 +169,10 @@ TEST(Config, EveryBadValueIsRefused) {
        "models[0].api_key_file: '/nonexistent/key': no such file"},
       {"models: [{name: a, engine: openai, urls: ['http://a/v1'], ca_file: /nonexistent/ca.pem}]",
        "models[0].ca_file: '/nonexistent/ca.pem': no such file"},
+      {"models: [{name: a, engine: openai, urls: ['http://a/v1'], api_key_file: /}]",
+       "models[0].api_key_file: '/': a folder; expected a file"},
+      {"models: [{name: a, source: Qwen/Qwen3-0.6B}]",
+       "no such file or folder; of the Hugging Face Hub: hf://Qwen/Qwen3-0.6B"},
       {"models: [{name: a, engine: openai}]", "urls: missing"},
       {"models: [{name: a, engine: openai, urls: http://host/v1}]", "a list of 1 to 256 URLs"},
       {"models: [{name: a, engine: openai, urls: []}]", "a list of 1 to 256 URLs"},
@@ -206,6 +210,24 @@ TEST(Config, EveryBadValueIsRefused) {
       {"? [a, b]\n: 1", "expected a key"},
   };
   for (const auto& [text, want] : cases) EXPECT_THAT(error_of(text), HasSubstr(want)) << text;
+}
+
+TEST(Config, WhatBelongsToAnUnknownEngineIsNoFault) {
+  EXPECT_EQ(
+      error_of("models: [{name: a, engine: vllm, urls: ['http://a/v1'], model: b, kv_cache: 1GiB}]"),
+      "models.yaml:1:28: models[0].engine: expected native | openai | tgi | triton, got 'vllm'; it speaks OpenAI's "
+      "/v1, which is engine openai");
+  EXPECT_EQ(error_of("models: [{name: a, engine: klingon}]"),
+            "models.yaml:1:28: models[0].engine: expected native | openai | tgi | triton, got 'klingon'");
+}
+
+TEST(Config, MessagesSayWhereAKeyWasSet) {
+  auto config = load_text("memory:\n  host: 2GiB\n", "models.yaml");
+  ASSERT_TRUE(config.ok());
+  EXPECT_EQ(config->located("memory.host: too much"), "models.yaml:2:9: memory.host: too much");
+  EXPECT_EQ(config->located("server.port: taken"), "server.port: taken");
+  ASSERT_TRUE(set(*config, "memory.host", "1GiB").ok());  // no longer the file's
+  EXPECT_EQ(config->located("memory.host: too much"), "memory.host: too much");
 }
 
 TEST(Config, AModelOfAnotherEngine) {
@@ -269,6 +291,7 @@ TEST(Config, TheTokenizerOfAModelOfAnotherEngine) {
   const std::string before = fingerprint(load("config_tokenizer")->models.at(0));
   std::ofstream(folder + "/tokenizer.json") << "{  }";
   EXPECT_NE(fingerprint(load("config_tokenizer")->models.at(0)), before);
+  std::filesystem::remove(folder + "/tokenizer.json");
   EXPECT_THAT(load("config_tokenizer/absent").error().message,
               HasSubstr("models.yaml:1:72: models[0].tokenizer: '" + folder + "/absent': No such file or directory"));
 }

@@ -407,6 +407,7 @@ def test_patience_ends(hub, cdn, env, tmp_path):
     hub.api_answers = [(503, {})] * 2
     done = run("pull", "hf://org/demo", "--config", path, env=env)
     assert done.returncode == 1 and "answered 503" in done.stderr and not hub.api_answers
+    assert done.stderr.count("trying again") == 1 and "failures=1 retries=1" in done.stderr
     hub.api_answers = [(429, {"Retry-After": "3600"})]
     done = run("pull", "hf://org/demo", "--config", path, env=env)
     assert done.returncode == 1 and "it asks to wait 3600 s" in done.stderr
