@@ -1,65 +1,19 @@
 """nginx and HAProxy with the configurations of deploy/proxy, in front of the program: streams, several replicas, drains."""
 import contextlib
+import json
 import re
-import shutil
 import socket
-import subprocess
 import time
 
 import httpx
 import pytest
 
 from conftest import SCRIPTED, started
-from process import PATIENCE, ROOT, Process, free_port
+from process import PATIENCE, Process
+from proxies import haproxy, nginx, proxy
+from rolling import Load, excused, fixed_port, replicas
 
-PROXIES = ROOT / "deploy/proxy"
 STEP_S = 0.05
-
-
-def find(program):
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
-    if path is None:
-        pytest.skip(f"{program} is not installed")
-    return path
-
-
-def nginx(tmp_path, ports, listen):
-    text = (PROXIES / "nginx.conf").read_text().replace("listen 8080;", f"listen 127.0.0.1:{listen};")
-    line = re.search(r"^ *server 127\.0\.0\.1:8000 .*\n", text, re.M)[0]
-    text = text.replace(line, "".join(line.replace("8000", str(port)) for port in ports))
-    (tmp_path / "xgen-model.conf").write_text(text)
-    (tmp_path / "nginx.conf").write_text(
-        f"pid {tmp_path}/nginx.pid;\ndaemon off;\nerror_log {tmp_path}/error.log;\nevents {{}}\nhttp {{\n  access_log off;\n" +
-        "".join(f"  {kind}_temp_path {tmp_path}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")) +
-        f"  include {tmp_path}/xgen-model.conf;\n}}\n")
-    return [find("nginx"), "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "nginx.conf")]
-
-
-def haproxy(tmp_path, ports, listen):
-    text = (PROXIES / "haproxy.cfg").read_text().replace("bind :8080", f"bind 127.0.0.1:{listen}")
-    text = text.replace("  server local 127.0.0.1:8000\n", "".join(f"  server at-{port} 127.0.0.1:{port}\n" for port in ports))
-    (tmp_path / "haproxy.cfg").write_text(text)
-    return [find("haproxy"), "-db", "-f", str(tmp_path / "haproxy.cfg")]
-
-
-@contextlib.contextmanager
-def proxy(kind, tmp_path, *ports):
-    """The URL of the proxy in front of these ports of 127.0.0.1."""
-    listen = free_port()
-    with open(tmp_path / "log", "w+") as log:
-        child = subprocess.Popen(kind(tmp_path, ports, listen), stdout=log, stderr=subprocess.STDOUT)
-        try:
-            end = time.monotonic() + 10 * PATIENCE
-            while True:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", listen), timeout=1):
-                    break
-                assert child.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
-                time.sleep(0.02)
-            yield f"http://127.0.0.1:{listen}"
-        finally:
-            child.terminate()
-            child.wait(20)
-
 
 both = pytest.mark.parametrize("kind", [nginx, haproxy], ids=["nginx", "haproxy"])
 
@@ -78,9 +32,8 @@ def test_streams_are_not_held_back(kind, tmp_path):
                 if line.startswith("data: "):
                     times.append((time.monotonic(), line))
         assert times[-1][1] == "data: [DONE]" and len(times) > 10
-        # A proxy that collects a stream would bring its events together.
-        arrivals = [moment for moment, _ in times]
-        assert arrivals[-1] - arrivals[0] > STEP_S * (len(times) - 4) / 2
+        # A proxy that collects a stream, or a part of it, would bring its events together.
+        assert sum(later - earlier > STEP_S / 2 for (earlier, _), (later, _) in zip(times, times[1:])) > len(times) / 2
 
 
 @both
@@ -117,21 +70,66 @@ def test_operators_routes_do_not_pass(kind, tmp_path):
         assert answer.status_code == 200 and answer.headers["x-request-id"] == "mine"
 
 
-@both
-def test_a_replica_that_ends_is_not_noticed(kind, tmp_path):
-    """Requests one after the other while one of two replicas drains and goes, and comes again."""
-    (tmp_path / "models.yaml").write_text("server: {drain_delay: 2s, drain_timeout: 10s}\n")
+def test_replicas_are_restarted_one_after_the_other_and_one_is_killed(tmp_path):
+    """Nobody notices a restart; of a replica that is killed, only those whose streams it had begun."""
+    if not SCRIPTED.exists():
+        pytest.skip(f"{SCRIPTED} is not built")
+    with replicas(tmp_path, drain_delay="2s", drain_timeout="20s") as two, \
+            proxy(nginx, tmp_path, *two.ports) as by_nginx, proxy(haproxy, tmp_path, *two.ports) as by_haproxy, \
+            Load({"nginx": by_nginx, "haproxy": by_haproxy}, large=["nginx"]) as load:
+        for number in (0, 1, 0, 1):
+            two.restart(number)
+        before = len(load.calls)
+        end = time.monotonic() + 20 * PATIENCE
+        while not all(len(load.begun_at(port)) == 2 for port in two.ports):
+            assert time.monotonic() < end, "no streams through both proxies at both replicas"
+            time.sleep(0.01)
+        killed = two.kill(0, hangs_s=0.4)
+        time.sleep(1)
+        two.start_again(0)
+        time.sleep(1)
+    assert [call for call in load.calls if call.fault and not excused(call, two.ports[0], killed)] == []
+    assert {call.proxy for call in load.calls if call.fault} == {"nginx", "haproxy"}  # who had to notice
+    moved = [call for call in load.calls if call.sent < killed < call.ended and {*two.ports} == {*call.asked}]
+    assert [call for call in moved if call.asked[-1] == two.ports[1]]  # of which nginx tells
+    for name in ("nginx", "haproxy"):
+        kinds = [call.kind for call in load.calls[:before] if call.proxy == name]
+        assert min(kinds.count(kind) for kind in ("plain", "stream", "slow", "slow stream")) > 10
+
+
+def test_a_replica_that_came_back_is_asked_when_no_other_is_left(tmp_path):
+    """nginx leaves one alone for two seconds that it could not reach, but not where there is no other."""
     body = {"model": "xgen-demo", "messages": [{"role": "user", "content": "How do I add a model?"}]}
-    with Process("--config", tmp_path / "models.yaml") as stays:
-        goes = Process("--config", tmp_path / "models.yaml")
-        with proxy(kind, tmp_path, stays.port, goes.port) as front, httpx.Client(timeout=60) as client:
-            ask = lambda: client.post(front + "/v1/chat/completions", json=body).status_code
-            answers = [ask() for _ in range(10)]
-            goes.signal(15)
-            while goes.child.poll() is None:
-                answers.append(ask())
-            answers += [ask() for _ in range(30)]
-            assert goes.child.returncode == 0
-            with Process("--config", tmp_path / "models.yaml", port=goes.port):
-                answers += [ask() for _ in range(30)]
-            assert set(answers) == {200} and len(answers) > 70
+    came, goes = Process(port=fixed_port()), Process(port=fixed_port())
+    with proxy(nginx, tmp_path, came.port, goes.port) as front, httpx.Client(timeout=60 * PATIENCE) as client:
+        ask = lambda: client.post(front + "/v1/chat/completions", json=body).status_code
+        came.stop()
+        assert [ask() for _ in range(5)] == [200] * 5
+        with Process(port=came.port):
+            goes.stop()
+            assert [ask() for _ in range(5)] == [200] * 5
+
+
+@both
+def test_a_machine_that_does_not_answer_is_passed_over(kind, tmp_path):
+    body = {"model": "xgen-demo", "messages": [{"role": "user", "content": "How do I add a model?"}]}
+    with socket.socket() as silent, contextlib.ExitStack() as stack, Process() as server:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(4):  # its queue is full: the system drops what else would connect
+            link = stack.enter_context(socket.socket())
+            link.setblocking(False)
+            link.connect_ex(silent.getsockname())
+        with proxy(kind, tmp_path, silent.getsockname()[1], server.port) as front, httpx.Client(timeout=60 * PATIENCE) as client:
+            assert [client.post(front + "/v1/chat/completions", json=body).status_code for _ in range(4)] == [200] * 4
+
+
+@both
+def test_a_broken_model_takes_no_replica_from_the_others(kind, tmp_path):
+    """503 for a model that is out of order, at every replica, does not keep requests for another model from them."""
+    broken = {"name": "broken", "engine": "openai", "urls": [f"http://127.0.0.1:{fixed_port()}/v1"]}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": [{"name": "xgen-demo", "source": "builtin:xgen-demo"}, broken]}))
+    ask = lambda model: client.post(front + "/v1/chat/completions", json={"model": model, "messages": [{"role": "user", "content": "hi"}]}).status_code
+    with Process("--config", tmp_path / "models.yaml") as one, Process("--config", tmp_path / "models.yaml") as other, \
+            proxy(kind, tmp_path, one.port, other.port) as front, httpx.Client(timeout=60 * PATIENCE) as client:
+        assert [ask(model) for model in ["broken", "xgen-demo"] * 4] == [503, 200] * 4
