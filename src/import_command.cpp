@@ -79,13 +79,16 @@ Status run_import(const ImportArguments& arguments) {
     std::error_code error;
     return fs::exists(path, error);
   };
-  if (arguments.input && *arguments.input != "-") {
-    std::error_code error;
-    const fs::path from = fs::absolute(*arguments.input, error).parent_path();
-    const fs::path to = fs::absolute(arguments.output.value_or("models.yaml"), error).parent_path();
-    options.folder = from.lexically_proximate(to).string();
-    if (options.folder == ".") options.folder.clear();
-  }
+  std::error_code error;
+  const fs::path here = fs::current_path(error);
+  const fs::path to = fs::absolute(arguments.output.value_or("models.yaml"), error).parent_path();
+  const auto seen_from_it = [&](const fs::path& folder) {
+    const std::string path = folder.lexically_proximate(to.lexically_normal()).string();
+    return path == "." ? std::string() : path;
+  };
+  options.folder = options.here = seen_from_it(here);
+  if (arguments.input && *arguments.input != "-")
+    options.folder = seen_from_it(fs::absolute(*arguments.input, error).parent_path().lexically_normal());
   auto imported = [&]() -> Result<importer::Imported> {
     if (!arguments.words.empty()) return importer::import_words(arguments.words, options);
     auto text = read_input(*arguments.input);

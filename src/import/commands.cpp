@@ -28,12 +28,6 @@ std::string place(const std::string& file, const Word& word) {
   return word.line == 0 ? "" : file + ":" + std::to_string(word.line);
 }
 
-std::string joined(const std::vector<Word>& words, std::size_t begin, std::size_t end) {
-  std::string out;
-  for (std::size_t i = begin; i < end; ++i) out += (out.empty() ? "" : " ") + quoted(words[i].text);
-  return out;
-}
-
 // The option that begins at words[at], which is moved behind it.
 Option read_option(const std::vector<Word>& words, std::size_t& at, Rules rules, const Rule*& rule,
                    const std::string& file) {
@@ -102,21 +96,26 @@ void read_arguments(ModelReader& reader, const Engine& engine, const std::vector
   }
 }
 
-// What begins a command without being the engine: nohup, numactl, sudo.
+// A line that starts no engine. Its program alone is shown: what follows may hold secrets.
+void say_unread(ModelReader& reader, const std::vector<Word>& words, const std::string& file) {
+  reader.say({words[0].text, "", place(file, words[0])}, Group::none, "Starts no engine that is known: not read.");
+}
+
+// What begins a command without being the engine: nohup, numactl, sudo. Of it, too, the program alone is shown.
 void read_wrapper(ModelReader& reader, const std::vector<Word>& words, std::size_t end, const std::string& file) {
-  std::vector<Word> left;
+  const Word* first = nullptr;
   for (std::size_t i = 0; i < end; ++i) {
     const std::string name = base_name(words[i].text);
     if (is_assignment(words[i].text)) {
       const std::size_t equals = words[i].text.find('=');
       reader.take_variable({words[i].text.substr(0, equals), words[i].text.substr(equals + 1), place(file, words[i]),
                             words[i].open, false});
-    } else if (name != "env" && name != "exec" && !name.starts_with("python") && name != "-u") {
-      left.push_back(words[i]);
+    } else if (first == nullptr && name != "env" && name != "exec" && !name.starts_with("python") && name != "-u") {
+      first = &words[i];
     }
   }
-  if (!left.empty())
-    reader.say({joined(left, 0, left.size()), "", place(file, left[0])}, Group::none,
+  if (first != nullptr)
+    reader.say({first->text, "", place(file, *first)}, Group::none,
                "What starts the process: it can start xgen-model's as well.");
 }
 
@@ -133,7 +132,7 @@ std::optional<Result<std::vector<Command>>> shell_script(const std::vector<Word>
   return {};
 }
 
-// The words of docker run: what it is told, and the container that it makes.
+// The words of docker run: what it is told, from `at` on, and the container that it makes.
 Result<Container> read_docker_run(const std::vector<Word>& words, std::size_t at, const std::string& file) {
   Container container;
   container.where = place(file, words[0]);
@@ -168,11 +167,14 @@ Result<Container> read_docker_run(const std::vector<Word>& words, std::size_t at
   return container;
 }
 
-std::size_t docker_run(const std::vector<Word>& words) {
-  for (std::size_t i = 0; i + 1 < words.size(); ++i)
-    if ((base_name(words[i].text) == "docker" || base_name(words[i].text) == "podman") && words[i + 1].text == "run")
-      return i;
-  return words.size();
+// Where `docker run` or `docker container run` begins, and what it is told; both the end if there is none.
+std::pair<std::size_t, std::size_t> docker_run(const std::vector<Word>& words) {
+  for (std::size_t i = 0; i + 1 < words.size(); ++i) {
+    if (base_name(words[i].text) != "docker" && base_name(words[i].text) != "podman") continue;
+    const std::size_t run = i + (words[i + 1].text == "container" ? 2 : 1);
+    if (run < words.size() && words[run].text == "run") return {i, run + 1};
+  }
+  return {words.size(), words.size()};
 }
 
 }  // namespace
@@ -201,8 +203,10 @@ Found find_engine(const std::vector<Word>& words) {
   for (std::size_t i = 0; i < words.size(); ++i) {
     const std::string name = base_name(words[i].text);
     if (name == "vllm" && i + 1 < words.size() && words[i + 1].text == "serve") return {&kVllm, i, i + 2};
-    if (words[i].text == "-m" && i + 1 < words.size() && words[i + 1].text.starts_with("vllm.entrypoints."))
-      return {&kVllm, i, i + 2};
+    if (words[i].text == "-m" && i + 1 < words.size() && words[i + 1].text.starts_with("vllm.entrypoints.")) {
+      if (words[i + 1].text != "vllm.entrypoints.cli.main") return {&kVllm, i, i + 2};
+      if (i + 2 < words.size() && words[i + 2].text == "serve") return {&kVllm, i, i + 3};  // as `vllm` is
+    }
     if (name == "text-generation-launcher") return {&kTgi, i, i + 1};
     if (name == "llama-server" || name == "llama-server.exe") return {&kLlamaServer, i, i + 1};
   }
@@ -232,9 +236,15 @@ const Engine* engine_of(const Container& container) {
 
 Status read_container(Draft& draft, const ImportOptions& options, Container container, const std::string& file) {
   const Engine* engine = engine_of(container);
-  ModelReader reader(draft, options, engine, container.label, container.where);
-  // Its image sets PORT.
+  ImportOptions inside = options;
+  inside.here.clear();  // a relative path that is in no volume is one of the container
+  ModelReader reader(draft, inside, engine, container.label, container.where);
+  // Their images set PORT and LLAMA_ARG_HOST.
   if (engine == &kTgi && engine_of_image(container.image) == &kTgi) reader.use_port("80");
+  if (engine == &kLlamaServer && engine_of_image(container.image) == &kLlamaServer) reader.use_host("");
+  for (Mount& each : container.mounts)
+    for (std::string* path : {&each.from, &each.to})
+      while (path->size() > 1 && path->ends_with('/')) path->pop_back();
   for (auto& [option, rule] : container.keys) reader.take(std::move(option), rule);
   for (std::size_t i = 0; i < container.volume_options.size(); ++i)
     reader.say(std::move(container.volume_options[i]), Group::maps,
@@ -264,8 +274,7 @@ Status read_container(Draft& draft, const ImportOptions& options, Container cont
         read_wrapper(reader, command.words, found.program, file);
         read_arguments(reader, *engine, command.words, found.begin, file);
       } else if (!command.words.empty()) {
-        reader.say({joined(command.words, 0, command.words.size()), "", place(file, command.words[0])}, Group::none,
-                   "Starts no engine that is known: not read.");
+        say_unread(reader, command.words, file);
       }
     }
   } else {
@@ -294,7 +303,12 @@ PublishedPort parse_port(std::string_view text) {
     else
       parts.back() += c;
   }
-  return {parts.size() > 1 ? parts[parts.size() - 2] : "", parts.back()};
+  PublishedPort port{"", "", parts.back(), {}};
+  if (parts.size() > 1) port.from = parts[parts.size() - 2];
+  for (std::size_t i = 0; i + 2 < parts.size(); ++i) port.address += (i == 0 ? "" : ":") + parts[i];
+  if (port.address.starts_with('[') && port.address.ends_with(']'))
+    port.address = port.address.substr(1, port.address.size() - 2);
+  return port;
 }
 
 Mount parse_volume(std::string_view text) {
@@ -336,14 +350,19 @@ std::string volume_text(const Engine* engine, const Mount& mount, bool in_contai
 }
 
 std::string port_text(const PublishedPort& port, bool in_container) {
-  if (port.from.empty() || port.from == port.to) return "The same.";
-  if (in_container) return "Published the same; `server.port` is " + port.to + ", that of the container.";
+  if (in_container && !port.from.empty() && port.from != port.to)
+    return "Published the same; `server.port` is " + port.to + ", that of the container.";
+  const std::string host =
+      port.address.empty() || in_container ? "" : " `server.host` is " + port.address + ", which alone is listened on.";
+  if (port.from.empty() || port.from == port.to) return "The same." + host;
   return "`server.port` is " + port.from + ", for a process on the machine itself; in a container it is " + port.to +
-         " (--for container).";
+         " (--for container)." + host;
 }
 
 Status read_commands(Draft& draft, const ImportOptions& options, std::vector<Command> commands,
                      const std::string& file) {
+  ImportOptions inside = options;
+  inside.folder = options.here;  // what a command names is relative to where it is given
   std::optional<Error> faults;
   std::vector<Option> exported;  // for every engine after them
   std::size_t told = 0;          // how many of them are in the report
@@ -362,7 +381,7 @@ Status read_commands(Draft& draft, const ImportOptions& options, std::vector<Com
     for (Option& each : own) reader.take_variable(std::move(each));
   };
   const auto engines = std::count_if(commands.begin(), commands.end(), [](const Command& each) {
-    return find_engine(each.words).engine != nullptr || docker_run(each.words) < each.words.size();
+    return find_engine(each.words).engine != nullptr || docker_run(each.words).first < each.words.size();
   });
   for (Command& command : commands) {
     std::vector<Word>& words = command.words;
@@ -373,9 +392,10 @@ Status read_commands(Draft& draft, const ImportOptions& options, std::vector<Com
       continue;
     }
     const std::string label = engines < 2 ? "" : "command " + std::to_string(draft.models() + 1);
-    const std::size_t docker = docker_run(words);
+    const auto [docker, told_from] = docker_run(words);
     if (docker < words.size()) {
-      auto container = read_docker_run({words.begin() + static_cast<std::ptrdiff_t>(docker), words.end()}, 2, file);
+      auto container =
+          read_docker_run({words.begin() + static_cast<std::ptrdiff_t>(docker), words.end()}, told_from - docker, file);
       if (!container) return std::move(container).error();
       if (engine_of(*container) != nullptr) {
         found_one = true;
@@ -383,7 +403,7 @@ Status read_commands(Draft& draft, const ImportOptions& options, std::vector<Com
         ModelReader around(draft, options, nullptr, label, "");
         take_all(around, std::move(variables));
         read_wrapper(around, words, docker, file);
-        if (Status status = read_container(draft, options, *std::move(container), file); !status)
+        if (Status status = read_container(draft, inside, *std::move(container), file); !status)
           add_fault(faults, status.error());
         continue;
       }
@@ -392,8 +412,7 @@ Status read_commands(Draft& draft, const ImportOptions& options, std::vector<Com
     ModelReader reader(draft, options, found.engine, found.engine == nullptr ? "" : label, place(file, words[0]));
     if (found.engine == nullptr) {
       for (Option& each : variables) reader.take_variable(std::move(each));
-      reader.say({joined(words, 0, words.size()), "", place(file, words[0])}, Group::none,
-                 "Starts no engine that is known: not read.");
+      say_unread(reader, words, file);
       continue;
     }
     found_one = true;

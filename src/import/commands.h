@@ -47,7 +47,7 @@ Status read_container(Draft& draft, const ImportOptions& options, Container cont
 // The flags of vLLM alone, without a command.
 void read_vllm_arguments(ModelReader& reader, const std::vector<Word>& words, const std::string& file);
 
-// "8001:8000", "127.0.0.1:8001:8000/tcp", "8000".
+// "8001:8000", "127.0.0.1:8001:8000/tcp", "[::1]:8001:8000", "8000".
 PublishedPort parse_port(std::string_view text);
 // "./models:/models:ro"
 Mount parse_volume(std::string_view text);

@@ -1,8 +1,14 @@
+#include <optional>
+#include <set>
+#include <utility>
+
 #include "import/commands.h"
 #include "import/documents.h"
 
 namespace xgen::importer {
 namespace {
+
+constexpr int kMaxExtends = 16;  // services that extend each other in a row
 
 constexpr Rule kFile[] = {{"version name volumes* networks* secrets* configs* x-*", Takes::one, Group::none,
                            Effect::say, "", "Compose's own: it stays as it is."}};
@@ -51,12 +57,29 @@ std::vector<Option> variables_of(const Document& document, const YAML::Node& nod
   return out;
 }
 
-Result<Container> read_service(const Document& document, const KeyValue& service) {
-  Container container;
-  container.label = "services." + service.key;
-  container.where = document.place(service.at);
+// The service that this one extends, if it is of the same file.
+std::string extended_by(const Document& document, const YAML::Node& service) {
+  const YAML::Node extends = find(service, "extends");
+  const std::string file = text_of(find(extends, "file"));
+  if (!file.empty() && file != document.file && file != "./" + document.file) return "";
+  return text_of(extends.IsMap() ? find(extends, "service") : extends);
+}
+
+// Reads it into the container, after the one that it extends: what is given again counts instead of that, but for
+// lists, which are joined.
+Status read_service(const Document& document, const YAML::Node& service, Container& container, int depth) {
+  const YAML::Node extends = find(service, "extends");
+  const std::string other = extended_by(document, service);
+  if (!other.empty()) {
+    const YAML::Node base = find(find(document.root, "services"), other);
+    if (!base.IsMap() || depth == kMaxExtends)
+      return make_error(ErrorCode::invalid_argument,
+                        document.place(extends) + ": extends: " +
+                            (base.IsMap() ? "'" + other + "' extends itself" : "there is no service '" + other + "'"));
+    if (Status status = read_service(document, base, container, depth + 1); !status) return status;
+  }
   Status status;
-  walk(document, service.value, compose_rules(), [&](Option option, const Rule* rule, const YAML::Node& node) {
+  walk(document, service, compose_rules(), [&](Option option, const Rule* rule, const YAML::Node& node) {
     const auto words = [&](std::vector<Word>& into) {
       auto read = words_of(document, node);
       if (read)
@@ -65,6 +88,10 @@ Result<Container> read_service(const Document& document, const KeyValue& service
         status = std::move(read).error();
     };
     switch (rule == nullptr ? Effect::say : rule->effect) {
+      case Effect::extends:
+        option.value = other;
+        container.keys.emplace_back(std::move(option), rule);
+        break;
       case Effect::image: {
         const Word image = expand(option.value, {}, false);
         container.image = option.value = image.text;
@@ -78,7 +105,7 @@ Result<Container> read_service(const Document& document, const KeyValue& service
         words(container.arguments);
         break;
       case Effect::environment:
-        container.environment = variables_of(document, node);
+        for (Option& each : variables_of(document, node)) container.environment.push_back(std::move(each));
         break;
       case Effect::volumes:
         for (const YAML::Node& each : items_of(node)) {
@@ -92,11 +119,10 @@ Result<Container> read_service(const Document& document, const KeyValue& service
         break;
       case Effect::ports:
         for (const YAML::Node& each : items_of(node)) {
-          PublishedPort port = each.IsMap()
-                                   ? PublishedPort{text_of(find(each, "published")), text_of(find(each, "target"))}
-                                   : parse_port(expand(text_of(each), {}, false).text);
-          container.port_options.push_back(
-              {"ports", port.from + (port.from.empty() ? "" : ":") + port.to, document.place(each), false, false});
+          const auto part = [&](const char* key) { return expand(text_of(find(each, key)), {}, false).text; };
+          PublishedPort port = each.IsMap() ? PublishedPort{part("host_ip"), part("published"), part("target"), {}}
+                                            : parse_port(expand(text_of(each), {}, false).text);
+          container.port_options.push_back({"ports", published_text(port), document.place(each), false, false});
           container.ports.push_back(std::move(port));
         }
         break;
@@ -104,8 +130,12 @@ Result<Container> read_service(const Document& document, const KeyValue& service
         container.keys.emplace_back(std::move(option), rule);
     }
   });
-  if (!status) return std::move(status).error();
-  return container;
+  if (!status) return status;
+  if (extends.IsDefined() && other.empty() && (container.image.empty() || engine_of(container) != nullptr))
+    return make_error(ErrorCode::invalid_argument,
+                      document.place(extends) +
+                          ": extends: the service is in another file: import what `docker compose config` prints");
+  return {};
 }
 
 }  // namespace
@@ -119,16 +149,23 @@ Status read_compose(Draft& draft, const ImportOptions& options, const Document& 
     if (option.name == "services" || option.name.starts_with("services.")) return;
     ModelReader(draft, options, nullptr, "", "").take(std::move(option), rule);
   });
+  std::set<std::string> extended;
+  for (const KeyValue& each : entries_of(services)) extended.insert(extended_by(document, each.value));
   for (const KeyValue& each : entries_of(services)) {
-    auto container = read_service(document, each);
-    if (!container) {
-      add_fault(faults, container.error());
-    } else if (engine_of(*container) == nullptr) {
-      others += (others.empty() ? "" : ", ") + each.key;
+    Container container;
+    container.label = "services." + each.key;
+    container.where = document.place(each.at);
+    const Status read = read_service(document, each.value, container, 0);
+    const bool part = container.entrypoint.empty() && container.arguments.empty() && extended.contains(each.key);
+    if (!read) {
+      add_fault(faults, read.error());
+    } else if (part || engine_of(container) == nullptr) {
+      if (!part) others += (others.empty() ? "" : ", ") + each.key;
       ModelReader(draft, options, nullptr, "", "")
-          .say({"services." + each.key, container->image, document.place(each.at)}, Group::none,
-               "None of the engines that are read: it stays as it is.");
-    } else if (Status status = read_container(draft, options, *std::move(container), document.file); !status) {
+          .say({"services." + each.key, container.image, document.place(each.at)}, Group::none,
+               part ? "It has no command: it was read with the services that extend it."
+                    : "None of the engines that are read: it stays as it is.");
+    } else if (Status status = read_container(draft, options, std::move(container), document.file); !status) {
       add_fault(faults, status.error());
     }
   }

@@ -34,15 +34,16 @@ constexpr Rule kEnvironment[] = {
     {"S3_ENDPOINT_URL", one, changes, E::say, "", "AWS_ENDPOINT_URL is what xgen-model reads."},
     {"http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY all_proxy", one, none, E::say, "",
      "Proxies are not spoken to: pull models where the Hub is reachable, or set HF_ENDPOINT to a mirror."},
-    {"no_proxy NO_PROXY TZ LANG LC_ALL PATH HOME USER LD_LIBRARY_PATH LD_PRELOAD PYTHON* MALLOC_* UV_* PIP_*", one,
-     none, E::say, "", "xgen-model needs and reads nothing of it: there is no Python."},
+    {"no_proxy NO_PROXY TZ LANG LC_ALL PATH HOME USER PWD OLDPWD LD_LIBRARY_PATH LD_PRELOAD PYTHON* MALLOC_* UV_* "
+     "PIP_*",
+     one, none, E::say, "", "xgen-model needs and reads nothing of it: there is no Python."},
     {"CUDA_* NVIDIA_* NCCL_* HIP_* ROCR_* ROCM_* HSA_* GPU_* PYTORCH_* TORCH_* TORCHINDUCTOR_* TRITON_* FLASHINFER_* "
      "UCX_* "
      "GLOO_* HABANA_* PT_HPU_* TPU_* LMCACHE_* GGML_*",
      one, none, E::say, "", kGpu},
-    {"OMP_NUM_THREADS MKL_NUM_THREADS RAYON_NUM_THREADS OPENBLAS_NUM_THREADS", one, changes, E::integer,
-     "compute.threads", "Compute threads of all models together."},
-    {"OMP_* KMP_* MKL_*", one, none, E::say, "", "Threads are xgen-model's own (`compute.threads`)."},
+    // Of libraries beside the engine: what they bound says nothing of how many threads shall compute.
+    {"OMP_NUM_THREADS MKL_NUM_THREADS RAYON_NUM_THREADS OPENBLAS_NUM_THREADS OMP_* KMP_* MKL_*", one, none, E::say, "",
+     "Threads are xgen-model's own: all usable CPUs compute, or `compute.threads`."},
     {"RAY_* SERVE_*", one, none, E::say, "", "There is no Ray in between."},
     {"PROMETHEUS_MULTIPROC_DIR", one, none, E::say, "", "One process has all metrics, at /metrics."},
     {"OTEL_*", one, changes, E::say, "", "Name the collector as `tracing.endpoint`: OTLP over HTTP, not gRPC."},
@@ -52,6 +53,7 @@ constexpr Rule kEnvironment[] = {
 };
 
 constexpr Rule kCompose[] = {
+    {"extends", one, maps, E::extends, "", "What the service that it names says was read before."},
     {"image", one, changes, E::image, "", "xgen-model's own image takes its place."},
     {"build", one, none, E::say, "", "xgen-model's own image takes its place."},
     {"entrypoint", one, none, E::entrypoint, "", ""},
@@ -79,7 +81,7 @@ constexpr Rule kCompose[] = {
     {"working_dir", one, none, E::say, "", "Relative paths are relative to models.yaml."},
     {"container_name hostname domainname restart networks network_mode depends_on logging labels profiles deploy.* "
      "extra_hosts dns* links platform pull_policy privileged user group_add cap_add cap_drop security_opt read_only "
-     "tmpfs init tty stdin_open secrets configs annotations extends develop sysctls userns_mode pid attach x-*",
+     "tmpfs init tty stdin_open secrets configs annotations develop sysctls userns_mode pid attach x-*",
      one, none, E::say, "", kStays},
 };
 

@@ -85,8 +85,10 @@ std::size_t hide_word(std::string& text, std::size_t at) {
 }  // namespace
 
 bool names_secret(std::string_view name) {
-  constexpr std::array<std::string_view, 9> kWords = {"key",    "apikey",    "token",      "secret",     "password",
-                                                      "passwd", "authtoken", "credential", "credentials"};
+  constexpr std::array<std::string_view, 19> kWords = {
+      "key",       "keys",        "apikey", "apikeys", "token", "secret",     "secrets",
+      "password",  "passwords",   "passwd", "pass",    "pwd",   "passphrase", "credential",
+      "authtoken", "credentials", "auth",   "headers", "header"};
   std::string word;
   for (std::size_t i = 0; i <= name.size(); ++i) {
     const char c = i < name.size() ? name[i] : '-';
@@ -141,7 +143,7 @@ void Draft::hide(std::string_view secret) {
 std::string Draft::hidden(std::string text, bool words) const {
   for (const std::string& secret : secrets_) replace_all(text, secret, kHidden);
   // What looks like a key or token, wherever it stands.
-  constexpr std::array<std::string_view, 4> kBegins = {"hf_", "sk-", "Bearer ", "bearer "};
+  constexpr std::array<std::string_view, 6> kBegins = {"hf_", "ghp_", "sk-", "Bearer ", "bearer ", "Basic "};
   for (const std::string_view begin : kBegins) {
     if (!words) break;
     for (std::size_t at = 0; (at = text.find(begin, at)) != std::string::npos;) {
@@ -240,7 +242,8 @@ std::string Draft::report_text() const {
       if (first) out.append("\n## ").append(title).append("\n\n");
       first = false;
       out += "- " + (each.label.empty() ? "" : each.label + ": ") +
-             code(each.option.name + (each.option.value.empty() ? "" : " " + each.option.value));
+             // Hidden before it is cut: a part of a secret is not known as one.
+             code(hidden(each.option.name + (each.option.value.empty() ? "" : " " + each.option.value), true));
       if (!each.option.where.empty()) out += " (" + each.option.where + ")";
       if (!each.key.empty()) out += " -> `" + short_key(each.key) + "`";
       if (!each.text.empty()) out += ": " + each.text;

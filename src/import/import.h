@@ -20,8 +20,11 @@ struct ImportOptions {
   // Where xgen-model will run: in a container with the same mounts and ports (of Kubernetes always), or on the machine
   // itself, with the paths and ports that this one has.
   bool in_container = false;
-  std::string folder;  // of relative paths on the machine, as seen from the new file's folder; empty: the same
-  std::string home;    // for "~"; empty: it is left as it is
+  // As seen from the new file's folder; empty: the same. What relative paths of the machine are relative to: in a file,
+  // its folder; in a command, where it is given.
+  std::string folder;
+  std::string here;
+  std::string home;                                // for "~"; empty: it is left as it is
   std::function<bool(const std::string&)> exists;  // whether a path is there; decides whether "a/b" is one
 };
 

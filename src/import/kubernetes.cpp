@@ -74,7 +74,7 @@ Container read_one(const Document& document, const YAML::Node& node, const std::
         break;
       case Effect::ports:
         for (const YAML::Node& each : items_of(value)) {
-          PublishedPort port{"", text_of(find(each, "containerPort"))};
+          PublishedPort port{"", "", text_of(find(each, "containerPort")), {}};
           container.port_options.push_back({"containerPort", port.to, document.place(each), false, false});
           container.ports.push_back(std::move(port));
         }
@@ -124,9 +124,11 @@ Status read_pod(Draft& draft, const ImportOptions& options, const Document& docu
       if (option.name != "image") reader.take(std::move(option), rule);
     for (Option& port : container.port_options)
       reader.say(std::move(port), Group::none, "Of a container that runs none of the engines.");
-    for (const std::vector<Word>* words : {&container.entrypoint, &container.arguments})
-      for (const Word& word : *words)
-        reader.say({word.text, "", document.file + ":" + std::to_string(word.line)}, Group::none,
+    // Without the words, which may hold secrets.
+    for (const auto& [key, words] :
+         {std::pair("command", &container.entrypoint), std::pair("args", &container.arguments)})
+      if (!words->empty())
+        reader.say({key, "", document.file + ":" + std::to_string(words->front().line)}, Group::none,
                    "Of a container that runs none of the engines.");
   }
   if (faults) return *std::move(faults);

@@ -79,14 +79,32 @@ std::string stem(std::string_view path) {
   return std::string(name);
 }
 
+// Whether the rule has the name itself, and not only how it begins; of a key below others, as the flag that it is.
+bool is_named(const Rule& rule, std::string_view name) {
+  bool exact = false;
+  find_rule({&rule, 1}, name, &exact);
+  if (!exact) find_rule({&rule, 1}, "--" + std::string(name.substr(name.rfind('.') + 1)), &exact);
+  return exact;
+}
+
 }  // namespace
+
+std::string published_text(const PublishedPort& port) {
+  const std::string address = port.address.find(':') == std::string::npos || port.address.find('$') != std::string::npos
+                                  ? port.address
+                                  : "[" + port.address + "]";
+  return address + (address.empty() ? "" : ":") + port.from + (address.empty() && port.from.empty() ? "" : ":") +
+         port.to;
+}
 
 ModelReader::ModelReader(Draft& draft, const ImportOptions& options, const Engine* engine, std::string label,
                          std::string where)
     : draft_(draft), options_(options), engine_(engine) {
   model_.label = std::move(label);
   model_.where = std::move(where);
-  if (engine != nullptr) default_port_ = engine->port;
+  if (engine == nullptr) return;
+  default_port_ = engine->port;
+  default_host_ = engine->host;
 }
 
 std::size_t ModelReader::say(Option option, Group group, std::string text, std::string_view key) {
@@ -101,8 +119,7 @@ void ModelReader::take_script_variable(Option option, bool report) {
   } else if (rule != nullptr) {
     take(std::move(option), rule);
   } else {
-    if (names_secret(option.name)) hide(option);
-    say(std::move(option), Group::maps, "A variable of the script: its value stands where it is used.");
+    say_used(std::move(option), "A variable of the script: its value stands where it is used.");
   }
 }
 
@@ -115,16 +132,26 @@ void ModelReader::take_variable(Option option, Rules more) {
     if (exact) break;
   }
   if (best == nullptr && option.used) {
-    if (names_secret(option.name)) hide(option);
-    say(std::move(option), Group::maps, "A variable: its value stands where it is used.");
+    say_used(std::move(option), "A variable: its value stands where it is used.");
     return;
   }
   take(std::move(option), best);
 }
 
+void ModelReader::say_used(Option option, std::string text) {
+  if (names_secret(option.name))
+    hide(option);
+  else if (option.value.starts_with('-'))
+    option.value = "(…)";  // flags, one of which may be a key: they are options of their own where they are used
+  say(std::move(option), Group::maps, std::move(text));
+}
+
 // Several of one flag stand with blanks or commas between them. What names a secret, as a variable does, is shown.
 void ModelReader::hide(Option& option) {
-  if (option.value.empty() || option.value.starts_with('(') || option.value.starts_with('$')) return;
+  const bool name =
+      option.open && (option.value.starts_with('(') ||
+                      (option.value.starts_with('$') && option.value.find_first_of(":-=+?/ ") == std::string::npos));
+  if (option.value.empty() || option.value == kHidden || name) return;
   std::string rest = option.value + " ";
   for (std::size_t end = 0; (end = rest.find_first_of(" ,")) != std::string::npos; rest.erase(0, end + 1))
     draft_.hide(std::string_view(rest).substr(0, end));
@@ -132,8 +159,9 @@ void ModelReader::hide(Option& option) {
 }
 
 void ModelReader::take(Option option, const Rule* rule) {
+  // A rule that names it knows whether it is a secret; one for all that begin so does not.
+  if (names_secret(option.name) && (rule == nullptr || !is_named(*rule, option.name))) hide(option);
   if (rule == nullptr) {
-    if (names_secret(option.name)) hide(option);
     const bool variable = !option.name.starts_with('-');
     say(std::move(option), Group::unknown,
         variable ? "Not known to `xgen-model import`, and not read by xgen-model."
@@ -353,11 +381,10 @@ std::string ModelReader::on_this_machine(const std::string& path, const std::vec
     comment = path + " in the container" + (found.starts_with('$') ? "; the variable is not put in" : "");
   }
   if (found.starts_with("~/") && !options_.home.empty()) found = options_.home + found.substr(1);
-  // Relative ones of a mount are relative to the file that was read.
-  if (best != nullptr && found.starts_with("./")) found.erase(0, 2);
-  if (best != nullptr && !found.starts_with('/') && !found.starts_with('$') && !options_.folder.empty())
-    found = options_.folder + "/" + found;
-  return found;
+  const std::string& folder = best == nullptr ? options_.here : options_.folder;
+  if (options_.in_container || found.starts_with('/') || found.starts_with('~') || found.starts_with('$')) return found;
+  if (found.starts_with("./") && (best != nullptr || !folder.empty())) found.erase(0, 2);
+  return folder.empty() ? found : folder + "/" + found;
 }
 
 void ModelReader::resolve_hub() {
@@ -434,40 +461,48 @@ void ModelReader::resolve_context() {
 }
 
 void ModelReader::resolve_port(const std::vector<PublishedPort>& ports) {
-  std::string port = port_ ? port_->value : default_port_;
-  std::string comment = port_ ? port_->name : std::string(engine_->name) + "'s default";
-  bool open = port_ && port_->open;
-  if (!options_.in_container)
-    for (const PublishedPort& each : ports) {
-      if (each.to != port || each.from.empty()) continue;
-      comment = "published as " + each.from + ":" + each.to;
-      port = each.from;
-      open = port.find('$') != std::string::npos;
-      port_entry_ = each.entry;
-      break;
+  const std::string theirs = std::string(engine_->name) + "'s default";
+  Setting port{"server.port", port_ ? port_->value : default_port_, port_ ? port_->name : theirs, model_.label,
+               port_ && port_->open};
+  Setting host{"server.host", host_ ? host_->value : default_host_, host_ ? host_->name : theirs, model_.label,
+               host_ && host_->open};
+  const auto published = std::find_if(ports.begin(), ports.end(), [&](const PublishedPort& each) {
+    return !options_.in_container && each.to == port.value;
+  });
+  if (published != ports.end()) {
+    // What the container listens on is reached through this alone.
+    host.value = published->address;
+    host.not_yet = host.value.find('$') != std::string::npos;
+    port.comment = host.comment = "published as " + published_text(*published);
+    if (host_entry_)
+      draft_.entry(*host_entry_) = {model_.label, *host_, Group::changes, host.key,
+                                    "Of the container. For a process on the machine itself the address counts that the "
+                                    "port is published on: " +
+                                        (host.value.empty() ? "all of them." : host.value + ".")};
+    host_entry_.reset();
+    if (!published->from.empty()) {
+      port.value = published->from;
+      port.not_yet = port.value.find('$') != std::string::npos;
+      port_entry_ = published->entry;
     }
+  }
   const auto set_or_tell = [&](const Setting& setting, const std::optional<std::size_t>& place,
                                const std::string& what) {
     const Setting* other = draft_.set(setting);
     if (other == nullptr) return;
-    const std::string text = "One process listens on one " + what + ": clients of this model go to that of " +
-                             other->label + ", " + other->value + ".";
+    const std::string text = "One process listens on one " + what + ": clients of this model go to " +
+                             (other->label.empty() ? "" : "that of " + other->label + ", ") + other->value + ".";
     if (place) {
       draft_.entry(*place).group = Group::changes;
       draft_.entry(*place).text = text;
     } else {
-      draft_.note((model_.label.empty() ? "" : model_.label + ", ") + std::string(engine_->name) + "'s default " +
-                  what + " " + setting.value + ": " + text);
+      draft_.note((model_.label.empty() ? "" : model_.label + ", ") + what + " " + setting.value + " (" +
+                  setting.comment + "): " + text);
     }
   };
   // What 8000 and everywhere are anyhow, only where they are said or another one is set.
-  if (port_ || port != "8000" || draft_.models() > 0)
-    set_or_tell({"server.port", port, comment, model_.label, open}, port_entry_, "port");
-  const std::string host = host_ ? host_->value : std::string(engine_->host);
-  if (!host.empty())
-    set_or_tell({"server.host", host, host_ ? host_->name : std::string(engine_->name) + "'s default", model_.label,
-                 host_ && host_->open},
-                host_entry_, "address");
+  if (port_ || port.value != "8000" || draft_.models() > 0) set_or_tell(port, port_entry_, "port");
+  if (!host.value.empty()) set_or_tell(host, host_entry_, "address");
 }
 
 Status ModelReader::finish(const std::vector<Mount>& mounts, const std::vector<PublishedPort>& ports) {

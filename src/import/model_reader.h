@@ -17,10 +17,13 @@ struct Mount {
   std::string to;
 };
 struct PublishedPort {
-  std::string from;  // of the machine; empty: the same
+  std::string address;  // of the machine; empty: all
+  std::string from;     // of the machine; empty: the same
   std::string to;
   std::optional<std::size_t> entry;  // of the report
 };
+// "127.0.0.1:8001:8000"
+std::string published_text(const PublishedPort& port);
 
 class ModelReader {
  public:
@@ -40,6 +43,7 @@ class ModelReader {
   void default_name(std::string name) { default_name_ = std::move(name); }
   // Where it listens if no option says so.
   void use_port(std::string port) { default_port_ = std::move(port); }
+  void use_host(std::string host) { default_host_ = std::move(host); }
 
   // Adds the model to the draft. Errors: invalid_argument, if no option says which one it is.
   Status finish(const std::vector<Mount>& mounts, const std::vector<PublishedPort>& ports);
@@ -58,6 +62,8 @@ class ModelReader {
   Outcome listen(const Rule& rule, const Option& option);
   Outcome keep(const Rule& rule, const Option& option, std::optional<Option>& place);
   void hide(Option& option);
+  // A variable whose value is put in.
+  void say_used(Option option, std::string text);
   void add_setting(std::string key, std::string value, const std::string& comment, bool not_yet = false);
   void resolve_source(const std::vector<Mount>& mounts);
   void resolve_hub();
@@ -71,6 +77,7 @@ class ModelReader {
   ModelDraft model_;
   std::string default_name_;
   std::string default_port_;
+  std::string default_host_;
   std::optional<Option> source_;
   std::optional<Option> hub_repo_;
   std::optional<Option> hub_file_;

@@ -60,6 +60,7 @@ enum class Effect : std::uint8_t {
   scale_to_zero,  // 0 replicas at least: loaded by the first request
   idle,           // seconds until scaled to zero
   // Of containers; their parts are options of their own.
+  extends,
   image,
   entrypoint,
   command,

@@ -116,6 +116,8 @@ Status read_vllm_config(Draft& draft, const ImportOptions& options, const Docume
 
 Status read_serve(Draft& draft, const ImportOptions& options, const Document& document, const std::string& label) {
   std::optional<Error> faults;
+  std::optional<Error> no_model;
+  const std::size_t before = draft.models();
   const YAML::Node applications = find(document.root, "applications");
   std::vector<YAML::Node> all;
   if (applications.IsDefined())
@@ -136,8 +138,13 @@ Status read_serve(Draft& draft, const ImportOptions& options, const Document& do
     const std::string called = (label.empty() ? "" : label + "/") + (name.empty() ? "application" : name);
     const YAML::Node configs = find(application, "args.llm_configs");
     if (!configs.IsDefined()) {
-      if (Status status = read_application(draft, options, document, application, called); !status)
-        add_fault(faults, status.error());
+      if (Status status = read_application(draft, options, document, application, called); !status) {
+        add_fault(no_model, status.error());
+        ModelReader(draft, options, nullptr, called, "")
+            .say({"application", name, document.place(application)}, Group::none,
+                 "No option says which model it serves: it stays where it is. If its code serves one, import the vLLM "
+                 "options that it uses.");
+      }
       continue;
     }
     ModelReader around(draft, options, nullptr, called, "");
@@ -160,6 +167,8 @@ Status read_serve(Draft& draft, const ImportOptions& options, const Document& do
         add_fault(faults, status.error());
     }
   }
+  // One without a model is no fault beside others.
+  if (no_model && draft.models() == before) add_fault(faults, *no_model);
   if (faults) return *std::move(faults);
   return {};
 }

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cctype>
+#include <iterator>
 #include <optional>
+#include <utility>
 
 namespace xgen::importer {
 namespace {
@@ -20,7 +22,10 @@ struct Piece {
 };
 
 constexpr std::size_t kMaxSubstitution = 4096;  // bytes; a longer one counts as not closed
-constexpr int kMaxNested = 8;                   // defaults within defaults
+constexpr std::size_t kMaxValue = 4096;         // bytes of a variable; a longer one counts as not known
+constexpr std::size_t kMaxPutIn = 1 << 20;      // bytes of all values that a text gets
+constexpr int kMaxUnended = 16;                 // here-documents without an end that are looked for
+constexpr int kMaxNested = 8;                   // defaults within defaults, and scripts within scripts
 
 std::size_t closing(std::string_view text, std::size_t open, char left, char right) {
   int depth = 0;
@@ -31,11 +36,53 @@ std::size_t closing(std::string_view text, std::size_t open, char left, char rig
   return std::string_view::npos;
 }
 
+// ${NAME#TEXT}, ${NAME##*TEXT}, ${NAME%TEXT*}, …: `rest` begins with the first # or %. Nothing, where the pattern is
+// more than a text with one * on its inner side.
+std::optional<std::string> stripped(std::string value, std::string_view rest) {
+  const bool front = rest[0] == '#';
+  const bool longest = rest.size() > 1 && rest[1] == rest[0];
+  rest.remove_prefix(longest ? 2 : 1);
+  const bool star = front ? rest.starts_with('*') : rest.ends_with('*');
+  if (star) rest = front ? rest.substr(1) : rest.substr(0, rest.size() - 1);
+  if (rest.empty() || rest.find_first_of("*?[\\'\"$`") != std::string_view::npos) return {};
+  if (!star) {
+    if (front && value.starts_with(rest)) return value.substr(rest.size());
+    return value.substr(0, value.size() - (!front && value.ends_with(rest) ? rest.size() : 0));
+  }
+  const std::size_t at = front == longest ? value.rfind(rest) : value.find(rest);
+  if (at == std::string::npos) return value;
+  return front ? value.substr(at + rest.size()) : value.substr(0, at);
+}
+
+// What ${NAME…} stands for, by the variable's value and what follows its name.
+std::optional<std::string> parameter(std::optional<std::string> value, std::string_view rest, const Variables& known) {
+  if (rest.empty()) return value;
+  if (value && (rest[0] == '#' || rest[0] == '%')) return stripped(*std::move(value), rest);
+  const bool or_empty = rest[0] == ':';
+  if (or_empty) rest.remove_prefix(1);
+  if (rest.empty() || std::string_view("-=?").find(rest[0]) == std::string_view::npos) return {};
+  if (value && !(or_empty && value->empty())) return value;
+  if (rest[0] == '?' || rest.find_first_of("\\'\"`") != std::string_view::npos) return {};
+  Word fallback = expand(rest.substr(1), known, false);
+  return fallback.open ? std::optional<std::string>() : std::move(fallback.text);
+}
+
+// What is shown of a variable or command that stays: of a command its program alone, as the rest may hold secrets.
+std::string left_text(std::string_view text) {
+  const std::size_t begin = text.starts_with('`') ? 1 : text.starts_with("$(") && !text.starts_with("$((") ? 2 : 0;
+  const std::size_t first = text.find_first_not_of(" \t\n", begin);
+  const std::size_t end = first == std::string_view::npos ? first : text.find_first_of(" \t\n", first);
+  if (begin == 0 || end == std::string_view::npos) return std::string(text);
+  const std::string_view program = text.substr(first, end - first);
+  return std::string(text.substr(0, begin)) + (is_assignment(program) ? "" : std::string(program) + " ") + "…" +
+         text.back();
+}
+
 // text[0] is '$'.
 Piece at_dollar(std::string_view text, const Variables& known, bool kubernetes) {
   const auto value_of = [&](std::string_view name) -> std::optional<std::string> {
     const auto found = known.find(std::string(name));
-    return found == known.end() ? std::optional<std::string>() : found->second;
+    return found == known.end() || found->second.size() > kMaxValue ? std::optional<std::string>() : found->second;
   };
   if (text.size() < 2) return {1, "$"};
   if (text[1] == '(') {
@@ -51,13 +98,8 @@ Piece at_dollar(std::string_view text, const Variables& known, bool kubernetes) 
     if (std::count(inside.begin(), inside.end(), '{') > kMaxNested) return {end + 1, {}};
     std::size_t i = 0;
     while (i < inside.size() && is_name_char(inside[i])) ++i;
-    std::optional<std::string> value = value_of(inside.substr(0, i));
-    std::string_view rest = inside.substr(i);
-    if (!value || (value->empty() && rest.starts_with(':'))) {
-      if (rest.starts_with(':')) rest.remove_prefix(1);
-      if (rest.starts_with('-')) value = expand(rest.substr(1), known, false).text;
-    }
-    return {end + 1, value};
+    if (i == 0) return {end + 1, {}};
+    return {end + 1, parameter(value_of(inside.substr(0, i)), inside.substr(i), known)};
   }
   std::size_t i = 1;
   while (i < text.size() && is_name_char(text[i])) ++i;
@@ -67,13 +109,14 @@ Piece at_dollar(std::string_view text, const Variables& known, bool kubernetes) 
 
 class Splitter {
  public:
-  Splitter(std::string_view text, std::string file, int line, Variables known)
-      : text_(text), file_(std::move(file)), line_(line), known_(std::move(known)) {}
+  Splitter(std::string_view text, std::string file, int line, Variables known, int depth = 0)
+      : text_(text), file_(std::move(file)), line_(line), known_(std::move(known)), depth_(depth) {}
 
   Result<std::vector<Command>> run() {
     while (at_ < text_.size()) {
       if (Status status = step(); !status) return std::move(status).error();
     }
+    if (array_) return unclosed("the parenthesis (", array_->line).error();
     end_command();
     return std::move(commands_);
   }
@@ -84,8 +127,20 @@ class Splitter {
   Status step() {
     const char c = look();
     if (c == '\n') {
-      end_command();
+      if (array_)
+        end_word();
+      else
+        end_command();
       ++line_;
+      if (!documents_.empty()) {
+        ++at_;
+        return pass_documents();
+      }
+    } else if (c == '(' && begins_array()) {
+      array_ = std::exchange(word_, {});
+      in_word_ = false;
+    } else if (c == ')' && array_) {
+      end_array();
     } else if (c == '\\' && (look(1) == '\n' || (look(1) == '\r' && look(2) == '\n'))) {
       at_ += look(1) == '\n' ? 1 : 2;
       ++line_;
@@ -94,9 +149,9 @@ class Splitter {
     } else if (c == '#' && !in_word_) {
       while (at_ < text_.size() && look() != '\n') ++at_;
       return {};
-    } else if (c == ';' || c == '|' || (c == '&' && look(1) != '>')) {
+    } else if (!array_ && (c == ';' || c == '|' || (c == '&' && look(1) != '>'))) {
       end_command();
-    } else if (c == '>' || c == '<' || c == '&') {
+    } else if (!array_ && (c == '>' || c == '<' || c == '&')) {
       redirect();
       return {};
     } else if (c == '\'' || c == '"') {
@@ -107,10 +162,7 @@ class Splitter {
       variable(false);
       return {};
     } else if (c == '`') {
-      const std::size_t end = text_.find('`', at_ + 1);
-      if (end == std::string_view::npos) return unclosed('`', line_);
-      leave(text_.substr(at_, end + 1 - at_));
-      at_ = end;
+      return backquoted();
     } else {
       add(c);
     }
@@ -118,9 +170,16 @@ class Splitter {
     return {};
   }
 
-  Status unclosed(char mark, int line) const {
-    return make_error(ErrorCode::invalid_argument,
-                      file_ + ":" + std::to_string(line) + ": the quote " + std::string(1, mark) + " is not closed");
+  Status unclosed(const std::string& mark, int line) const {
+    return make_error(ErrorCode::invalid_argument, file_ + ":" + std::to_string(line) + ": " + mark + " is not closed");
+  }
+
+  Status backquoted() {
+    const std::size_t end = text_.find('`', at_ + 1);
+    if (end == std::string_view::npos) return unclosed("the quote `", line_);
+    leave(text_.substr(at_, end + 1 - at_));
+    at_ = end + 1;
+    return {};
   }
 
   Status quote(char mark) {
@@ -134,8 +193,11 @@ class Splitter {
         return {};
       }
       if (c == '\n') ++line_;
-      if (mark == '"' && c == '\\' && at_ + 1 < text_.size() &&
-          std::string_view("\"\\$`\n").find(look(1)) != std::string_view::npos) {
+      if (mark == '"' && c == '`') {
+        if (Status status = backquoted(); !status) return status;
+        --at_;
+      } else if (mark == '"' && c == '\\' && at_ + 1 < text_.size() &&
+                 std::string_view("\"\\$`\n").find(look(1)) != std::string_view::npos) {
         ++at_;
         if (look() == '\n')
           ++line_;
@@ -148,46 +210,133 @@ class Splitter {
         add(c);
       }
     }
-    return unclosed(mark, begin);
+    return unclosed(std::string("the quote ") + mark, begin);
   }
 
   void variable(bool in_quotes) {
     const Piece piece = at_dollar(text_.substr(at_), known_, false);
-    if (!piece.value) {
-      leave(text_.substr(at_, piece.size));
-    } else {
-      for (const char c : *piece.value) {
-        if (!in_quotes && std::isspace(static_cast<unsigned char>(c)) != 0)
-          end_word();
-        else
-          add(c);
-      }
-    }
+    const std::string_view text = text_.substr(at_, piece.size);
     at_ += piece.size;
+    const bool whole = text.starts_with("${") && (text.ends_with("[@]}") || text.ends_with("[*]}"));
+    const auto array = whole ? arrays_.find(std::string(text.substr(2, text.size() - 6))) : arrays_.end();
+    if (array != arrays_.end()) return put_in(array->second, text);
+    if (!piece.value || (put_in_ += piece.value->size()) > kMaxPutIn) return leave(text);
+    for (const char c : *piece.value) {
+      if (!in_quotes && std::isspace(static_cast<unsigned char>(c)) != 0)
+        end_word();
+      else
+        add(c);
+    }
+  }
+
+  // The words of an array, the last of which goes on.
+  void put_in(const std::vector<Word>& words, std::string_view text) {
+    for (const Word& each : words) put_in_ += each.text.size() + 1;
+    if (put_in_ > kMaxPutIn) return leave(text);
+    if (words.empty() && word_.text.empty()) in_word_ = false;
+    for (std::size_t i = 0; i < words.size(); ++i) {
+      if (i > 0) end_word();
+      if (word_.text.empty()) word_.line = words[i].line;
+      in_word_ = true;
+      word_.text += words[i].text;
+      word_.open = word_.open || words[i].open;
+    }
+  }
+
+  // NAME=( or NAME+=(
+  bool begins_array() const {
+    std::string_view name = word_.text;
+    if (!name.ends_with('=') || array_) return false;
+    name.remove_suffix(name.ends_with("+=") ? 2 : 1);
+    return is_name(name);
+  }
+
+  void end_array() {
+    end_word();
+    std::string name = array_->text.substr(0, array_->text.find_first_of("+="));
+    std::vector<Word>& array = arrays_[name];
+    if (!array_->text.ends_with("+=")) array.clear();
+    array.insert(array.end(), std::make_move_iterator(array_words_.begin()),
+                 std::make_move_iterator(array_words_.end()));
+    array_words_.clear();
+    // Its words are shown where they are used; as a text it is not known.
+    word_ = {name + "=(…)", array_->line, true, false};
+    in_word_ = true;
+    array_.reset();
+    end_word();
   }
 
   void leave(std::string_view text) {
-    for (const char c : text) {
-      add(c);
-      if (c == '\n') ++line_;
-    }
+    for (const char c : left_text(text)) add(c);
+    line_ += static_cast<int>(std::count(text.begin(), text.end(), '\n'));
     word_.open = true;
   }
 
   // "2>&1", "> file", "&> file": one word, with its number and target.
   void redirect() {
     if (word_.text.find_first_not_of("0123456789") != std::string::npos) end_word();
+    const std::size_t begin = word_.text.size();
     while (look() == '>' || look() == '<' || look() == '&') add(text_[at_++]);
+    const std::string mark = word_.text.substr(begin);
+    const bool document = mark == "<<";
+    const bool tabs = document && look() == '-';
+    if (tabs) add(text_[at_++]);
     const bool target = word_.text.back() != '&' || !std::isdigit(static_cast<unsigned char>(look()));
-    if (target && look() == ' ') add(text_[at_++]);
+    if (target && look() == ' ') add(' ');
+    while (target && look() == ' ') ++at_;
+    const std::size_t name = word_.text.size();
     while (at_ < text_.size() && std::isspace(static_cast<unsigned char>(look())) == 0 && look() != ';') {
-      if (look() == '\'' || look() == '"')
+      const std::size_t end = look() == '\'' || look() == '"' ? text_.find(look(), at_ + 1) : std::string_view::npos;
+      if (end != std::string_view::npos) {
+        for (++at_; at_ < end; ++at_) add(look());
         ++at_;
-      else
+      } else if (look() == '\'' || look() == '"' || look() == '\\') {
+        ++at_;
+      } else {
         add(text_[at_++]);
+      }
     }
+    if (document && word_.text.size() > name) documents_.push_back({word_.text.substr(name), tabs, runs_shell()});
+    if (mark == "<<<") word_.text.resize(name);  // a text, which may be a secret
     word_.redirect = true;
     end_word();
+  }
+
+  // Whether what the command reads is a script.
+  bool runs_shell() const {
+    return std::any_of(command_.words.begin(), command_.words.end(), [](const Word& each) {
+      const std::string name = each.text.substr(each.text.rfind('/') + 1);
+      return name == "sh" || name == "bash" || name == "ssh";
+    });
+  }
+
+  // Here-documents, which begin on this line. They are text, but for those that a shell reads.
+  Status pass_documents() {
+    for (const HereDocument& each : std::exchange(documents_, {})) {
+      const std::size_t begin = at_;
+      const int first = line_;
+      std::size_t end = std::string_view::npos;
+      while (unended_ < kMaxUnended && at_ < text_.size() && end == std::string_view::npos) {
+        std::string_view line = text_.substr(at_, text_.find('\n', at_) - at_);
+        const std::size_t here = at_;
+        at_ = std::min(text_.size(), at_ + line.size() + 1);
+        ++line_;
+        if (line.ends_with('\r')) line.remove_suffix(1);
+        while (each.tabs && line.starts_with('\t')) line.remove_prefix(1);
+        if (line == each.end) end = here;
+      }
+      if (end == std::string_view::npos) {  // without its end it is none
+        ++unended_;
+        at_ = begin;
+        line_ = first;
+      } else if (each.script && depth_ < kMaxNested) {
+        auto commands = Splitter(text_.substr(begin, end - begin), file_, first, known_, depth_ + 1).run();
+        if (!commands) return std::move(commands).error();
+        commands_.insert(commands_.end(), std::make_move_iterator(commands->begin()),
+                         std::make_move_iterator(commands->end()));
+      }
+    }
+    return {};
   }
 
   void add(char c) {
@@ -198,13 +347,17 @@ class Splitter {
 
   void end_word() {
     if (!in_word_) return;
+    in_word_ = false;
+    if (array_) {
+      array_words_.push_back(std::exchange(word_, {}));
+      return;
+    }
     const bool exports = !command_.words.empty() && command_.words[0].text == "export";
     if (is_assignment(word_.text) && (command_.words.empty() || exports))
       command_.assignments.push_back(std::move(word_));
     else
       command_.words.push_back(std::move(word_));
     word_ = {};
-    in_word_ = false;
   }
 
   void end_command() {
@@ -224,11 +377,24 @@ class Splitter {
     command_ = {};
   }
 
+  struct HereDocument {
+    std::string end;  // the line after it
+    bool tabs;        // which may stand before that
+    bool script;
+  };
+
   std::string_view text_;
   std::string file_;
   int line_;
   std::size_t at_ = 0;
   Variables known_;
+  int depth_;
+  std::map<std::string, std::vector<Word>> arrays_;
+  std::optional<Word> array_;  // the one that is being read, NAME=
+  std::vector<Word> array_words_;
+  std::vector<HereDocument> documents_;
+  int unended_ = 0;
+  std::size_t put_in_ = 0;  // bytes of values
   Word word_;
   bool in_word_ = false;
   Command command_;
@@ -268,23 +434,13 @@ Word expand(std::string_view text, const Variables& known, bool kubernetes) {
       i += 2;
       continue;
     }
-    const Piece piece = at_dollar(text.substr(i), known, kubernetes);
+    Piece piece = at_dollar(text.substr(i), known, kubernetes);
+    if (out.text.size() > kMaxPutIn) piece.value.reset();
     out.text += piece.value ? *piece.value : std::string(text.substr(i, piece.size));
     out.open = out.open || !piece.value;
     i += piece.size;
   }
   return out;
-}
-
-std::string quoted(std::string_view word) {
-  const bool plain = !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) {
-    return std::isalnum(c) != 0 || c >= 0x80 ||
-           std::string_view("-_./:=@%+,~${}").find(static_cast<char>(c)) != std::string_view::npos;
-  });
-  if (plain) return std::string(word);
-  std::string out = "'";
-  for (const char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return out + "'";
 }
 
 }  // namespace xgen::importer

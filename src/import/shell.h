@@ -26,7 +26,8 @@ struct Command {
 using Variables = std::map<std::string, std::string>;
 
 // The commands of a script. Variables that it sets, or that are `known`, are put in where they are used, as are
-// defaults (${NAME:-8000}). Errors: invalid_argument with the line: a quote that is not closed.
+// defaults (${NAME:-8000}), what ${NAME##*/} and the like leave, and arrays ("${NAME[@]}"). Here-documents are passed
+// over, but for those that a shell reads. Errors: invalid_argument with the line: what is not closed.
 Result<std::vector<Command>> split_script(std::string_view text, const std::string& file, int first_line,
                                           Variables known = {});
 // Puts in what is known of $NAME, ${NAME} and ${NAME:-DEFAULT}, and with `kubernetes` of $(NAME) instead. What is not
@@ -36,7 +37,5 @@ Word expand(std::string_view text, const Variables& known, bool kubernetes);
 bool uses_variable(std::string_view text, std::string_view name);
 // NAME=VALUE
 bool is_assignment(std::string_view word);
-// As one word of a shell, quoted if need be.
-std::string quoted(std::string_view word);
 
 }  // namespace xgen::importer

@@ -65,7 +65,9 @@ constexpr Rule kRules[] = {
     {"--enable-chunked-prefill", maybe, maps, E::say, "",
      "Long prompts are always computed in chunks of `max_num_batched_tokens`."},
     {"--config", one, none, E::say, "",
-     "Its keys are options as well, and were not read: give that file to `xgen-model import` too."},
+     "Its keys are options as well, and were not read: write them as flags here and import again. A file with `model:` "
+     "can "
+     "be imported by itself."},
     {"--gpu-memory-utilization", one, none, E::say, "",
      "This version has no GPU support. `memory.host` (80% of the RAM by default) bounds all models together."},
     {"--tensor-parallel-size -tp --pipeline-parallel-size -pp --data-parallel-size -dp --data-parallel-size-local -dpl "

@@ -79,6 +79,15 @@ def test_words_stdin_and_outputs(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["compose.yaml", "models.yaml", "weights"]
 
 
+def test_relative_paths_of_a_command_are_seen_from_the_new_file(folder):
+    (folder / "conf").mkdir()
+    done = subprocess.run([PROGRAM, "import", "-o", "conf/models.yaml", "--", "vllm", "serve", "weights/demo"], cwd=folder,
+                          capture_output=True, text=True, timeout=60 * PATIENCE)
+    assert done.returncode == 0 and "source: ../weights/demo" in (folder / "conf/models.yaml").read_text()
+    checked = run("check", "--config", folder / "conf/models.yaml")
+    assert checked.returncode == 0 and "valid" in checked.stdout, checked.stderr
+
+
 @pytest.mark.parametrize("arguments,said", [
     ([], "give a FILE, - for stdin, or the words of a command line after --"),
     (["nothing.yaml"], "nothing.yaml: No such file or directory"),

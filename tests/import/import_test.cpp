@@ -32,6 +32,12 @@ std::string read(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+int count_of(const std::string& text, const std::string& what) {
+  int count = 0;
+  for (std::size_t at = 0; (at = text.find(what, at)) != std::string::npos; ++at) ++count;
+  return count;
+}
+
 // Compares with a file, or writes it.
 void expect_file(const fs::path& path, const std::string& text) {
   if (std::getenv("XGEN_WRITE_CASES") != nullptr) {
@@ -112,7 +118,27 @@ TEST(Import, DocsAreFresh) {
 TEST(Import, SecretsAreWrittenNowhere) {
   for (const fs::path& folder : cases())
     for (const char* file : {"models.yaml", "report.md"})
-      for (const char* secret : {"hf_Qm", "hf_ray", "hf_this", "sk-", "should-see", "long-key", "another-key"})
+      for (const char* secret : {"hf_Qm",
+                                 "hf_ray",
+                                 "hf_this",
+                                 "sk-",
+                                 "should-see",
+                                 "long-key",
+                                 "another-key",
+                                 "p4ss",
+                                 "password-of",
+                                 "dollar-in-it",
+                                 "-of-keys",
+                                 "serve-api-key",
+                                 "ray-auth-token",
+                                 "api-token-of-hf",
+                                 "dXNlcj",
+                                 "ghp_",
+                                 "tinyk",
+                                 "word-on-stdin",
+                                 "in-a-substitution",
+                                 "hunter2",
+                                 "key-of-the-proxy"})
         EXPECT_THAT(read(folder / file), Not(HasSubstr(secret))) << folder;
   const auto imported = import_text(
       "vllm serve a/b --api-key token-abc123 --odd-token zzzzzzzzz --chat-template https://me:pass@host/x "
@@ -121,12 +147,6 @@ TEST(Import, SecretsAreWrittenNowhere) {
   ASSERT_TRUE(imported.ok());
   for (const char* secret : {"abc123", "zzzz", "me:pass", "abcdefgh"})
     EXPECT_THAT(imported->report, Not(HasSubstr(secret)));
-}
-
-int count_of(const std::string& text, const std::string& what) {
-  int count = 0;
-  for (std::size_t at = 0; (at = text.find(what, at)) != std::string::npos; ++at) ++count;
-  return count;
 }
 
 std::vector<std::string> names_of(const Rule& rule) {
@@ -195,6 +215,43 @@ TEST(Import, PathsOfTheMachineAndOfTheContainer) {
   EXPECT_THAT(imported->models_yaml, Not(HasSubstr("9001")));
 }
 
+TEST(Import, RelativePathsOfACommandAreThoseOfWhereItIsGiven) {
+  ImportOptions from = options();
+  from.folder = "../deploy";
+  from.here = "..";
+  const auto source = [&](const std::string& text) {
+    const auto imported = import_text(text, "x", from);
+    EXPECT_TRUE(imported.ok()) << text;
+    const std::string& yaml = imported->models_yaml;
+    const std::size_t at = yaml.find("source: ") + 8;
+    return yaml.substr(at, yaml.find_first_of(" \n", at) - at);
+  };
+  EXPECT_EQ(source("llama-server -m models/x.gguf"), "../models/x.gguf");
+  EXPECT_EQ(source("llama-server -m ./x.gguf"), "../x.gguf");
+  EXPECT_EQ(source("llama-server -m /models/x.gguf"), "/models/x.gguf");
+  EXPECT_EQ(source("vllm serve a/b"), "hf://a/b");
+  EXPECT_EQ(source("docker run -v ./models:/m vllm/vllm-openai --model /m/x"), "../models/x");
+  EXPECT_EQ(source("docker run vllm/vllm-openai --model ./x"), "./x") << "of the container";
+  from.in_container = true;
+  EXPECT_EQ(source("llama-server -m models/x.gguf"), "models/x.gguf");
+}
+
+TEST(Import, WhatIsPublishedOnOneAddressIsNotOpenedToAll) {
+  for (const auto& [published, host] : {std::pair("127.0.0.1:8001:8000", "127.0.0.1"),
+                                        {"[::1]:8001:8000", "\"::1\""},
+                                        {"127.0.0.1::8000", "127.0.0.1"},
+                                        {"8001:8000", ""}}) {
+    for (const char* inner : {"", " --host 0.0.0.0"}) {
+      const auto imported = import_text(
+          std::string("docker run -p ") + published + " vllm/vllm-openai --model a/b" + inner, "x", options());
+      ASSERT_TRUE(imported.ok());
+      const std::string line = std::string("host: ") + host + "  # published as " + published + "\n";
+      EXPECT_EQ(count_of(imported->models_yaml, line), *host == '\0' ? 0 : 1) << imported->models_yaml;
+      EXPECT_THAT(imported->models_yaml, Not(HasSubstr("0.0.0.0")));
+    }
+  }
+}
+
 TEST(Import, AliasesOfYamlDoNotExplode) {
   std::string file = "services:\n  a0: &a0 [x, x]\n";
   for (int i = 1; i < 40; ++i) {
@@ -225,10 +282,76 @@ TEST(Shell, WordsAsAShellHasThem) {
   EXPECT_EQ(words_of("A=1 B='2 3' c A=4"), "{A=1}{B=2 3}[c][A=4];");
   EXPECT_EQ(words_of("A='1 2'\nb $A \"$A\" ${A}x ${C:-d}${C-e} $F '$A'"),
             "{A=1 2};[b][1][2][1 2][1][2x][de][$F?][$A];");
-  EXPECT_EQ(words_of("a $(b $(c) d) `e f`; g && h | i &"), "[a][$(b $(c) d)?][`e f`?];[g];[h];[i];");
+  EXPECT_EQ(words_of("a $(b $(c) d) `e f`; g && h | i &"), "[a][$(b …)?][`e …`?];[g];[h];[i];") << "the program alone";
   EXPECT_EQ(words_of("a > b 2>&1 &> c </dev/null"), "[a][> b>][2>&1>][&> c>][</dev/null>];");
   EXPECT_EQ(words_of("a\n'b"), "x:2: the quote ' is not closed");
+  EXPECT_EQ(words_of("a \"`b c`\" $(d) $(E=f g) $((1 + 2))"), "[a][`b …`?][$(d)?][$(…)?][$((1 + 2))?];");
   EXPECT_EQ(words_of("${" + std::string(100000, '{')), "[${" + std::string(100000, '{') + "?];");
+}
+
+// What bash makes of them, or open.
+TEST(Shell, PartsOfVariables) {
+  const std::string set = "F=/a/b.c/d.e.gguf\nE=\n";
+  const auto value = [&](const std::string& use) {
+    return words_of(set + use).substr(std::string("{F=/a/b.c/d.e.gguf};{E=};").size());
+  };
+  for (const auto& [use, want] :
+       std::vector<std::pair<std::string, std::string>>{{"${F##*/}", "d.e.gguf"},
+                                                        {"${F#*/}", "a/b.c/d.e.gguf"},
+                                                        {"${F%/*}", "/a/b.c"},
+                                                        {"${F%%.*}", "/a/b"},
+                                                        {"${F%.*}", "/a/b.c/d.e"},
+                                                        {"${F%.gguf}", "/a/b.c/d.e"},
+                                                        {"${F#/a/}", "b.c/d.e.gguf"},
+                                                        {"${F#x}", "/a/b.c/d.e.gguf"},
+                                                        {"${F%x*}", "/a/b.c/d.e.gguf"},
+                                                        {"${F:?is missing}", "/a/b.c/d.e.gguf"},
+                                                        {"${F:=x}", "/a/b.c/d.e.gguf"},
+                                                        {"${E:-x}", "x"},
+                                                        {"${E:=x}", "x"},
+                                                        {"${N=x}", "x"},
+                                                        {"${N-${F##*/}}", "d.e.gguf"}})
+    EXPECT_EQ(value(use), "[" + want + "];") << use;
+  for (const char* use : {"${F:0:3}", "${F/a/b}", "${F^^}", "${F:+x}", "${#F}", "${!F}", "${F%[0-9]*}", "${F#?}",
+                          "${F#a*b}", "${F%'x'}", "${F@Q}", "${E:?gone}", "${N:-$M}", "${N:-\"x\"}", "${}"})
+    EXPECT_EQ(value(use), std::string("[") + use + "?];");
+}
+
+TEST(Shell, Arrays) {
+  EXPECT_EQ(words_of("A=(1 '2 3'  # four\n $X)\nb \"${A[@]}\" c${A[*]}d"), "{A=(…)};[b][1][2 3][$X?][c1][2 3][$Xd?];");
+  EXPECT_EQ(words_of("A=(1)\nA+=(2)\nb \"${A[@]}\" $A ${A[0]}"), "{A=(…)};{A=(…)};[b][1][2][$A?][${A[0]}?];");
+  EXPECT_EQ(words_of("A=()\nb \"${A[@]}\" ${B[@]} c"), "{A=(…)};[b][${B[@]}?][c];");
+  EXPECT_EQ(words_of("a\nB=(\n1"), "x:2: the parenthesis ( is not closed");
+}
+
+TEST(Shell, HereDocuments) {
+  EXPECT_EQ(words_of("a <<E b\nit's\nE\nc"), "[a][<<E>][b];[c];");
+  EXPECT_EQ(words_of("a <<-'E'; b <<\\F\n\tit's\n\tE\nhe's\nF\nc"), "[a][<<-E>];[b][<<F>];[c];");
+  EXPECT_EQ(words_of("bash <<E\na b\nE\nc <<< 'd e' f"), "[bash][<<E>];[a][b];[c][<<< >][f];");
+  EXPECT_EQ(words_of("bash <<E\n\n'\nE"), "x:3: the quote ' is not closed");
+  EXPECT_EQ(words_of("(( 1 <<2 ))\na"), "[((][1][<<2>][))];[a];") << "none that ends";
+  std::string deep;
+  for (int i = 0; i < 100000; ++i) deep += "sh <<E\n";
+  words_of(deep + "E");
+}
+
+TEST(Shell, VariablesDoNotExplode) {
+  std::string script = "A=aaaaaaaaaaaaaaaa\n", array = "A=(aaaaaaaaaaaaaaaa)\n", pod;
+  for (int i = 0; i < 60; ++i) {
+    script += "A=$A$A\n";
+    array += "A=(\"${A[@]}\" \"${A[@]}\")\n";
+    const std::string before = "$(A" + std::to_string(i) + ")";
+    pod += "    - {name: A" + std::to_string(i + 1) + ", value: " + before + before + "}\n";
+  }
+  EXPECT_LT(words_of(script).size(), 1'000'000);
+  EXPECT_LT(words_of(array).size(), 10'000);
+  const auto imported = import_text(
+      "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - image: vllm/vllm-openai\n    args: [--model, a/b]\n    "
+      "env:\n"
+      "    - {name: A0, value: aaaaaaaaaaaaaaaa}\n" +
+          pod,
+      "x.yaml", options());
+  ASSERT_TRUE(imported.ok()) << imported.error().message;
 }
 
 }  // namespace

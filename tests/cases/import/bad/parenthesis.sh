@@ -1,0 +1,2 @@
+ARGS=(--model a/b
+vllm serve "${ARGS[@]}"
