@@ -15,13 +15,7 @@ namespace json = boost::json;
 constexpr std::size_t kMaxAnswer = 16 << 20;  // bytes of an answer that is no stream
 constexpr std::size_t kMaxQuoted = 300;       // bytes of a body that is quoted
 
-// What is thrown away is what a terminal would obey.
-std::string one_line(std::string_view text) {
-  std::string out = replace_invalid_utf8(text.substr(0, kMaxQuoted));
-  std::replace_if(
-      out.begin(), out.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, ' ');
-  return out;
-}
+std::string one_line(std::string_view text) { return plain(text.substr(0, kMaxQuoted)); }
 
 // {"error": {"message": …}} of OpenAI, {"error": …} of TGI and Triton, {"message": …} and {"detail": …} of others.
 std::string message_of(const json::value& value) {
@@ -35,6 +29,18 @@ std::string message_of(const json::value& value) {
 }
 
 }  // namespace
+
+std::string plain(std::string_view text) {
+  std::string out;
+  for (const char c : replace_invalid_utf8(text)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x80 && byte < 0xa0 && out.ends_with('\xc2'))  // U+0080 to U+009F
+      out.back() = ' ';
+    else
+      out += byte < 0x20 || byte == 0x7f ? ' ' : c;
+  }
+  return out;
+}
 
 http::ClientRequest Api::request(std::string_view path, std::string body) const {
   http::ClientRequest request;
@@ -87,7 +93,8 @@ std::string refusal_text(int status, std::string_view body) {
   return "the server answered " + std::to_string(status) + (message.empty() ? "" : ": " + message);
 }
 
-Result<std::string> ask(http::Client& client, const Api& api, http::ClientRequest request) {
+Result<std::string> ask(http::Client& client, const Api& api, http::ClientRequest request,
+                        const http::CancelToken* cancel) {
   request.max_body = kMaxAnswer;
   int status = 0;
   std::string body;
@@ -100,7 +107,8 @@ Result<std::string> ask(http::Client& client, const Api& api, http::ClientReques
       [&](std::string_view piece) {
         body += piece;
         return Status();
-      });
+      },
+      cancel);
   if (!called) return called.error();
   if (status == 200) return body;
   const ErrorCode code = status == 401   ? ErrorCode::unauthenticated
@@ -112,8 +120,9 @@ Result<std::string> ask(http::Client& client, const Api& api, http::ClientReques
   return make_error(code, api.url.origin() + ": " + refusal_text(status, body));
 }
 
-Result<ModelInfo> choose_model(http::Client& client, const Api& api, const std::string& wanted) {
-  const auto listed = ask(client, api, api.request("/models"));
+Result<ModelInfo> choose_model(http::Client& client, const Api& api, const std::string& wanted,
+                               const http::CancelToken* cancel) {
+  const auto listed = ask(client, api, api.request("/models"), cancel);
   if (!listed) {
     if (listed.error().code == ErrorCode::not_found && !wanted.empty()) return ModelInfo{wanted};
     return listed.error();

@@ -33,15 +33,19 @@ struct ModelInfo {
 
 // The model of that name, or the only one, which may have several names, where `wanted` is empty. A server that has no
 // list is believed to have the model. Errors: those of the call; invalid_argument, naming the models there are.
-Result<ModelInfo> choose_model(http::Client& client, const Api& api, const std::string& wanted);
+Result<ModelInfo> choose_model(http::Client& client, const Api& api, const std::string& wanted,
+                               const http::CancelToken* cancel = nullptr);
 
+// Without what a terminal would obey: control characters, those of Unicode's C1 among them, are blanks.
+std::string plain(std::string_view text);
 // What a refusal says: the message of the JSON body, or the beginning of the body, after the status.
 std::string refusal_text(int status, std::string_view body);
 // What an "error" of a stream's event, or a whole body, says; empty if it is none.
 std::string error_message(std::string_view json);
 
 // The whole answer to one call. Errors: those of the call, and refusals.
-Result<std::string> ask(http::Client& client, const Api& api, http::ClientRequest request);
+Result<std::string> ask(http::Client& client, const Api& api, http::ClientRequest request,
+                        const http::CancelToken* cancel = nullptr);
 
 // Fields that are added to a request's body; a field of ours with the same name is left out.
 struct ExtraFields {

@@ -36,6 +36,32 @@ constexpr const char* kHelp =
     "  //TEXT         a message that begins with a slash\n"
     "Ctrl-C stops an answer.\n";
 
+// Cancels a call at Ctrl-C, for as long as it is there.
+class Watch {
+ public:
+  Watch(LineInput& input, http::CancelToken& cancel) : input_(input) {
+    thread_ = std::thread([this, &cancel] {
+      pollfd waits[2] = {{input_.interrupts(), POLLIN, 0}, {over_, POLLIN, 0}};
+      while (::poll(waits, 2, -1) < 0) {
+      }
+      if (waits[0].revents != 0) cancel.cancel();
+    });
+  }
+  ~Watch() {
+    eventfd_write(over_, 1);
+    thread_.join();
+    close(over_);
+    input_.take_interrupts();
+  }
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+
+ private:
+  LineInput& input_;
+  const int over_ = eventfd(0, EFD_CLOEXEC);
+  std::thread thread_;
+};
+
 class Chat {
  public:
   explicit Chat(ChatOptions options)
@@ -129,7 +155,7 @@ void Chat::save(const std::string& path) {
   note("saved to " + for_terminal(path));
 }
 
-// Asks for the answer to what has been said, and shows it as it comes; false if it failed.
+// Asks for the answer to what has been said, and shows it as it comes; false if it was stopped.
 bool Chat::answer() {
   std::string body = "{\"model\":";
   append_json_string(body, options_.model);
@@ -140,14 +166,7 @@ bool Chat::answer() {
   http::ClientRequest request = options_.api.request("/chat/completions", std::move(body));
   request.max_body = kMaxAnswer;
   http::CancelToken cancel;
-  const int over = eventfd(0, EFD_CLOEXEC);
-  std::thread watch([&] {
-    pollfd waits[2] = {{input_.interrupts(), POLLIN, 0}, {over, POLLIN, 0}};
-    while (::poll(waits, 2, -1) < 0) {
-    }
-    if (waits[0].revents != 0) cancel.cancel();
-  });
-
+  std::optional<Watch> watch(std::in_place, input_, cancel);
   Answer answer;
   std::string text;
   int events = 0;
@@ -179,18 +198,16 @@ bool Chat::answer() {
           show(piece.text);
           text += piece.text;
         });
-        return Status();
+        // Nobody sees the rest.
+        return std::ferror(stdout) == 0 ? Status() : Status(make_error(ErrorCode::cancelled, "stdout"));
       },
       &cancel);
-  eventfd_write(over, 1);
-  watch.join();
-  close(over);
-  input_.take_interrupts();
+  watch.reset();
 
   if (!text.empty() || thinking) show("\n");
   const bool stopped = cancel.cancelled();
   const bool whole = answer.end({called, http::CallEnd::Phase::body}) || stopped;
-  if (!whole)
+  if (!whole && std::ferror(stdout) == 0)
     complain((answer.fault() == Fault::refused ? ""
               : text.empty()                   ? "no answer: "
                                                : "the answer broke off: ") +
@@ -214,11 +231,16 @@ bool Chat::answer() {
     note("[the answer was empty]");
   }
   talk_.answered(std::move(text));
-  return whole;
+  return !stopped;
 }
 
 int Chat::run() {
-  const auto model = choose_model(client_, options_.api, options_.model);
+  http::CancelToken cancel;
+  const auto model = [&] {
+    const Watch watch(input_, cancel);
+    return choose_model(client_, options_.api, options_.model, &cancel);
+  }();
+  if (cancel.cancelled()) return 130;
   if (!model) {
     complain(model.error().message);
     return 1;
@@ -270,7 +292,11 @@ int Chat::run() {
     }
     if (line.find_first_not_of(" \t") == std::string::npos) continue;
     talk_.ask(std::move(line));
-    answer();
+    if (!answer() && !input_.terminal()) return 130;
+    if (std::ferror(stdout) != 0) {
+      complain("stdout cannot be written: it is closed or full");
+      return 1;
+    }
   }
   return failed_ && !input_.terminal() ? 1 : 0;
 }

@@ -45,7 +45,8 @@ class Conversation {
 std::string for_terminal(std::string_view text);
 
 // Reads from stdin and answers to stdout until the end of the input or /quit; timing, faults and hints go to stderr.
-// The exit code: 1 where the server cannot be used, or, with input that is no terminal, something failed.
+// The exit code: 1 where the server or stdout cannot be used, or, with input that is no terminal, something failed; 130
+// where Ctrl-C ended it.
 int run_chat(ChatOptions options);
 
 }  // namespace xgen::client

@@ -4,6 +4,8 @@ import json
 import os
 import pty
 import re
+import signal
+import socket
 import subprocess
 import time
 
@@ -75,6 +77,53 @@ def test_what_fails_is_said_and_the_question_may_be_asked_again():
         out, err = chat(server.url, "a\nb\nc\n", code=1)
     assert "xgen-model: the server answered 500: out of paper" in err and "the answer broke off: " in err
     assert out == "half\n3: c\n", "what was half said is kept, what was not answered is not"
+
+
+def test_a_stdout_that_fails_ends_it():
+    with stub.serving(echo) as server:
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([PROGRAM, "chat", server.url], input=b"a\nb\nc\n", stdout=full, stderr=subprocess.PIPE, env=ENV,
+                                  timeout=60 * PATIENCE)
+        assert done.returncode == 1 and done.stderr.count(b"stdout cannot be written") == 1
+        assert len(server.streams) == 1, "nothing more is asked that nobody sees"
+        ours, theirs = os.pipe()
+        os.close(ours)
+        done = subprocess.run([PROGRAM, "chat", server.url], input=b"a\nb\nc\n", stdout=theirs, stderr=subprocess.PIPE, env=ENV,
+                              timeout=60 * PATIENCE)
+        os.close(theirs)
+        assert done.returncode == 1 and len(server.streams) == 2
+
+
+def test_ctrl_c_ends_what_reads_a_file():
+    def slow(_stub, _body, _number):
+        for _ in range(2000):
+            yield "more "
+            time.sleep(0.02)
+
+    with stub.serving(slow) as server:
+        child = subprocess.Popen([PROGRAM, "chat", server.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
+        child.stdin.write(b"a\nb\nc\n")
+        child.stdin.close()
+        assert child.stdout.read(5) == b"more "
+        child.send_signal(signal.SIGINT)
+        assert child.wait(20 * PATIENCE) == 130
+        assert len(server.streams) == 1
+        child.stdout.close()
+        child.stderr.close()
+
+
+def test_ctrl_c_ends_it_while_the_server_is_silent():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20 * PATIENCE)
+        child = subprocess.Popen([PROGRAM, "chat", f"127.0.0.1:{silent.getsockname()[1]}"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.PIPE, env=ENV)
+        connection, _ = silent.accept()
+        with connection:
+            connection.recv(1)
+            child.send_signal(signal.SIGINT)
+            assert child.wait(20 * PATIENCE) == 130
+        assert child.stderr.read() == b""
+        child.stderr.close()
 
 
 def test_no_server_no_key_no_choice(tmp_path):
