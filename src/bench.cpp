@@ -190,15 +190,18 @@ Result<Subject> subject_of(const BenchFlags& flags) {
   return subject;
 }
 
-// An empty file that is to be written at the end: what cannot be written is known before the load.
+// A file that is to be written at the end: what cannot be written is known before the load, and an older report is kept
+// until there is a new one.
 Result<std::FILE*> create(const char* flag, const std::string& path) {
-  std::FILE* file = std::fopen(path.c_str(), "wb");
+  std::FILE* file = std::fopen(path.c_str(), "ab");
   if (file == nullptr) return misuse(std::string(flag) + " " + path + ": " + std::strerror(errno));
   return file;
 }
 
 bool write_all(std::FILE* file, const std::string& text) {
-  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  // A pipe has no length to be cut.
+  const bool empty = ftruncate(fileno(file), 0) == 0 || errno == EINVAL;
+  const bool written = empty && std::fwrite(text.data(), 1, text.size(), file) == text.size();
   return std::fclose(file) == 0 && written;
 }
 
@@ -294,12 +297,13 @@ int bench(const BenchFlags& flags, const std::string& version) {
     result = load.run();
   }
   const Figures figures = figures_of(result, subject.slo);
-  std::fputs(report_text(subject, result, figures).c_str(), stdout);
-  std::fflush(stdout);
+  const bool shown = std::fputs(report_text(subject, result, figures).c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
+  const int why_not = errno;
   if (json != nullptr && !write_all(json, report_json(subject, result, figures)))
     return complain(kFailed, "--json " + flags.json + ": it could not be written");
   if (svg != nullptr && !write_all(svg, report_svg(subject, figures)))
     return complain(kFailed, "--svg " + flags.svg + ": it could not be written");
+  if (!shown) return complain(kFailed, std::string("stdout: ") + std::strerror(why_not));
   return figures.succeeded > 0 ? 0 : kFailed;
 }
 

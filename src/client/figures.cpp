@@ -111,7 +111,12 @@ Figures figures_of(const LoadResult& result, const Slo& slo) {
   out.seconds = std::max(result.end - result.begin, 1e-9);
   const auto inside = [&](double at) { return at >= result.begin && at <= result.end; };
   double last = result.end;
-  for (const Record& record : result.records) last = std::max(last, record.end);
+  std::size_t gaps = 0;
+  for (const Record& record : result.records) {
+    last = std::max(last, record.end);
+    gaps += record.counted && record.fault == Fault::none ? record.gaps.size() : 0;
+  }
+  out.itls.reserve(gaps);
   out.step = std::max(last / static_cast<double>(kMoments), 1e-3);
   out.line.resize(static_cast<std::size_t>(std::ceil(last / out.step)) + 1);
 
@@ -181,6 +186,8 @@ Figures figures_of(const LoadResult& result, const Slo& slo) {
   out.input_per_second = input_tokens / out.seconds;
   out.running = running / out.seconds;
   out.cores = result.cpu / out.seconds;
+  out.receiver = result.receiver / out.seconds;
+  out.sender = result.sender / out.seconds;
   return out;
 }
 

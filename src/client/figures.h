@@ -62,6 +62,8 @@ struct Figures {
   std::uint64_t good = 0;          // counted ones that kept the SLO
   double good_per_second = 0;      // that kept it and were complete
   double cores = 0;                // that this process used
+  double receiver = 0;             // of a core, of the thread that receives and was busiest
+  double sender = 0;               // of a core, of the thread that sends in an open loop
 
   std::vector<float> ttfts, itls;  // sorted, seconds
 

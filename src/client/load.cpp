@@ -1,7 +1,7 @@
 #include "client/load.h"
 
+#include <pthread.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <utility>
@@ -9,13 +9,10 @@
 namespace xgen::client {
 namespace {
 
-double cpu_seconds() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& time) {
-    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
-  };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+double seconds_of(clockid_t clock) {
+  timespec time{};
+  clock_gettime(clock, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 }  // namespace
@@ -64,12 +61,25 @@ Load::Load(LoadOptions options, const RequestMaker& maker, const std::vector<Tra
   result_.begin = options_.warmup;
 }
 
-// With the lock held.
+// These three with the lock held, while there is a client.
+Load::Cpu Load::cpu_now() const {
+  return {seconds_of(CLOCK_PROCESS_CPUTIME_ID), client_->thread_seconds(), seconds_of(sender_)};
+}
+
+void Load::note_cpu() {
+  if (!cpu_begin_) return;
+  const Cpu now = cpu_now();
+  result_.cpu = now.process - cpu_begin_->process;
+  result_.sender = now.sender - cpu_begin_->sender;
+  for (std::size_t i = 0; i < now.receivers.size(); ++i)
+    result_.receiver = std::max(result_.receiver, now.receivers[i] - cpu_begin_->receivers[i]);
+}
+
 void Load::end_sending(double end) {
   if (over_) return;
   over_ = true;
   result_.end = end;
-  result_.cpu = cpu_begin_ < 0 ? 0 : cpu_seconds() - cpu_begin_;
+  note_cpu();
   changed_.notify_all();
 }
 
@@ -92,15 +102,15 @@ bool Load::launch(std::optional<double> planned) {
       return false;
     }
     number = next_++;
-    if (record.counted && started_++ == 0) cpu_begin_ = cpu_seconds();
-    if (running_ == kMaxRunning) {
+    if (record.counted && started_++ == 0) cpu_begin_ = cpu_now();
+    if (running_ == options_.max_running) {
       // Without a call, which would take time from those that run.
       record.sent = record.end = elapsed();
       record.fault = Fault::not_sent;
       ended_ += record.counted ? 1 : 0;
       failed_ += record.counted ? 1 : 0;
       result_.messages.try_emplace(fault_text(record),
-                                   std::to_string(kMaxRunning) + " requests were under way already");
+                                   std::to_string(options_.max_running) + " requests were under way already");
       result_.records.push_back(std::move(record));
       return true;
     }
@@ -114,6 +124,7 @@ bool Load::launch(std::optional<double> planned) {
     ++result_.shortened;
   }
   http::ClientRequest request = options_.api.request(maker_.path(), std::move(made.body));
+  request.retry_closed = false;  // what a server does not answer is a fault to be counted
   record.sent = elapsed();
   if (!planned) record.planned = record.sent;
   const auto exchange = std::make_shared<Exchange>(*this, std::move(record));
@@ -161,11 +172,10 @@ void Load::finished(Record record, const Answer& answer) {
       end_sending(-1);
     }
     result_.records.push_back(std::move(record));
+    --running_;  // its place is the next one's
+    if (running_ == 0) changed_.notify_all();
   }
   if (!options_.open) launch({});
-  std::lock_guard lock(mutex_);
-  --running_;
-  if (running_ == 0) changed_.notify_all();
 }
 
 void Load::stop(const std::string& why) {
@@ -184,7 +194,11 @@ LoadResult Load::run() {
   settings.max_calls = 2 * kMaxRunning;  // those that end count for a moment longer than here
   {
     http::Client client(settings);
-    client_ = &client;
+    {
+      std::lock_guard lock(mutex_);
+      client_ = &client;
+      pthread_getcpuclockid(pthread_self(), &sender_);
+    }
     if (options_.open) {
       launch_open();
     } else {
@@ -195,7 +209,7 @@ LoadResult Load::run() {
     changed_.wait(lock, [this] { return given_up_ || (over_ && running_ == 0); });
     if (result_.end < 0) {
       result_.end = elapsed();
-      result_.cpu = cpu_begin_ < 0 ? 0 : cpu_seconds() - cpu_begin_;
+      note_cpu();
     }
   }  // what still runs is given up
   return std::move(result_);

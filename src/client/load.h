@@ -5,6 +5,8 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <ctime>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -35,6 +37,7 @@ struct LoadOptions {
   std::optional<std::uint64_t> requests;
   std::optional<double> duration;
   int threads = 1;  // that receive
+  std::size_t max_running = kMaxRunning;
 };
 
 // One request; times in seconds since the load's begin.
@@ -59,10 +62,13 @@ struct Record {
 };
 
 struct LoadResult {
-  std::vector<Record> records;
+  std::deque<Record> records;
   double begin = 0;  // of what is counted, seconds since the load's begin
   double end = 0;
-  double cpu = 0;                               // processor seconds of this process between them
+  // Processor seconds between them.
+  double cpu = 0;                               // of this process
+  double receiver = 0;                          // of the thread that receives and was busiest
+  double sender = 0;                            // of the thread that sends in an open loop
   std::uint64_t shortened = 0;                  // requests, for the model's context
   std::string ended;                            // why before its time; empty: it was not
   std::map<std::string, std::string> messages;  // the first of each kind of fault, by fault_text()
@@ -98,14 +104,23 @@ class Load {
   void launch_open();
   void finished(Record record, const Answer& answer);
   void end_sending(double end);
+  // Processor seconds so far.
+  struct Cpu {
+    double process = 0;
+    std::vector<double> receivers;
+    double sender = 0;
+  };
+  Cpu cpu_now() const;
+  void note_cpu();
 
   const LoadOptions options_;
   const RequestMaker& maker_;
   const std::vector<TraceRow>* trace_;
   const Clock::time_point begin_ = Clock::now();
-  http::Client* client_ = nullptr;
 
   mutable std::mutex mutex_;
+  http::Client* client_ = nullptr;
+  clockid_t sender_ = CLOCK_THREAD_CPUTIME_ID;  // of the thread in run()
   std::condition_variable changed_;
   bool over_ = false;  // nothing more is sent
   bool given_up_ = false;
@@ -116,7 +131,7 @@ class Load {
   std::uint64_t ended_ = 0;   // counted ones
   int unreached_ = 0;         // in a row
   std::size_t gaps_ = 0;
-  double cpu_begin_ = -1;
+  std::optional<Cpu> cpu_begin_;
   LoadResult result_;
   std::atomic<std::uint64_t> events_{0};
 };

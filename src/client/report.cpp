@@ -6,13 +6,12 @@
 #include <cstdio>
 
 #include "base/json_text.h"
-#include "base/utf8.h"
 
 namespace xgen::client {
 namespace {
 
 // Above these the figures say more of this program than of the server.
-constexpr double kBusy = 0.85;       // of the cores that it may use
+constexpr double kBusy = 0.85;       // of a core, by one thread
 constexpr double kLate = 0.005;      // seconds, at the 99th percentile
 constexpr double kCached = 0.1;      // of the input, beyond what the requests share
 constexpr double kFewCounted = 100;  // requests, for a 99th percentile
@@ -24,14 +23,6 @@ constexpr double kFewCounted = 100;  // requests, for a 99th percentile
   std::vsnprintf(text, sizeof(text), pattern, arguments);
   va_end(arguments);
   return text;
-}
-
-// Without what a terminal would obey.
-std::string plain(std::string_view text) {
-  std::string out = replace_invalid_utf8(text);
-  std::replace_if(
-      out.begin(), out.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, ' ');
-  return out;
 }
 
 std::string rate_text(double rate) { return format(rate >= 100 ? "%.0f/s" : rate >= 10 ? "%.1f/s" : "%.2f/s", rate); }
@@ -46,13 +37,12 @@ double offered(const Figures& figures) { return static_cast<double>(figures.coun
 
 std::vector<std::string> warnings(const Subject& subject, const Figures& figures) {
   std::vector<std::string> out;
-  // The thread that sends in an open loop is one more.
-  const double cores = subject.load.threads + (subject.load.open ? 1 : 0);
-  if (figures.cores > kBusy * cores)
+  if (figures.receiver > kBusy)
+    out.push_back(format("a thread that receives used %.0f%% of a core: the server may be faster (--threads)",
+                         100 * figures.receiver));
+  if (subject.load.open && figures.sender > kBusy)
     out.push_back(
-        format("this program used %.0f%% of the processor time that its threads can have: the server may be faster "
-               "(--threads)",
-               100 * figures.cores / cores));
+        format("the thread that sends used %.0f%% of a core: it cannot send much faster", 100 * figures.sender));
   if (subject.load.open && figures.late.p99 > kLate)
     out.push_back("requests were sent late (" + time_text(figures.late.p99) +
                   " at p99): this machine could not keep up, and latencies hold that time");
@@ -226,7 +216,8 @@ std::string report_json(const Subject& subject, const LoadResult& result, const 
   number("prefixes", requests.prefixes);
   number("prefix_tokens", requests.prefixes > 0 ? requests.prefix_tokens : 0);
   flag("ignore_eos", requests.ignore_eos);
-  number("seed", static_cast<double>(requests.seed));
+  key("seed");
+  out += std::to_string(requests.seed);
   number("warmup_s", load.warmup);
   if (load.requests) number("requests", static_cast<double>(*load.requests));
   if (load.duration) number("duration_s", *load.duration);
@@ -288,6 +279,8 @@ std::string report_json(const Subject& subject, const LoadResult& result, const 
   open("generator");
   number("threads", load.threads);
   number("cores", figures.cores);
+  number("receiver", figures.receiver);
+  number("sender", figures.sender);
   summary("late_ms", figures.late, 1e3);
   close();
   key("warnings");

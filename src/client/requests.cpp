@@ -67,7 +67,8 @@ RequestMaker::Made RequestMaker::make(std::uint64_t number) const {
     // Lengths in words are not exact.
     const int room = options_.max_len - options_.max_len / 16;
     if (prefix + input + made.output > room) {
-      made.output = std::min(made.output, std::max(1, room / 2));
+      // The answer has at least half of it, and what a short prompt leaves.
+      made.output = std::min(made.output, std::max({1, room / 2, room - prefix - input}));
       input = std::clamp(room - prefix - made.output, 1, input);
       made.shortened = true;
     }

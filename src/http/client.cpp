@@ -1,6 +1,9 @@
 #include "http/client.h"
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <ctime>
 #include <future>
 
 #include "base/log.h"
@@ -63,6 +66,13 @@ void ClientLoop::shut_down() {
   std::lock_guard lock(mutex_);
   stopped_ = true;
   guard_.reset();
+}
+
+double ClientLoop::thread_seconds() {
+  clockid_t clock{};
+  timespec used{};
+  if (pthread_getcpuclockid(thread_.native_handle(), &clock) != 0 || clock_gettime(clock, &used) != 0) return 0;
+  return static_cast<double>(used.tv_sec) + 1e-9 * static_cast<double>(used.tv_nsec);
 }
 
 void ClientLoop::stop() {
@@ -258,6 +268,13 @@ void Client::resolve(const std::string& host, std::function<void(Addresses)> don
 Client::Counts Client::counts() const {
   const ClientState& state = *impl_->state;
   return {state.opened.load(), state.reused.load(), state.retried.load(), state.running.load(), state.idle.load()};
+}
+
+std::vector<double> Client::thread_seconds() const {
+  std::vector<double> out;
+  for (const auto& loop : impl_->loops)
+    if (loop->host() == nullptr) out.push_back(loop->thread_seconds());
+  return out;
 }
 
 }  // namespace xgen::http

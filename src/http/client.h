@@ -38,6 +38,7 @@ struct ClientRequest {
   std::optional<std::chrono::steady_clock::time_point> deadline;  // of the whole call
   std::size_t max_head = 64 << 10;                                // bytes of the answer's head
   std::uint64_t max_body = UINT64_MAX;                            // bytes of the answer's body
+  bool retry_closed = true;  // whether a kept connection that turns out to be closed is replaced
 };
 
 struct ResponseHead {
@@ -95,7 +96,8 @@ struct ClientOptions {
 };
 
 // Thread-safe. Connections are kept per scheme, host, port, address and the files of TLS. One that the server has
-// closed before any byte of an answer is replaced, once, by a new one; nothing else is ever sent twice.
+// closed before any byte of an answer is replaced, once, by a new one, unless retry_closed is off; nothing else is ever
+// sent twice.
 class Client {
  public:
   explicit Client(ClientOptions options = {});
@@ -132,6 +134,8 @@ class Client {
     std::size_t idle = 0;     // kept connections
   };
   Counts counts() const;
+  // Processor time of each of its own threads so far.
+  std::vector<double> thread_seconds() const;
 
  private:
   struct Impl;

@@ -332,7 +332,7 @@ bool ClientCall::feed(std::string_view input) {
 
 // The connection has ended; `clean`: as its end may mark the end of a body.
 void ClientCall::on_ended(const std::string& reason, bool clean) {
-  if (phase_ < Phase::head && reused_ && !retried_) {
+  if (phase_ < Phase::head && reused_ && !retried_ && request_.retry_closed) {
     // It had been closed while it was kept: the request was never read.
     retried_ = true;
     loop_->shared().retried.fetch_add(1, std::memory_order_relaxed);

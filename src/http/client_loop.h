@@ -183,6 +183,8 @@ class ClientLoop : public std::enable_shared_from_this<ClientLoop> {
     return true;
   }
   IoThread* host() const { return host_.get(); }
+  // Thread-safe, between start() and stop(): processor time of its own thread.
+  double thread_seconds();
   // Thread-safe. `done` is called on the loop's thread, or never if it stops before.
   void look_up(const std::string& host, std::function<void(Client::Addresses)> done);
 

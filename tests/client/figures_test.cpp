@@ -84,9 +84,9 @@ TEST(Figures, LimitsAreReadWithTheirUnits) {
     EXPECT_FALSE(parse_slo(text).ok()) << text;
 }
 
-LoadResult result_of(std::vector<Record> records, double begin, double end) {
+LoadResult result_of(const std::vector<Record>& records, double begin, double end) {
   LoadResult result;
-  result.records = std::move(records);
+  result.records.assign(records.begin(), records.end());
   result.begin = begin;
   result.end = end;
   return result;
@@ -227,6 +227,30 @@ TEST(Report, TheJsonIsJsonAndHoldsTheFigures) {
   EXPECT_TRUE(parse_json(report_json(subject(), {}, figures_of({}, {}))).ok());
 }
 
+TEST(Report, AllOfTheSeedIsInTheJson) {
+  Subject one = subject();
+  one.requests.seed = 12345678901234567890U;
+  EXPECT_EQ(parse_json(report_json(one, {}, figures_of({}, {})))->at("load").at("seed").as_uint64(), one.requests.seed);
+}
+
+TEST(Report, ABusyThreadIsWarnedOf) {
+  LoadResult result = result_of({record()}, 0, 4);
+  Subject one = subject();
+  one.load.threads = 4;
+  const auto text = [&] { return report_text(one, result, figures_of(result, {})); };
+  const auto has = [&](const char* words) { return text().find(words) != std::string::npos; };
+  result.receiver = result.sender = 4 * 0.8;
+  one.load.open = true;
+  EXPECT_FALSE(has("of a core: "));
+  result.receiver = 4 * 0.9;
+  EXPECT_TRUE(has("a thread that receives used 90% of a core"));
+  EXPECT_FALSE(has("that sends used"));
+  result.receiver = 0;
+  result.sender = 4 * 0.95;
+  EXPECT_TRUE(has("the thread that sends used 95% of a core"));
+  EXPECT_FALSE(has("that receives used"));
+}
+
 TEST(Report, TheTextNamesFaultsAndWhoCounted) {
   Record failed = record();
   failed.fault = Fault::refused;
@@ -234,11 +258,12 @@ TEST(Report, TheTextNamesFaultsAndWhoCounted) {
   Record by_events = record();
   by_events.has_usage = false;
   LoadResult result = result_of({record(), by_events, failed}, 0, 4);
-  result.messages["refused 429"] = "the server answered 429: slow\x1b down";
+  result.messages["refused 429"] = "the server answered 429: slow\x1b down\xc2\x9b";
   const std::string text = report_text(subject(), result, figures_of(result, subject().slo));
   EXPECT_NE(text.find("1 refused 429, the first: the server answered 429: slow  down"), std::string::npos) << text;
   EXPECT_NE(text.find("(usage) for 1 requests, by events for the others"), std::string::npos) << text;
   EXPECT_EQ(text.find('\x1b'), std::string::npos);
+  EXPECT_EQ(text.find("\xc2\x9b"), std::string::npos) << "U+009B is CSI too";
   EXPECT_EQ(text.find('\x01'), std::string::npos);
 }
 

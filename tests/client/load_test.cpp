@@ -185,6 +185,50 @@ TEST(Load, EveryKindOfFaultIsNoted) {
   EXPECT_EQ(result.messages.at("stream_error"), "broken");
 }
 
+TEST(Load, NothingIsTriedAgain) {
+  std::atomic<int> requests{0};
+  RawServer server([&](RawConnection& connection) {  // each connection has one answer
+    for (int i = 0; i < 2; ++i) {
+      if (connection.read_request().line.empty()) return;
+      ++requests;
+      if (i == 0) answer(connection);
+    }
+  });
+  LoadOptions options = options_for(server.port());
+  options.requests = 20;
+  const RequestMaker made = maker();
+  const LoadResult result = Load(options, made, nullptr).run();
+  EXPECT_EQ(requests.load(), 20);
+  EXPECT_EQ(figures_of(result, {}).succeeded, 10u);
+  EXPECT_EQ(figures_of(result, {}).faults.at("cut"), 10u);
+}
+
+TEST(Load, AsManyRunAtOnceAsMayRun) {
+  RawServer server(answer_all);
+  LoadOptions options = options_for(server.port());
+  options.concurrency = 3;
+  options.max_running = 3;
+  options.requests = 50;
+  const RequestMaker requests = maker();
+  const LoadResult result = Load(options, requests, nullptr).run();
+  EXPECT_EQ(figures_of(result, {}).succeeded, 50u);
+}
+
+TEST(Load, TheTimeOfEachThreadIsTaken) {
+  RawServer server(answer_all);
+  LoadOptions options = options_for(server.port());
+  options.threads = 2;
+  options.open = true;
+  options.rate = 2000;
+  options.duration = 0.3;
+  const RequestMaker requests = maker();
+  const LoadResult result = Load(options, requests, nullptr).run();
+  EXPECT_GT(result.receiver, 0);
+  EXPECT_GT(result.sender, 0);
+  // The server is of this process as well.
+  EXPECT_LT(result.receiver + result.sender, result.cpu + 0.01);
+}
+
 TEST(Load, ARequestHasItsTime) {
   RawServer server([](RawConnection& connection) {
     while (!connection.read_request().line.empty()) {

@@ -144,6 +144,27 @@ TEST(Requests, AreShortenedToTheContext) {
   EXPECT_FALSE(RequestMaker(options, nullptr).make(0).shortened);
 }
 
+TEST(Requests, AreShortenedByNoMoreThanTheContextAsks) {
+  RequestOptions options{.model = "m", .input = lengths("10"), .output = lengths("1000"), .max_len = 1024};
+  const int room = 1024 - 64;
+  auto made = RequestMaker(options, nullptr).make(0);
+  EXPECT_TRUE(made.shortened);
+  EXPECT_EQ(made.input, 10);
+  EXPECT_EQ(made.output, room - 10);
+  options.input = lengths("900");
+  options.output = lengths("100");
+  made = RequestMaker(options, nullptr).make(0);
+  EXPECT_EQ(made.output, 100);
+  EXPECT_EQ(made.input, room - 100);
+  options.prefixes = 1;
+  options.prefix_tokens = 400;
+  options.input = lengths("10");
+  options.output = lengths("1000");
+  made = RequestMaker(options, nullptr).make(0);
+  EXPECT_EQ(made.input, 410);
+  EXPECT_EQ(made.output, room - 410);
+}
+
 TEST(Api, TakesUrlsWithAndWithoutV1) {
   for (const char* url : {"http://h:8000", "http://h:8000/", "http://h:8000/v1", "h:8000", "http://h:8000/v1/"}) {
     const auto api = make_api(url, "", "");
@@ -163,6 +184,11 @@ TEST(Api, RefusalsAreUnderstoodInEveryForm) {
   EXPECT_EQ(refusal_text(422, R"({"error":"too long"})"), "the server answered 422: too long");
   EXPECT_EQ(refusal_text(404, R"({"detail":"Not Found"})"), "the server answered 404: Not Found");
   EXPECT_EQ(refusal_text(502, "<html>\nbad\x1b gateway"), "the server answered 502: <html> bad  gateway");
+  EXPECT_EQ(refusal_text(502,
+                         "a\xc2\x9b"
+                         "2Jb\xc2\xa0"),
+            "the server answered 502: a 2Jb\xc2\xa0")
+      << "U+009B is CSI too";
   EXPECT_EQ(refusal_text(500, ""), "the server answered 500");
 }
 

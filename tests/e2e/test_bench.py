@@ -251,6 +251,28 @@ def test_a_report_that_cannot_be_written_is_known_before_the_load():
         assert result.returncode == 2 and "--json /nonexistent/x: No such file" in result.stderr and not server.streams
 
 
+def test_an_older_report_is_kept_until_there_is_a_new_one(tmp_path):
+    file = tmp_path / "report.json"
+    file.write_text("older, and longer than what it takes to see that it is cut off" * 500)
+    with stub.serving(stub.words(*["a"] * 10, gap=0.05)) as server:
+        child = subprocess.Popen([PROGRAM, "bench", server.url, "--duration", "60s", "--json", file], stdout=subprocess.DEVNULL)
+        end = time.monotonic() + 20 * PATIENCE
+        while len(server.times) < 10 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert file.read_text().startswith("older")
+        child.send_signal(signal.SIGINT)
+        assert child.wait(20 * PATIENCE) == 0
+    assert json.loads(file.read_text())["requests"]["succeeded"] > 0
+
+
+def test_a_full_stdout_is_a_fault(tmp_path):
+    with stub.serving(stub.words("a")) as server, open("/dev/full", "w") as full:
+        done = subprocess.run([PROGRAM, "bench", server.url, "--requests", "1", "--json", tmp_path / "report.json"], stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=60 * PATIENCE)
+    assert done.returncode == 1 and "stdout: No space left" in done.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["requests"]["succeeded"] == 1, "the other report is there"
+
+
 def test_requests_are_shortened_to_the_context_that_the_server_tells(tmp_path):
     with stub.serving(stub.words("a"), max_len=256) as server:
         report = bench(tmp_path, server.url, "--requests", 4, "--input", 1000, "--output", 1000)

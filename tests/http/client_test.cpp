@@ -266,6 +266,22 @@ TEST(HttpClient, ReplacesAKeptConnectionThatTheServerClosedOnce) {
   EXPECT_EQ(requests.load(), 2);
 }
 
+TEST(HttpClient, ReplacesNoConnectionWhereThatIsNotWanted) {
+  RawServer server([&](RawConnection& connection) {
+    connection.read_request();
+    connection.answer("first");
+    connection.read_request();
+  });
+  Client client;
+  EXPECT_EQ(call(client, request_for(server))->body, "first");
+  ClientRequest request = request_for(server);
+  request.retry_closed = false;
+  const auto got = call(client, std::move(request));
+  EXPECT_EQ(got->end->status.error().code, ErrorCode::unavailable);
+  EXPECT_EQ(server.accepted(), 1);
+  EXPECT_EQ(client.counts().retried, 0U);
+}
+
 TEST(HttpClient, DoesNotRepeatARequestOnANewConnectionOrAfterTheFirstByte) {
   std::atomic<int> requests{0};
   RawServer server([&](RawConnection& connection) {
