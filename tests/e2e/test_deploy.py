@@ -1,32 +1,42 @@
 """What lies in deploy/: that Docker, Kubernetes, Helm and systemd run the program with one and the same configuration."""
+import hashlib
 import json
 import os
 import pathlib
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 
+import httpx
 import pytest
 import yaml
 
-from process import ROOT, Process, free_port, run
+from pki import Authority
+from process import ROOT, PATIENCE, Process, free_port, run
 
 DEPLOY = ROOT / "deploy"
 MODELS = DEPLOY / "config/models.yaml"
 BASES = ["config", "k8s/base", "k8s/overlays/cpu", "k8s/overlays/k3s"]
 COMPONENTS = ["servicemonitor", "keda", "inferencepool"]
+GUARD = ["tls", "keys", "admin-port"]
 # What Kubernetes puts into every pod beside a Service named xgen-model.
 SERVICE_LINKS = {"XGEN_MODEL_PORT": "tcp://10.43.0.7:8000", "XGEN_MODEL_PORT_8000_TCP_ADDR": "10.43.0.7",
                  "XGEN_MODEL_SERVICE_HOST": "10.43.0.7", "XGEN_MODEL_SERVICE_PORT": "8000"}
 
 
-def kubectl():
-    """Every kubectl there is: the newest found, and those that XGEN_KUBECTL names (an old one, say)."""
+def kubectl(components=False):
+    """Every kubectl there is: the one found, and those that XGEN_KUBECTL names (an old one, say); or those that know components."""
     found = [shutil.which("kubectl"), *os.environ.get("XGEN_KUBECTL", "").split(":")]
     found = [program for program in found if program]
     if not found:
         pytest.skip("kubectl is not installed")
+    if components:
+        version = lambda program: subprocess.run([program, "version", "--client", "--output=json"], capture_output=True, text=True).stdout
+        found = [program for program in found if '"kustomizeVersion"' in version(program)]
+        if not found:
+            pytest.skip("no kubectl that knows components is installed")
     return found
 
 
@@ -36,14 +46,30 @@ def kustomize(folder, program=None):
     return list(yaml.safe_load_all(result.stdout))
 
 
-def with_components(tmp_path, names):
-    """The base with components, as an operator's own kustomization has them."""
-    if subprocess.run([kubectl()[0], "version", "--client", "--output=json"], capture_output=True, text=True).stdout.find('"kustomizeVersion"') < 0:
-        pytest.skip("this kubectl knows no components")
-    path = lambda name: os.path.relpath(DEPLOY / "k8s" / name, tmp_path.resolve())
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(
-        {"namespace": "xgen", "resources": [path("base")], "components": [path(f"components/{name}") for name in names]}))
-    return kustomize(tmp_path)
+def page(name="deployment.md"):
+    return (ROOT / "docs" / name).read_text()
+
+
+def examples(beginning, name="deployment.md"):
+    """The YAML blocks of a page that begin so."""
+    found = [block for block in re.findall(r"^```yaml\n(.*?)^```$", page(name), re.M | re.S) if block.startswith(beginning)]
+    assert found, beginning
+    return found
+
+
+def overlay(folder, text):
+    """An operator's own overlay, in a folder beside which the checkout is `xgen-model`, as every kubectl that can renders it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "kustomization.yaml").write_text(text.replace("../xgen-model", os.path.relpath(ROOT, folder.resolve())))
+    (folder / "models.yaml").write_text("models: [{name: mine, source: 'builtin:xgen-demo'}]\n")
+    rendered = [kustomize(folder, program) for program in kubectl(components=True)]
+    assert all(in_order(each) == in_order(rendered[0]) for each in rendered)
+    return rendered[0]
+
+
+def with_components(folder, names, base="base"):
+    return overlay(folder, yaml.safe_dump({"resources": [f"../xgen-model/deploy/k8s/{base}"],
+                                           "components": [f"../xgen-model/deploy/k8s/components/{name}" for name in names]}))
 
 
 def helm(values=None):
@@ -53,8 +79,8 @@ def helm(values=None):
     return [doc for name, text in files.items() if name.endswith(".yaml") for doc in yaml.safe_load_all(text) if doc]
 
 
-def of_kind(docs, kind):
-    found = [doc for doc in docs if doc["kind"] == kind]
+def of_kind(docs, kind, name=None):
+    found = [doc for doc in docs if doc["kind"] == kind and name in (None, doc["metadata"]["name"])]
     assert len(found) == 1, f"{kind}: {len(found)}"
     return found[0]
 
@@ -200,7 +226,8 @@ def test_what_depends_on_a_setting_agrees_with_it(in_the_image):
     """Deployments must name the port and wait for the drain; both follow from models.yaml."""
     server = yaml.safe_load(in_the_image)["server"]
     pod = of_kind(list(yaml.safe_load_all((DEPLOY / "k8s/base/deployment.yaml").read_text())), "Deployment")["spec"]["template"]["spec"]
-    graces = {"Compose": compose_service()["stop_grace_period"], "Kubernetes": pod["terminationGracePeriodSeconds"], "systemd": unit()["TimeoutStopSec"][0]}
+    graces = {"Compose": compose_service()["stop_grace_period"], "Kubernetes": pod["terminationGracePeriodSeconds"], "systemd": unit()["TimeoutStopSec"][0],
+              "Helm": yaml.safe_load((DEPLOY / "helm/xgen-model/values.yaml").read_text())["terminationGracePeriodSeconds"]}
     drain = seconds(server["drain_delay"]) + seconds(server["drain_timeout"])
     for name, grace in graces.items():
         assert seconds(grace) >= drain + 5, f"{name} kills before the drain ends"
@@ -211,6 +238,14 @@ def test_what_depends_on_a_setting_agrees_with_it(in_the_image):
              "image": re.search(r"^EXPOSE (\d+)$", (DEPLOY / "docker/Dockerfile").read_text(), re.M)[1]}
     assert {int(port) for port in ports.values()} == {server["port"]}, ports
     assert server["port"] == 8000
+
+
+@pytest.mark.parametrize("name", ["deployment.md", "several-models.md"])
+def test_pages_name_the_sections_that_need_a_restart(name):
+    sections = re.findall(r'compare\("(\w+)"', (ROOT / "src/live_config.cpp").read_text())
+    assert len(sections) >= 5
+    sentence = re.search(r"Changes of (.*?) need a restart", page(name))[1]
+    assert re.findall(r"`(\w+)`", sentence) == sections
 
 
 def test_one_version_everywhere():
@@ -233,23 +268,54 @@ def in_order(value):
 
 @pytest.mark.parametrize("folder", BASES)
 def test_every_kubectl_renders_the_same(folder):
+    if len(kubectl()) == 1:
+        pytest.skip("there is one kubectl alone: XGEN_KUBECTL names others")
     rendered = [in_order(kustomize(DEPLOY / folder, program)) for program in kubectl()]
     assert all(each == rendered[0] for each in rendered)
-    assert all(doc["kind"] == "Namespace" or doc["metadata"]["namespace"] == "xgen" for doc in rendered[0])
+
+
+def assert_all_in(namespace, docs):
+    for doc in docs:
+        assert doc["metadata"].get("namespace") == (None if doc["kind"] == "Namespace" else namespace), doc
+
+
+# Values of every kind, so that each line of the templates is rendered.
+ALL_VALUES = {"cache": {"size": "20Gi", "storageClass": "fast"}, "keysSecret": "keys", "environmentSecret": "tokens", "imagePullSecrets": [{"name": "registry"}],
+              "nodeSelector": {"a": "b"}, "tolerations": [{"key": "a", "operator": "Exists"}], "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
+              "affinity": {"nodeAffinity": {}}, "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
+              "extraVolumes": [{"name": "models", "hostPath": {"path": "/srv/models"}}], "extraVolumeMounts": [{"name": "models", "mountPath": "/models"}],
+              "tls": {"enabled": True, "secret": "tls"}, "adminPort": 8001, "service": {"type": "LoadBalancer"}, "terminationGracePeriodSeconds": 600,
+              "networkPolicy": {"egress": [{"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}], "ports": [{"port": 9000}]}]}}
 
 
 @pytest.mark.parametrize("folder", [*BASES[1:], "components", "helm"])
 def test_manifests_fit_the_schemas_of_kubernetes(folder, tmp_path):
     validate = pytest.importorskip("kubernetes_validate")
     if folder == "helm":
-        docs = helm({"cache": {"size": "20Gi"}, "keysSecret": "keys", "environmentSecret": "tokens",
-                     "imagePullSecrets": [{"name": "registry"}], "nodeSelector": {"a": "b"}})
+        docs = helm() + helm(ALL_VALUES) + helm({"tls": {"enabled": True, "clientCertificates": True}, "strategy": {"type": "Recreate"}})
     else:
-        docs = with_components(tmp_path, COMPONENTS) if folder == "components" else kustomize(DEPLOY / folder)
+        docs = with_components(tmp_path, COMPONENTS + GUARD) if folder == "components" else kustomize(DEPLOY / folder)
     known = [doc for doc in docs if doc["apiVersion"].partition("/")[0] in ("v1", "apps", "policy", "networking.k8s.io")]
     assert len(known) >= 5
     for doc in known:
         validate.validate(doc, validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("folder", BASES)
+def test_everything_is_in_the_namespace(folder):
+    assert_all_in("xgen", kustomize(DEPLOY / folder))
+
+
+def test_the_pages_overlays_render(tmp_path):
+    for number, text in enumerate(examples("# kustomization.yaml\n")):
+        docs = overlay(tmp_path / str(number), text)
+        assert_all_in("xgen", docs)
+        assert "mine" in of_kind(docs, "ConfigMap")["data"]["models.yaml"]
+        assert of_kind(docs, "ConfigMap")["metadata"]["name"] == "xgen-model-config", "another name restarts every pod for a changed model"
+        assert of_kind(docs, "ServiceMonitor")
+        assert of_kind(docs, "Deployment")["spec"]["replicas"] == 2
+        images = yaml.safe_load(text).get("images", [{"newName": "xgen-model", "newTag": "0.1.0"}])
+        assert container(docs)["image"] == f"{images[0]['newName']}:{images[0]['newTag']}"
 
 
 def test_components_add_what_their_operators_read(tmp_path):
@@ -263,7 +329,137 @@ def test_components_add_what_their_operators_read(tmp_path):
     assert "vllm:num_requests_waiting{" in scaled["spec"]["triggers"][0]["metadata"]["query"]
     assert pool["apiVersion"] == "inference.networking.k8s.io/v1" and set(pool["spec"]) == {"selector", "targetPorts", "endpointPickerRef"}
     assert pool["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    assert all(doc["metadata"]["namespace"] == "xgen" for doc in (monitor, scaled, pool))
+    assert_all_in("xgen", docs)
+    helms = helm({"serviceMonitor": {"enabled": True}, "keda": {"enabled": True}, "inferencePool": {"enabled": True}})
+    for kind in ("Deployment", "ServiceMonitor", "ScaledObject", "InferencePool"):
+        assert of_kind(helms, kind)["spec"] == of_kind(docs, kind)["spec"]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """The page's models.yaml, overlay and values of a server with TLS, keys and a port for operators."""
+    server = yaml.safe_load(examples("server:\n  tls_cert_file:")[0])["server"]
+    by_overlay = [text for text in examples("# kustomization.yaml\n") if "components/tls" in text]
+    by_helm = [yaml.safe_load(text) for text in examples("# values.yaml\n")]
+    assert len(by_overlay) == len(by_helm) == 1
+    # What the overlay `cpu` sets beside that.
+    cpu = yaml.safe_load((DEPLOY / "k8s/overlays/cpu/deployment.yaml").read_text())["spec"]
+    pod = cpu["template"]["spec"]
+    values = {**by_helm[0], "replicas": cpu["replicas"], "resources": pod["containers"][0]["resources"], "topologySpreadConstraints": pod["topologySpreadConstraints"]}
+    return server, overlay(tmp_path_factory.mktemp("guarded"), by_overlay[0]), helm(values)
+
+
+def test_a_guarded_server_is_asked_as_it_wants(guarded, tmp_path):
+    """The server with the page's settings answers the probes and Prometheus as the page's manifests ask it, and not as those without."""
+    server, docs, _ = guarded
+    authority, key = Authority(tmp_path), "sk-metrics"
+    pem, secret, _ = authority.issue("server", names=["localhost", of_kind(docs, "ServiceMonitor")["spec"]["endpoints"][0]["tlsConfig"]["serverName"]])
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(yaml.safe_dump({"keys": [{"name": "prometheus", "sha256": hashlib.sha256(key.encode()).hexdigest(), "scopes": ["metrics"]}]}))
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(docs)["volumeMounts"]}
+    assert server["tls_cert_file"] == f"{mounts['tls']}/tls.crt" and server["tls_key_file"] == f"{mounts['tls']}/tls.key"
+    assert server["api_keys_file"] == f"{mounts['keys']}/keys.yaml"
+    ports = {port["name"]: port["containerPort"] for port in container(docs)["ports"]}
+    assert ports == {"http": 8000, "admin": server["admin_port"]}
+    here = {"http": free_port(), "admin": free_port()}
+    config = tmp_path / "models.yaml"
+    config.write_text(yaml.safe_dump({"server": {**server, "tls_cert_file": str(pem), "tls_key_file": str(secret), "api_keys_file": str(keys), "admin_port": here["admin"]},
+                                      "models": [{"name": "xgen-demo", "source": "builtin:xgen-demo"}]}))
+    endpoint = of_kind(docs, "ServiceMonitor")["spec"]["endpoints"][0]
+    ask = lambda scheme, port, path, **kwargs: httpx.get(f"{scheme}://localhost:{here[port]}{path}", timeout=20 * PATIENCE, **kwargs).status_code
+    anyone = authority.context()
+    anyone.check_hostname = False  # it is asked by its address
+    with Process("--config", config, port=here["http"], tls=anyone):
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            asks = container(docs)[probe]["httpGet"]
+            assert ask(asks["scheme"].lower(), asks["port"], asks["path"], verify=False) == 200  # a kubelet does not look at the certificate
+            assert ask("http", asks["port"], asks["path"]) == 400
+        trusted = ssl.create_default_context(cafile=str(pem))  # tls.crt, as tlsConfig has it
+        trusted.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as Go does
+        bearer = {"Authorization": f"Bearer {key}"}
+        assert endpoint["tlsConfig"] == {"ca": {"secret": {"name": "xgen-model-tls", "key": "tls.crt"}}, "serverName": "xgen-model.xgen.svc.cluster.local"}
+        assert endpoint["authorization"] == {"credentials": {"name": "xgen-model-metrics-key", "key": "key"}}
+        assert ask(endpoint["scheme"], endpoint["port"], endpoint["path"], verify=trusted, headers=bearer) == 200
+        assert ask("https", "admin", "/metrics", verify=False) == 401
+        assert ask("https", "http", "/metrics", verify=False, headers=bearer) == 404
+
+
+def test_a_guarded_servers_ports_are_reached_by_those_who_may(guarded):
+    _, docs, by_helm = guarded
+    endpoint = of_kind(docs, "ServiceMonitor")["spec"]["endpoints"][0]
+    services = {port["name"]: (doc["metadata"]["name"], port) for doc in docs if doc["kind"] == "Service" for port in doc["spec"]["ports"]}
+    assert services[endpoint["port"]] == ("xgen-model-admin", {"name": "admin", "port": 8001, "targetPort": "admin"})
+    assert of_kind(docs, "Service", "xgen-model")["spec"]["ports"] == [{"name": "http", "port": 8000, "targetPort": "http"}], "a load balancer would open it, too"
+    assert of_kind(docs, "Service", "xgen-model-admin")["metadata"]["labels"].items() >= of_kind(docs, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
+    ingress = of_kind(docs, "NetworkPolicy")["spec"]["ingress"]
+    assert ingress[1] == {"ports": [{"port": "admin", "protocol": "TCP"}], "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]}
+    # The Secrets are those that the page has made.
+    volumes = of_kind(docs, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    secrets = {volume["secret"]["secretName"] for volume in volumes if "secret" in volume} | {endpoint["authorization"]["credentials"]["name"]}
+    assert secrets == set(re.findall(r"create secret (?:tls|generic) (\S+)", page()))
+    # By Helm it is the same.
+    for kind, name in (("Deployment", None), ("NetworkPolicy", None), ("ServiceMonitor", None), ("Service", "xgen-model-admin")):
+        assert in_order(of_kind(by_helm, kind, name)["spec"]) == in_order(of_kind(docs, kind, name)["spec"]), kind
+
+
+def test_who_asks_for_client_certificates_is_probed_from_inside():
+    it = container(helm({"tls": {"enabled": True, "secret": "tls", "clientCertificates": True}}))
+    for probe, what in (("startupProbe", "startup"), ("livenessProbe", "live"), ("readinessProbe", "ready")):
+        assert it[probe]["exec"] == {"command": ["/usr/bin/xgen-model", "healthcheck", what]} and "httpGet" not in it[probe]
+
+
+def test_a_cache_of_one_node_is_not_asked_for_twice():
+    """A claim that one node can mount holds up a new pod on another for as long as the old one runs."""
+    strategy = lambda values: of_kind(helm(values), "Deployment")["spec"]["strategy"]
+    surge = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert strategy({"cache": {"size": "20Gi"}}) == {"type": "Recreate"}
+    assert strategy({}) == strategy({"cache": {"size": "20Gi", "accessMode": "ReadWriteMany"}}) == strategy({"cache": {"claim": "mine"}}) == surge
+    assert strategy({"strategy": {"type": "Recreate"}}) == {"type": "Recreate"}
+
+
+def test_an_overlay_may_let_the_old_pod_go_first(tmp_path):
+    strategy = re.search(r"`strategy: (\{.*?\})`", page())[1]
+    docs = overlay(tmp_path, f"""
+resources: [../xgen-model/deploy/k8s/overlays/k3s]
+patches:
+  - patch: |
+      apiVersion: apps/v1
+      kind: Deployment
+      metadata: {{name: xgen-model, namespace: xgen}}
+      spec: {{strategy: {strategy}}}
+""")
+    assert of_kind(docs, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_chart_says_what_an_overlay_can_say():
+    docs = helm(ALL_VALUES)
+    pod, it = of_kind(docs, "Deployment")["spec"]["template"]["spec"], container(docs)
+    assert pod["terminationGracePeriodSeconds"] == 600
+    assert pod["topologySpreadConstraints"] == ALL_VALUES["topologySpreadConstraints"]
+    assert ALL_VALUES["extraVolumes"][0] in pod["volumes"] and ALL_VALUES["extraVolumeMounts"][0] in it["volumeMounts"]
+    assert it["env"] == ALL_VALUES["env"]
+
+
+def test_the_network_policy_lets_ordinary_traffic_through():
+    everywhere = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}  # NodeLocal DNSCache is at 169.254.20.10, of no pod
+    from_pods = [{"from": [{"namespaceSelector": {}}], "ports": [{"port": "http", "protocol": "TCP"}]}]
+    from_all = [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    policy = lambda docs: of_kind(docs, "NetworkPolicy")["spec"]
+    for folder in BASES[1:]:
+        assert everywhere in policy(kustomize(DEPLOY / folder))["egress"]
+    assert policy(kustomize(DEPLOY / "k8s/base"))["ingress"] == policy(helm())["ingress"] == from_pods
+    # A load balancer's clients are no pods.
+    assert policy(kustomize(DEPLOY / "k8s/overlays/k3s"))["ingress"] == policy(helm({"service": {"type": "LoadBalancer"}}))["ingress"] == from_all
+    office = [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+    assert policy(helm({"service": {"type": "NodePort"}, "networkPolicy": {"from": office}}))["ingress"] == [{**from_all[0], "from": office}]
+    own = ALL_VALUES["networkPolicy"]["egress"][0]
+    assert policy(helm(ALL_VALUES))["egress"] == policy(helm())["egress"] + [own]
+    assert not [doc for doc in helm({"networkPolicy": {"enabled": False}}) if doc["kind"] == "NetworkPolicy"]
+
+
+def test_pods_go_where_the_image_runs():
+    for docs in [helm(), *(kustomize(DEPLOY / folder) for folder in BASES[1:])]:
+        assert of_kind(docs, "Deployment")["spec"]["template"]["spec"]["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
 
 
 def test_helm_and_kustomize_run_the_same_pod():
