@@ -65,6 +65,13 @@ links=(-e XGEN_MODEL_PORT=tcp://10.0.0.1:8000 -e XGEN_MODEL_SERVICE_HOST=10.0.0.
   "$("${run[@]}" run --rm "${hardened[@]}" "$image" check --print-effective)" ] || fail "the Service's variables change settings"
 say "XGEN_MODEL_PORT changes nothing"
 
+# Under the name by which a kubelet looks for it in what containerd has imported.
+podman tag "$image" "docker.io/library/$image"
+podman save -q -o "$work/image.tar" "docker.io/library/$image" 2>/dev/null
+podman rmi "docker.io/library/$image" >/dev/null
+tar -xOf "$work/image.tar" manifest.json | grep -qF "[\"docker.io/library/$image\"]" || fail "saved under another name"
+say "is saved as docker.io/library/$image"
+
 if [ -n "$program" ]; then
   runs=7
   for _ in $(seq $runs); do

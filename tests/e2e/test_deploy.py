@@ -228,6 +228,8 @@ def test_what_depends_on_a_setting_agrees_with_it(in_the_image):
     pod = of_kind(list(yaml.safe_load_all((DEPLOY / "k8s/base/deployment.yaml").read_text())), "Deployment")["spec"]["template"]["spec"]
     graces = {"Compose": compose_service()["stop_grace_period"], "Kubernetes": pod["terminationGracePeriodSeconds"], "systemd": unit()["TimeoutStopSec"][0],
               "Helm": yaml.safe_load((DEPLOY / "helm/xgen-model/values.yaml").read_text())["terminationGracePeriodSeconds"]}
+    for name in ("deployment.md", "air-gapped.md"):
+        graces[name] = re.search(r"docker run -d [^\n]*--restart unless-stopped --stop-timeout (\d+)", page(name))[1]
     drain = seconds(server["drain_delay"]) + seconds(server["drain_timeout"])
     for name, grace in graces.items():
         assert seconds(grace) >= drain + 5, f"{name} kills before the drain ends"
@@ -457,6 +459,18 @@ def test_the_network_policy_lets_ordinary_traffic_through():
     assert not [doc for doc in helm({"networkPolicy": {"enabled": False}}) if doc["kind"] == "NetworkPolicy"]
 
 
+def test_models_are_unpacked_into_the_claim_that_is_mounted():
+    unpack = yaml.safe_load(examples("# unpack.yaml", "air-gapped.md")[0])
+    docs = kustomize(DEPLOY / "k8s/overlays/k3s")
+    pod = of_kind(docs, "Deployment")["spec"]["template"]["spec"]
+    claim = unpack["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert claim == of_kind(docs, "PersistentVolumeClaim")["metadata"]["name"] == of_kind(helm({"cache": {"size": "1Gi"}}), "PersistentVolumeClaim")["metadata"]["name"]
+    assert claim in [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert unpack["spec"]["securityContext"].items() <= pod["securityContext"].items() and unpack["metadata"]["namespace"] == "xgen"
+    validate = pytest.importorskip("kubernetes_validate")
+    validate.validate(unpack, validate.latest_version(), strict=True)
+
+
 def test_pods_go_where_the_image_runs():
     for docs in [helm(), *(kustomize(DEPLOY / folder) for folder in BASES[1:])]:
         assert of_kind(docs, "Deployment")["spec"]["template"]["spec"]["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
@@ -470,6 +484,16 @@ def test_helm_and_kustomize_run_the_same_pod():
     assert of_kind(mine, "Service")["spec"]["ports"] == of_kind(theirs, "Service")["spec"]["ports"]
     own = helm({"models": "models: [{name: mine, source: 'builtin:xgen-demo'}]\n"})
     assert yaml.safe_load(of_kind(own, "ConfigMap")["data"]["models.yaml"])["models"][0]["name"] == "mine"
+
+
+def test_debians_docker_takes_the_files():
+    """Debian 12 has Docker 20.10, whose builder knows no BuildKit, and Compose 1.29."""
+    assert not re.search(r"^(RUN|COPY|ADD)\b.*--(mount|network|security|link|parents|exclude|checksum)\b|<<", (DEPLOY / "docker/Dockerfile").read_text(), re.M)
+    assert set(yaml.safe_load((DEPLOY / "docker/services.docker.yaml").read_text())) == {"services", "volumes"}
+    if shutil.which("docker-compose"):
+        result = subprocess.run(["docker-compose", "-p", "xgen", "-f", DEPLOY / "docker/services.docker.yaml", "config"], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert yaml.safe_load(result.stdout)["services"]["xgen-model"]["stop_grace_period"] == compose_service()["stop_grace_period"]
 
 
 def test_pods_are_confined():
