@@ -4,8 +4,11 @@ install(TARGETS xgen-model DESTINATION bin)
 # A crash report needs the names of functions, not the lines.
 install(CODE "execute_process(COMMAND ${CMAKE_STRIP} --strip-debug \$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/bin/xgen-model)")
 install(FILES LICENSE DESTINATION share/doc/xgen-model RENAME copyright)
-install(FILES README.md DESTINATION share/doc/xgen-model)
-install(DIRECTORY docs/ DESTINATION share/doc/xgen-model/docs PATTERN adr EXCLUDE)
+# The pages, and what they lead to, where their links expect it.
+install(FILES README.md ARCHITECTURE.md CONTRIBUTING.md LICENSE DESTINATION share/doc/xgen-model)
+install(DIRECTORY docs DESTINATION share/doc/xgen-model)
+install(DIRECTORY deploy/config deploy/helm deploy/k8s deploy/monitoring deploy/proxy deploy/python
+  DESTINATION share/doc/xgen-model/deploy PATTERN __pycache__ EXCLUDE)
 install(FILES deploy/config/models.yaml DESTINATION /etc/xgen-model)
 install(FILES deploy/systemd/xgen-model.service DESTINATION /lib/systemd/system)
 

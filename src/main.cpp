@@ -44,6 +44,9 @@ int check(const Flags& flags, bool print_effective) {
     auto settings = source_settings(setup->config.sources);
     if (!settings) return complain(kMisused, settings.error().message);
     setup->config.sources.cache = std::filesystem::path(settings->s3.cache).parent_path().string();
+    // What no key says, but the environment.
+    std::printf("# hf:// models are kept in %s (HF_HOME, HF_HUB_CACHE)%s.\n", settings->hub.cache.c_str(),
+                settings->hub.offline ? ", and no others are downloaded (HF_HUB_OFFLINE)" : "");
     std::fputs(config::effective_yaml(setup->config).c_str(), stdout);
     return 0;
   }

@@ -37,11 +37,19 @@ inside systemctl kill -s KILL xgen-model
 wait_for 30 inside xgen-model healthcheck --config /etc/xgen-model/models.yaml || fail "not restarted after kill -9"
 say "is restarted after kill -9"
 
-# An upgrade keeps what the operator wrote.
-inside dpkg -i /root/package.deb >/dev/null
+before=$(inside systemctl show -P MainPID xgen-model)
+# An upgrade keeps what the operator wrote, also where the new version ships another file.
+dpkg-deb -R "$package" "$root/root/next"
+echo '# of the next version' >>"$root/root/next/etc/xgen-model/models.yaml"
+sed -i 's/^Version: .*/&+next/' "$root/root/next/DEBIAN/control"
+dpkg-deb --root-owner-group -b "$root/root/next" "$root/root/next.deb" >/dev/null
+inside dpkg --force-confold -i /root/next.deb >/dev/null 2>&1 || fail "the upgrade does not end well"
+case "$(inside dpkg-query -W -f '${Version}' xgen-model)" in *+next) ;; *) fail "not upgraded" ;; esac
 grep -q renamed "$config" || fail "the upgrade overwrote models.yaml"
+grep -q 'of the next version' "$config.dpkg-dist" || fail "the next version shipped no other models.yaml"
 wait_for 30 inside xgen-model healthcheck --config /etc/xgen-model/models.yaml || fail "not ready after an upgrade"
-say "keeps models.yaml in an upgrade"
+[ "$(inside systemctl show -P MainPID xgen-model)" != "$before" ] || fail "the upgrade left the old program running"
+say "keeps models.yaml in an upgrade that ships another"
 
 echo 'nonsense: 1' >>"$config"
 inside systemctl restart xgen-model || true
@@ -56,7 +64,10 @@ inside systemctl stop xgen-model
 say "stopped in $((($(date +%s%N) - begin) / 1000000)) ms (server.drain_delay included)"
 [ "$(inside systemctl show -P Result xgen-model)" = success ] || fail "the stop was not clean"
 
+# What the operator wrote beside models.yaml is not the package's.
+echo 'keys: []' >"$root/etc/xgen-model/keys.yaml"
 inside dpkg --purge xgen-model >/dev/null 2>&1
-inside test ! -e /etc/xgen-model -a ! -e /var/cache/xgen-model -a ! -e /usr/bin/xgen-model || fail "purge leaves something"
+[ "$(ls "$root/etc/xgen-model")" = keys.yaml ] || fail "purge took the operator's keys, or left something of its own"
+inside test ! -e /var/cache/xgen-model -a ! -e /var/lib/xgen-model -a ! -e /usr/bin/xgen-model -a ! -e /usr/share/doc/xgen-model || fail "purge leaves something"
 say "purged"
 say "passed"

@@ -237,7 +237,8 @@ Flags of the command line (`--host`, `--port`, …) win over the file.
 
 Unknown keys, wrong types, repeated names and missing paths are errors that name file, line, column, key and what was expected; nothing
 is started then, and the exit code is 2. `xgen-model check` checks a file and prints the memory plan; `xgen-model check --print-effective`
-prints the whole configuration that is in force, flags and defaults included, as a models.yaml.
+prints the whole configuration that is in force, flags and defaults included, as a models.yaml, and in a comment where the environment
+has models of the Hub kept.
 
 Model files are mapped, not copied: replace them by renaming new ones into place, never by writing into files that are being served.
 A file that is cut short while it is served, or whose storage fails, fails its model alone: running requests end with 503, and the model

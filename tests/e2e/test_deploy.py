@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pki import Authority
-from process import ROOT, PATIENCE, Process, free_port, run
+from process import BUILD, PATIENCE, ROOT, Process, free_port, run
 
 DEPLOY = ROOT / "deploy"
 MODELS = DEPLOY / "config/models.yaml"
@@ -165,6 +165,12 @@ def effective(way, tmp_path):
 @pytest.fixture(scope="module")
 def in_the_image(tmp_path_factory):
     return effective(run_by_image(), tmp_path_factory.mktemp("image"))
+
+
+def test_the_images_configuration_says_where_models_are_kept(in_the_image):
+    """So that the comparisons below see the variables, which are not settings, as well."""
+    mount = [volume.split(":")[1] for volume in compose_service()["volumes"] if volume.startswith("cache:")][0]
+    assert re.search(rf"^# hf:// models are kept in {mount}/", in_the_image) and yaml.safe_load(in_the_image)["sources"]["cache"] == mount
 
 
 def test_compose_is_the_same_configuration(in_the_image, tmp_path):
@@ -544,6 +550,28 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
     assert result.returncode == 0 and not result.stderr, result.stderr
 
 
+def test_the_service_starts_after_what_it_reads_is_there():
+    assert {"network-online.target", "remote-fs.target"} <= set(unit()["After"][0].split())
+
+
+def test_the_package_has_what_its_pages_lead_to(tmp_path):
+    if shutil.which("cmake") is None or not (BUILD / "cmake_install.cmake").exists():
+        pytest.skip("there is no build folder to install from")
+    subprocess.run(["cmake", "--install", BUILD, "--prefix", "/usr"], env=dict(os.environ, DESTDIR=str(tmp_path)), check=True, capture_output=True)
+    docs = tmp_path / "usr/share/doc/xgen-model"
+    pages = list(docs.rglob("*.md"))
+    assert len(pages) > 30
+    dead = []
+    for each in pages:
+        text = re.sub(r"^```.*?^```$", "", each.read_text(), flags=re.M | re.S)
+        dead += [f"{each.name}: {link}" for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link and not (each.parent / link).exists()]
+    assert not dead
+    # Manifests render from there, too, and links lead to what is there.
+    assert not [path for path in docs.rglob("*") if path.is_symlink() and not path.exists()]
+    for folder in BASES:
+        assert in_order(kustomize(docs / "deploy" / folder)) == in_order(kustomize(DEPLOY / folder))
+
+
 def test_a_mounted_config_map_is_taken_up(tmp_path):
     """Kubernetes swaps a link to a new folder when a ConfigMap changes."""
     text = MODELS.read_text()
@@ -572,9 +600,13 @@ def test_check_prints_the_effective_configuration(tmp_path):
                    {"name": "far", "engine": "openai", "urls": ["http://127.0.0.1:9/v1"], "headers": {"Authorization": secret},
                     "fallbacks": ["true"]}]}))
     command = ("check", "--print-effective", "--config", tmp_path / "models.yaml")
-    result = run(*command, "--max-num-seqs", "4", "--log-level", "warn")
+    hub = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": "", "HUGGINGFACE_HUB_CACHE": ""}
+    result = run(*command, "--max-num-seqs", "4", "--log-level", "warn", env=hub)
     assert result.returncode == 0, result.stderr
     assert secret not in result.stdout
+    # Where models of the Hub go no key says.
+    assert result.stdout.startswith(f"# hf:// models are kept in {tmp_path}/hf/hub (HF_HOME, HF_HUB_CACHE).\n")
+    assert "HF_HUB_OFFLINE" in run(*command, env={"HF_HUB_OFFLINE": "1"}).stdout
     printed = yaml.safe_load(result.stdout)
     assert printed["server"]["port"] == 9001 and printed["memory"]["host"] == "62.5%" and printed["log"]["level"] == "warn"
     assert [model["name"] for model in printed["models"]] == ["true", "far"]
@@ -586,7 +618,7 @@ def test_check_prints_the_effective_configuration(tmp_path):
     # It is a configuration, and the same one, from wherever it is read.
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/printed.yaml").write_text(result.stdout)
-    again = run("check", "--print-effective", "--config", tmp_path / "elsewhere/printed.yaml")
+    again = run("check", "--print-effective", "--config", tmp_path / "elsewhere/printed.yaml", env=hub)
     assert again.stdout == result.stdout, again.stderr
     assert run(*command, env=SERVICE_LINKS).stdout == run(*command).stdout
     (tmp_path / "models.yaml").write_text("server: {port: 1}\nmodles: []\n")
