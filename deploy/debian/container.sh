@@ -2,6 +2,7 @@
 # this file, which source it. Needs root and the Debian packages debootstrap and systemd-container; the container shares
 # the machine's network, so port 8000 must be free. TMPDIR says where it goes.
 root=$(mktemp -d)
+chmod 755 "$root"  # it is `/` there, for every user
 
 inside() { nsenter -t "$init" -m -u -i -p -C -- "$@"; }
 say() { printf '%s\n' "$(basename "$0" .sh): $*"; }
