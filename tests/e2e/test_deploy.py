@@ -256,6 +256,19 @@ def test_pages_name_the_sections_that_need_a_restart(name):
     assert re.findall(r"`(\w+)`", sentence) == sections
 
 
+def test_pages_say_who_may_call_operators_routes():
+    """`curl localhost:8000/admin/…` as it stands works without keys and on the same machine alone, and not through a container's published port."""
+    names = [path.name for path in (ROOT / "docs").glob("*.md") if re.search(r"^    curl .*localhost:8000/admin/", path.read_text(), re.M)]
+    assert "several-models.md" in names
+    for name in names:
+        assert "scope `admin`" in page(name) and ("port-forward" in page(name) or "(several-models.md#states)" in page(name)), name
+
+
+def test_the_key_reaches_the_python_example():
+    """migration.md's program reads KEY from the environment."""
+    assert 'os.environ["KEY"]' in page("migration.md") and re.search(r"^ +export KEY=", page("migration.md"), re.M)
+
+
 def test_one_version_everywhere():
     version = re.search(r"project\(xgen-model VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())[1]
     chart = yaml.safe_load((DEPLOY / "helm/xgen-model/Chart.yaml").read_text())
