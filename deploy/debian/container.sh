@@ -1,6 +1,6 @@
 # A bare Debian 12 with a running systemd, in a container by debootstrap and systemd-nspawn; for the test scripts beside
 # this file, which source it. Needs root and the Debian packages debootstrap and systemd-container; the container shares
-# the machine's network, so port 8000 must be free. TMPDIR says where it goes.
+# the machine's network and control group: one at a time, and port 8000 must be free. TMPDIR says where it goes.
 root=$(mktemp -d)
 chmod 755 "$root"  # it is `/` there, for every user
 
