@@ -162,8 +162,8 @@ Status read_serve(Draft& draft, const ImportOptions& options, const Document& do
                    "A file of its own, which was not read: give it to `xgen-model import` too.");
         continue;
       }
-      const std::string id = text_of(find(config, "model_loading_config.model_id"));
-      if (Status status = read_llm_config(draft, options, document, config, called + "/" + id); !status)
+      const std::string id = "/" + text_of(find(config, "model_loading_config.model_id"));
+      if (Status status = read_llm_config(draft, options, document, config, called + id); !status)
         add_fault(faults, status.error());
     }
   }
