@@ -191,12 +191,15 @@ IoResult Connection::send(std::string_view data) {
 
 // Goes as far with the TLS handshake as what has come allows; false when reading ends.
 bool Connection::shake_hands() {
-  char first = 0;
-  if (::recv(socket_.native_handle(), &first, 1, MSG_PEEK) == 1 && first >= 'A' && first <= 'Z') {  // "GET /"
-    handshaking_ = false;
-    tls_.reset();
-    answer_fault(400, "The client speaks plain HTTP, and this server TLS: use https://.");
-    return socket_.is_open();
+  // The very first byte alone tells: a later read may begin anywhere in a handshake's messages.
+  if (char first = 0; !greeted_ && ::recv(socket_.native_handle(), &first, 1, MSG_PEEK) == 1) {
+    greeted_ = true;
+    if (first >= 'A' && first <= 'Z') {  // "GET /"
+      handshaking_ = false;
+      tls_.reset();
+      answer_fault(400, "The client speaks plain HTTP, and this server TLS: use https://.");
+      return socket_.is_open();
+    }
   }
   const IoResult result = tls_->handshake();
   read_awaits_write_ = result.kind == IoResult::Kind::want_write;

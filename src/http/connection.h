@@ -107,6 +107,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool reading_ = false;  // a read is pending
   bool write_blocked_ = false;
   bool handshaking_ = false;
+  bool greeted_ = false;            // the first byte of a handshake has come
   bool read_awaits_write_ = false;  // TLS must send before it reads on
   bool sent_continue_ = false;
   bool peer_done_ = false;    // the client has sent its last byte

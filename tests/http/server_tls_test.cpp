@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "http/client.h"
 #include "http/server.h"
+#include "http/tls.h"
 #include "support/tls_client.h"
 
 namespace xgen::http {
@@ -266,6 +267,32 @@ TEST_F(ServerTlsTest, TellsWhoSpeaksPlainHttp) {
     EXPECT_EQ(answer.status, 400);
     EXPECT_THAT(answer.body, HasSubstr("https://"));
     EXPECT_TRUE(client.closed_within(2s));
+  }
+}
+
+// A client's first message of a handshake.
+std::string client_hello() {
+  const std::unique_ptr<SSL_CTX, SslFree> context(SSL_CTX_new(TLS_client_method()));
+  const std::unique_ptr<SSL, SslFree> session(SSL_new(context.get()));
+  BIO* const sent = BIO_new(BIO_s_mem());
+  SSL_set_bio(session.get(), BIO_new(BIO_s_mem()), sent);
+  std::string name = "LOCALHOST";
+  SSL_ctrl(session.get(), SSL_CTRL_SET_TLSEXT_HOSTNAME, TLSEXT_NAMETYPE_host_name, name.data());
+  SSL_connect(session.get());
+  char bytes[4096];
+  return {bytes, static_cast<std::size_t>(std::max(0, BIO_read(sent, bytes, sizeof(bytes))))};
+}
+
+TEST_F(ServerTlsTest, AHandshakeMayComeInPieces) {
+  start();
+  const std::string hello = client_hello();
+  for (const std::size_t cut : {std::size_t{1}, std::size_t{3}, hello.find("LOCALHOST"), hello.size() - 1}) {
+    RawClient client(server->port());
+    ASSERT_TRUE(client.send(hello.substr(0, cut)));
+    std::this_thread::sleep_for(20ms);
+    ASSERT_TRUE(client.send(hello.substr(cut)));
+    ASSERT_TRUE(client.read_some());
+    EXPECT_EQ(client.input.front(), 0x16) << cut;  // a handshake's record, and no words
   }
 }
 
