@@ -8,16 +8,14 @@
 namespace xgen::server {
 namespace {
 
-// "localhost:8000" -> "localhost", "[::1]:8000" -> "[::1]"
-std::string_view without_port(std::string_view host) {
-  if (host.starts_with('[')) return host.substr(0, host.find(']') + 1);
-  return host.substr(0, host.find(':'));
-}
-
+// "localhost", "127.0.0.1" and "[::1]", with or without a port.
 bool names_this_machine(std::string_view host) {
-  const std::string_view name = without_port(host);
-  if (http::equal_ignoring_case(name, "localhost")) return true;
-  const auto address = IpAddress::parse(name);
+  constexpr std::string_view kLocal = "localhost";
+  if (http::equal_ignoring_case(host.substr(0, kLocal.size()), kLocal)) {
+    const std::string_view port = host.substr(kLocal.size());
+    return port.empty() || IpAddress::parse_endpoint("127.0.0.1" + std::string(port));
+  }
+  const auto address = IpAddress::parse_endpoint(host);
   return address && address->is_loopback();
 }
 
@@ -74,7 +72,7 @@ Status check_operator(const http::Request& request, const Proxies& trusted) {
                   ") that server.trusted_proxies does not list.");
   }
   const std::string_view host = request.header("Host");
-  if (!host.empty() && !names_this_machine(host)) return refuse("the Host header names another.");
+  if (!names_this_machine(host)) return refuse("the Host header names another.");
   const std::string_view origin = request.header("Origin");
   if (!origin.empty()) {
     const std::size_t scheme = origin.find("://");

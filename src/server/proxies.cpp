@@ -8,7 +8,7 @@ namespace xgen::server {
 namespace {
 
 using Hop = std::optional<IpAddress>;  // nullopt: it is not told in a way that can be read
-using Way = std::vector<Hop>;          // the client's end first
+using Way = std::vector<Hop>;          // our end first
 
 std::string_view trimmed(std::string_view text) {
   const auto blank = [](char c) { return c == ' ' || c == '\t'; };
@@ -21,29 +21,30 @@ bool starts_alike(std::string_view name, std::string_view prefix) {
   return name.size() >= prefix.size() && http::equal_ignoring_case(name.substr(0, prefix.size()), prefix);
 }
 
-// Calls use(part) for what stands between separators outside quotes.
+// Calls use(part) for what stands between separators outside quotes, the last part first: proxies append, and a quote
+// that the client has left open must not swallow what they say.
 template <class Use>
-void each_part(std::string_view text, char separator, Use use) {
-  std::size_t begin = 0;
+void each_part_from_last(std::string_view text, char separator, bool quotes, Use use) {
+  std::size_t end = text.size();
   bool quoted = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (quoted && text[i] == '\\')
-      ++i;
-    else if (text[i] == '"')
-      quoted = !quoted;
-    else if (text[i] == separator && !quoted) {
-      use(trimmed(text.substr(begin, i - begin)));
-      begin = i + 1;
+  for (std::size_t i = text.size(); i-- > 0;) {
+    if (quotes && text[i] == '"') {
+      std::size_t escapes = 0;
+      while (escapes < i && text[i - escapes - 1] == '\\') ++escapes;
+      if (escapes % 2 == 0) quoted = !quoted;
+    } else if (text[i] == separator && !quoted) {
+      use(trimmed(text.substr(i + 1, end - i - 1)));
+      end = i;
     }
   }
-  use(trimmed(text.substr(std::min(begin, text.size()))));
+  use(trimmed(text.substr(0, end)));
 }
 
 // RFC 7239: for=10.0.0.1, for="[2001:db8::1]:80"
 Hop forwarded_for(std::string_view element) {
   Hop hop;
   int times = 0;
-  each_part(element, ';', [&](std::string_view pair) {
+  each_part_from_last(element, ';', true, [&](std::string_view pair) {
     constexpr std::string_view kFor = "for=";
     if (!starts_alike(pair, kFor)) return;
     ++times;
@@ -54,12 +55,12 @@ Hop forwarded_for(std::string_view element) {
   return times == 1 ? hop : Hop();
 }
 
-// The last one before the trusted proxies: what stands further left is the client's own word.
+// The first one before the trusted proxies: what stands further out is the client's own word.
 Hop client_of(const Way& way, const Proxies& trusted) {
-  for (auto hop = way.rbegin(); hop != way.rend(); ++hop) {
+  for (auto hop = way.begin(); hop != way.end(); ++hop) {
     const bool proxy =
         *hop && std::any_of(trusted.begin(), trusted.end(), [&](const auto& t) { return t.contains(**hop); });
-    if (!proxy || std::next(hop) == way.rend()) return *hop;
+    if (!proxy || std::next(hop) == way.end()) return *hop;
   }
   return {};
 }
@@ -72,11 +73,13 @@ struct Told {
 Told told_client(const http::Request& request, const Proxies& trusted) {
   Way x_forwarded;
   Way forwarded;
-  for (const auto& [name, value] : request.headers) {
+  for (auto header = request.headers.rbegin(); header != request.headers.rend(); ++header) {
+    const auto& [name, value] = *header;
     if (http::equal_ignoring_case(name, "x-forwarded-for"))
-      each_part(value, ',', [&](std::string_view part) { x_forwarded.push_back(IpAddress::parse_endpoint(part)); });
+      each_part_from_last(value, ',', false,
+                          [&](std::string_view part) { x_forwarded.push_back(IpAddress::parse_endpoint(part)); });
     else if (http::equal_ignoring_case(name, "forwarded"))
-      each_part(value, ',', [&](std::string_view part) { forwarded.push_back(forwarded_for(part)); });
+      each_part_from_last(value, ',', true, [&](std::string_view part) { forwarded.push_back(forwarded_for(part)); });
   }
   if (x_forwarded.empty() && forwarded.empty()) return {};
   if (forwarded.empty()) return {true, client_of(x_forwarded, trusted)};
@@ -103,7 +106,9 @@ std::string client_address(const http::Request& request, const Proxies& trusted)
 std::string_view forwarding_header(const http::Request& request) {
   for (const auto& [name, value] : request.headers) {
     const auto is = [&name = name](std::string_view known) { return http::equal_ignoring_case(name, known); };
-    if (is("forwarded") || is("via") || is("x-real-ip") || starts_alike(name, "x-forwarded-")) return name;
+    if (is("forwarded") || is("via") || is("x-real-ip") || starts_alike(name, "x-forwarded-") ||
+        starts_alike(name, "x-user-"))  // XGEN's gateway may send nothing else of them
+      return name;
   }
   return {};
 }

@@ -1,4 +1,5 @@
 """Who gets in: the operators' listener, proxies in front (a real nginx where there is one), pages of other origins, hostile input."""
+import contextlib
 import json
 import shutil
 import socket
@@ -64,35 +65,49 @@ def test_wrong_settings_are_told(tmp_path, settings, message):
     assert wrong.returncode == 2 and message in wrong.stderr, wrong.stderr
 
 
-def test_a_proxy_on_this_machine_makes_nobody_an_operator(tmp_path):
-    """nginx with its usual settings, which sends everything on from 127.0.0.1."""
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if not nginx:
+@contextlib.contextmanager
+def nginx(tmp_path, server, settings):
+    """Its URL; it sends everything on from 127.0.0.1."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if not program:
         pytest.skip("there is no nginx")
     port = free_port()
+    (tmp_path / "nginx.conf").write_text(f"""
+        daemon off; pid {tmp_path}/nginx.pid; error_log stderr; events {{}}
+        http {{ access_log off; client_body_temp_path {tmp_path}/b; proxy_temp_path {tmp_path}/p; fastcgi_temp_path {tmp_path}/f;
+                uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
+                server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{server.port}; {settings} }} }} }}""")
+    front = types.SimpleNamespace(url=f"http://127.0.0.1:{port}")
+    child = subprocess.Popen([program, "-c", tmp_path / "nginx.conf", "-p", tmp_path], stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: answers_health(front))
+        yield front.url
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def test_a_proxy_on_this_machine_makes_nobody_an_operator(tmp_path):
     for trusted in [[], ["127.0.0.1"]]:
-        with Process("--config", write(tmp_path, [demo("a")], server={"trusted_proxies": trusted})) as server:
-            (tmp_path / "nginx.conf").write_text(f"""
-                daemon off; pid {tmp_path}/nginx.pid; error_log stderr; events {{}}
-                http {{ access_log off; client_body_temp_path {tmp_path}/b; proxy_temp_path {tmp_path}/p; fastcgi_temp_path {tmp_path}/f;
-                        uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
-                        server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{server.port};
-                          proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }} }}""")
-            front_server = types.SimpleNamespace(url=f"http://127.0.0.1:{port}")
-            front = subprocess.Popen([nginx, "-c", tmp_path / "nginx.conf", "-p", tmp_path], stderr=subprocess.DEVNULL)
-            try:
-                eventually(lambda: answers_health(front_server))
-                # The test comes from this machine; another client would not.
-                assert get(f"http://127.0.0.1:{port}/admin/models") == (200 if trusted else 403)
-                spoofed = {"X-Forwarded-For": "192.0.2.9"}  # nginx appends 127.0.0.1, which is trusted, if at all
-                assert get(f"http://127.0.0.1:{port}/admin/models", spoofed) == 403
-                assert get(server.url + "/admin/models", spoofed) == 403
-                assert get(server.url + "/admin/models") == 200
-                if not trusted:
-                    assert "server.trusted_proxies" in httpx.get(f"http://127.0.0.1:{port}/admin/models").json()["error"]["message"]
-            finally:
-                front.terminate()
-                front.wait()
+        with Process("--config", write(tmp_path, [demo("a")], server={"trusted_proxies": trusted})) as server, \
+                nginx(tmp_path, server, "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;") as front:
+            # The test comes from this machine; another client would not.
+            assert get(front + "/admin/models") == (200 if trusted else 403)
+            spoofed = {"X-Forwarded-For": "192.0.2.9"}  # nginx appends 127.0.0.1, which is trusted, if at all
+            assert get(front + "/admin/models", spoofed) == 403
+            assert get(server.url + "/admin/models", spoofed) == 403
+            assert get(server.url + "/admin/models") == 200
+            if not trusted:
+                assert "server.trusted_proxies" in httpx.get(front + "/admin/models").json()["error"]["message"]
+
+
+def test_a_proxy_that_adds_no_header_needs_a_port_for_operators(tmp_path):
+    """nginx with nothing but proxy_pass, which names this machine as the host, too."""
+    port = free_port()
+    with Process("--config", write(tmp_path, [demo("a")], server={"admin_port": port})) as server, nginx(tmp_path, server, "") as front:
+        assert get(front + "/v1/models") == 200
+        for path in ["/admin/models", "/metrics", "/api/management/status"]:
+            assert get(front + path) == 404 and get(f"http://127.0.0.1:{port}{path}") == 200, path
 
 
 def test_pages_of_other_origins(tmp_path):

@@ -93,6 +93,10 @@ TEST_F(ListenersTest, AGatewaysMarkCountsFromTrustedProxiesAlone) {
     EXPECT_EQ(ask("GET /admin/models", elsewhere + "x-user-admin: false\r\n").status, 403);
     // What the client has sent, and what the gateway has added.
     EXPECT_EQ(ask("GET /admin/models", elsewhere + "x-user-admin: true\r\nx-user-admin: false\r\n").status, 403);
+    // A gateway on this machine that says who its user is and not where.
+    const std::string user = "x-user-id: 7\r\nx-user-name: bob\r\n";
+    EXPECT_EQ(ask("PUT /admin/log-level", user + "x-user-admin: false\r\n", R"({"level":"error"})").status, 403);
+    EXPECT_EQ(ask("GET /admin/models", user + "x-user-admin: true\r\n").status, trusted ? 200 : 403);
     EXPECT_EQ(ask("GET /admin/models").status, 200);  // on this machine, through nothing
   }
 }

@@ -92,14 +92,26 @@ INSTANTIATE_TEST_SUITE_P(
              "127.0.0.1:1",
              false},
         Case{"Unreadable", "127.0.0.1:1", {{"X-Forwarded-For", "127.0.0.1, nonsense"}}, "127.0.0.1:1", false},
+        Case{"AClientsOpenQuote", "10.0.0.1:1", {{"X-Forwarded-For", "\", 192.0.2.9"}}, "192.0.2.9", false},
+        Case{"ForwardedAClientsOpenQuote",
+             "10.0.0.1:1",
+             {{"Forwarded", R"(for="127.0.0.1, for=192.0.2.9;by="[::1]:80", for=10.0.0.2)"}},
+             "192.0.2.9",
+             false},
+        Case{"ForwardedAnEscapedQuote",
+             "10.0.0.1:1",
+             {{"Forwarded", R"(for=127.0.0.1, host="a\",b";for=192.0.2.9)"}},
+             "192.0.2.9",
+             false},
         Case{"Empty", "127.0.0.1:1", {{"X-Forwarded-For", ""}}, "127.0.0.1:1", false},
         Case{"OnlyVia", "127.0.0.1:1", {{"Via", "1.1 proxy"}}, "127.0.0.1:1", false},
+        Case{"OnlyAUser", "127.0.0.1:1", {{"x-user-id", "7"}, {"x-user-admin", "false"}}, "127.0.0.1:1", false},
         Case{"OnlyXRealIp", "127.0.0.1:1", {{"X-Real-IP", "127.0.0.1"}}, "127.0.0.1:1", false}),
     [](const auto& each) { return each.param.name; });
 
 TEST(Proxies, WithoutAnyNoHeaderMakesAnOperator) {
-  EXPECT_TRUE(check_operator(request("127.0.0.1:1", {{"Host", "localhost:8000"}}), {}).ok());
-  EXPECT_TRUE(check_operator(request("[::1]:1", {{"Host", "[::1]:8000"}}), {}).ok());
+  for (const char* host : {"localhost", "LocalHost:8000", "127.0.0.1", "127.0.0.1:8000", "[::1]", "[::1]:8000"})
+    EXPECT_TRUE(check_operator(request("[::1]:1", {{"Host", host}}), {}).ok()) << host;
   const struct {
     const char* remote;
     http::Headers headers;
@@ -112,6 +124,14 @@ TEST(Proxies, WithoutAnyNoHeaderMakesAnOperator) {
       {"127.0.0.1:1", {{"X-Forwarded-Host", "a"}}, "the header X-Forwarded-Host) that server.trusted_proxies"},
       {"127.0.0.1:1", {{"x-real-ip", "127.0.0.1"}}, "the header x-real-ip) that server.trusted_proxies"},
       {"127.0.0.1:1", {{"Via", "1.1 nginx"}}, "the header Via) that server.trusted_proxies"},
+      {"127.0.0.1:1", {{"x-user-id", "7"}}, "the header x-user-id) that server.trusted_proxies"},
+      {"127.0.0.1:1", {{"X-User-Name", "bob"}}, "the header X-User-Name) that server.trusted_proxies"},
+      {"127.0.0.1:1", {}, "the Host header names another"},
+      {"127.0.0.1:1", {{"Host", ""}}, "the Host header names another"},
+      {"127.0.0.1:1", {{"Host", "[::1]evil"}}, "the Host header names another"},
+      {"127.0.0.1:1", {{"Host", "localhost:evil"}}, "the Host header names another"},
+      {"127.0.0.1:1", {{"Host", "localhost@evil.example:80"}}, "the Host header names another"},
+      {"127.0.0.1:1", {{"Host", "127.0.0.1:"}}, "the Host header names another"},
       {"127.0.0.1:1", {{"Host", "127.evil.example"}}, "the Host header names another"},
       {"127.0.0.1:1", {{"Host", "localhost.evil.example"}}, "the Host header names another"},
       {"127.0.0.1:1", {{"Host", "localhost"}, {"Origin", "https://evil.example"}}, "the Origin header"},
