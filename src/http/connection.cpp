@@ -342,6 +342,7 @@ void Connection::answer_fault(int status, std::string message) {
   Request none;
   Request& request = exchange ? exchange->request() : none;
   request.remote = remote_;
+  form.head_only = request.method == "HEAD";
   std::string().swap(input_);
   last_answer_ = true;
   set_active(true);

@@ -9,6 +9,11 @@
 
 #include "http/server.h"
 
+// Boost's, whose header stays out of this one.
+namespace boost::system {
+class error_code;
+}
+
 namespace xgen::http {
 
 class RequestParser {
@@ -35,12 +40,16 @@ class RequestParser {
 
  private:
   struct Impl;
+  std::size_t feed_head(std::string_view bytes);
+  std::size_t feed_body(std::string_view bytes);
   void fail(int status, std::string message);
+  void fail(const boost::system::error_code& ec, std::string_view bytes);
 
   std::unique_ptr<Impl> impl_;
   Request& request_;
-  std::size_t max_header_bytes_;
-  std::size_t max_body_bytes_;
+  const std::size_t max_header_bytes_;
+  const std::size_t max_body_bytes_;
+  std::size_t head_bytes_ = 0;  // consumed
   State state_ = State::head;
   bool http_1_1_ = true;
   bool expects_continue_ = false;

@@ -1,4 +1,5 @@
-// Bytes of HTTP requests: never a crash, and the same request whether the bytes come at once or one by one.
+// Bytes of HTTP requests: never a crash, and the same request whether the bytes come at once, in two pieces or one by
+// one.
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -24,15 +25,15 @@ struct Outcome {
   int status = 0;
 };
 
-// `step` bytes more at a time.
-Outcome parse(std::string_view bytes, std::size_t step) {
+// `first` bytes, then `step` more at a time.
+Outcome parse(std::string_view bytes, std::size_t first, std::size_t step) {
   Outcome outcome;
   RequestParser parser(outcome.request, kMaxHeader, kMaxBody);
   std::string waiting;
-  for (std::size_t at = 0; at < bytes.size() && parser.state() != RequestParser::State::done &&
-                           parser.state() != RequestParser::State::failed;
-       at += step) {
-    waiting += bytes.substr(at, step);
+  for (std::size_t at = 0, next = first; at < bytes.size() && parser.state() != RequestParser::State::done &&
+                                         parser.state() != RequestParser::State::failed;
+       at += next, next = step) {
+    waiting += bytes.substr(at, next);
     // Bytes behind a consumed part may be more of the same request.
     for (std::size_t used = 1; used > 0 && !waiting.empty();) {
       used = parser.feed(waiting);
@@ -47,17 +48,22 @@ Outcome parse(std::string_view bytes, std::size_t step) {
 
 }  // namespace
 
+// The first two bytes say where the rest is cut in two.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const std::string_view bytes(reinterpret_cast<const char*>(data), size);
-  const Outcome whole = parse(bytes, size == 0 ? 1 : size);
-  const Outcome dripped = parse(bytes, 1);
+  if (size < 2) return 0;
+  const std::string_view bytes(reinterpret_cast<const char*>(data) + 2, size - 2);
+  const std::size_t all = bytes.size() + 1;
+  const std::size_t cut = 1 + (std::size_t{data[0]} << 8 | data[1]) % all;
+  const Outcome whole = parse(bytes, all, all);
   require(whole.request.body.size() <= kMaxBody && whole.request.headers.size() <= 128);
   if (whole.state == RequestParser::State::failed) require(whole.status >= 400 && whole.status < 600);
-  // A limit may be met by the one and not yet by the other; a request that is accepted is the same request.
-  if (whole.state == RequestParser::State::done && dripped.state == RequestParser::State::done) {
-    require(whole.request.method == dripped.request.method && whole.request.path == dripped.request.path);
-    require(whole.request.headers == dripped.request.headers && whole.request.body == dripped.request.body);
+  for (const Outcome& pieces : {parse(bytes, 1, 1), parse(bytes, cut, all)}) {
+    // A limit may be met by the one and not yet by the other; a request that is accepted is the same request.
+    const bool done = whole.state == RequestParser::State::done;
+    require(done == (pieces.state == RequestParser::State::done));
+    if (!done) continue;
+    require(whole.request.method == pieces.request.method && whole.request.path == pieces.request.path);
+    require(whole.request.headers == pieces.request.headers && whole.request.body == pieces.request.body);
   }
-  require((whole.state == RequestParser::State::done) == (dripped.state == RequestParser::State::done));
   return 0;
 }

@@ -40,8 +40,9 @@ def http_cases():
 
 
 def http_request():
-    yield from (text.encode() for text in HTTP)
-    yield from (request["raw"].encode() for request in http_cases() if "raw" in request)
+    """The first two bytes say where the rest is cut: see http_request_fuzz.cpp."""
+    yield from (b"\0\x28" + text.encode() for text in HTTP)
+    yield from (b"\0\x28" + request["raw"].encode() for request in http_cases() if "raw" in request)
 
 
 def http_response():

@@ -242,6 +242,17 @@ TEST_F(ServerTest, HeadHasTheHeadOfGetAndNoBody) {
   EXPECT_EQ(client.read_answer().body, "GET /echo?|");
 }
 
+TEST_F(ServerTest, AFaultyHeadRequestHasNoBodyEither) {
+  start();
+  RawClient client(server->port());
+  ASSERT_TRUE(client.send("HEAD /echo HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: x\r\n\r\n"));
+  const Answer answer = client.read_answer(true);
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_NE(answer.headers.at("content-length"), "0");
+  EXPECT_TRUE(client.closed_within(2s));
+  EXPECT_EQ(client.input, "");
+}
+
 TEST_F(ServerTest, SpeaksHttp10) {
   start();
   {

@@ -14,12 +14,15 @@
 #include <sstream>
 
 #include "server/fixture.h"
+#include "support/case_bytes.h"
 
 namespace xgen::server {
 namespace {
 
 namespace json = boost::json;
 using scripted::Answer;
+using scripted::bytes_of_characters;
+using scripted::expanded;
 using scripted::RawClient;
 
 std::string text(const json::value& value) { return std::string(value.as_string().data(), value.as_string().size()); }
@@ -52,29 +55,6 @@ std::string difference(const json::value& expected, const json::value& actual, c
                ? ""
                : where + " is " + json::serialize(actual) + ", not " + json::serialize(expected);
   return expected == actual ? "" : where + " is " + json::serialize(actual) + ", not " + json::serialize(expected);
-}
-
-// UTF-8 of characters up to U+00FF, as that many bytes.
-std::string bytes_of_characters(const std::string& utf8) {
-  std::string bytes;
-  for (std::size_t i = 0; i < utf8.size(); ++i) {
-    const auto lead = static_cast<unsigned char>(utf8[i]);
-    if (lead < 0x80)
-      bytes += utf8[i];
-    else
-      bytes += static_cast<char>((lead & 3) << 6 | (static_cast<unsigned char>(utf8[++i]) & 0x3f));
-  }
-  return bytes;
-}
-
-// Puts what "repeat" says in the place of @@.
-std::string expanded(std::string bytes, const json::object& request) {
-  if (const json::value* value = request.if_contains("repeat")) {
-    std::string repeated;
-    for (std::int64_t i = 0; i < value->at("times").as_int64(); ++i) repeated += text(value->at("text"));
-    bytes.replace(bytes.find("@@"), 2, repeated);
-  }
-  return bytes;
 }
 
 std::string bytes_of(const json::object& request) {
