@@ -70,6 +70,17 @@ def test_operators_routes_do_not_pass(kind, tmp_path):
         assert answer.status_code == 200 and answer.headers["x-request-id"] == "mine"
 
 
+@both
+def test_what_clients_say_of_themselves_does_not_pass(kind, tmp_path):
+    """The server trusts the proxy here, and the proxy nobody."""
+    (tmp_path / "models.yaml").write_text("server: {trusted_proxies: [127.0.0.1]}\n")
+    said = {"Forwarded": "for=192.0.2.1", "X-Forwarded-For": "192.0.2.2", "X-User-Id": "forged", "X-User-Name": "forged", "X-User-Admin": "true"}
+    with Process("--config", tmp_path / "models.yaml") as server, proxy(kind, tmp_path, server.port) as front:
+        assert httpx.get(front + "/version", headers=said).status_code == 200
+        line = next(line for line in server.output().splitlines() if "path=/version" in line)
+        assert " remote=192.0.2.2" in line and "forged" not in line, line  # what the proxy has written is of one mind
+
+
 def test_replicas_are_restarted_one_after_the_other_and_one_is_killed(tmp_path):
     """Nobody notices a restart; of a replica that is killed, only those whose streams it had begun."""
     if not SCRIPTED.exists():
