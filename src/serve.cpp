@@ -194,6 +194,9 @@ server::AppOptions app_options(const Setup& setup) {
   return options;
 }
 
+// So many of server.max_body may be held at a time at least, for those who raise it because they need it.
+constexpr std::size_t kLargestBodies = 16;
+
 http::ServerOptions http_options(const config::Server& server, const std::shared_ptr<http::ServerTls>& tls) {
   http::ServerOptions options;
   options.tls = tls;
@@ -203,6 +206,7 @@ http::ServerOptions http_options(const config::Server& server, const std::shared
   options.max_connections = static_cast<std::size_t>(server.max_connections);
   options.max_header_bytes = server.max_headers;
   options.max_body_bytes = server.max_body;
+  options.max_total_body_bytes = std::max(options.max_total_body_bytes, kLargestBodies * server.max_body);
   options.max_unsent_bytes = server.max_unsent;
   options.header_timeout = server.header_timeout;
   options.body_timeout = server.body_timeout;
@@ -219,7 +223,8 @@ Result<std::unique_ptr<http::Server>> bind_for_operators(const Setup& setup, ser
   options.host = server.admin_host;
   options.port = static_cast<std::uint16_t>(*server.admin_port);
   options.threads = 1;
-  auto bound = http::Server::bind(options, app.handler(server::Serves::operators), app.error_page());
+  constexpr server::Serves kServes = server::Serves::operators;
+  auto bound = http::Server::bind(options, app.handler(kServes), app.error_page(), app.head_check(kServes));
   if (bound) return bound;
   Error error = std::move(bound).error();
   error.message.insert(0, "server.admin_port: ");
@@ -403,9 +408,9 @@ int serve(const Flags& flags) {
   if (can_reload) options.reload = [&](Reloader::Done done) { reloads.request(std::move(done)); };
   server::App app(std::move(options), registry, lifecycle);
 
-  const auto http = http::Server::bind(
-      http_options(settings, setup.tls),
-      app.handler(settings.admin_port ? server::Serves::clients : server::Serves::everything), app.error_page());
+  const server::Serves serves = settings.admin_port ? server::Serves::clients : server::Serves::everything;
+  const auto http = http::Server::bind(http_options(settings, setup.tls), app.handler(serves), app.error_page(),
+                                       app.head_check(serves));
   if (!http) return complain(kFailed, http.error().message);
   http_server.store(http->get());
   const auto admin = bind_for_operators(setup, app);

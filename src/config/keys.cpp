@@ -342,10 +342,13 @@ const std::vector<Key<Server>>& server_keys() {
       integer("port", &Server::port, 0, 65535, "TCP port; 0 takes any free one."),
       integer("threads", &Server::threads, 1, 64, "Threads that serve HTTP connections."),
       integer("max_connections", &Server::max_connections, 1, 1'000'000,
-              "Open connections. For one more the one that has been idle longest is closed; if none is idle, it is "
-              "answered 503, or closed without a word when there are many of them. Lowered at the start where the "
-              "limit of open files is too low."),
-      size("max_body", &Server::max_body, 1024, "Largest request body; larger ones are answered 413."),
+              "Open connections. For one more the one that has waited longest for its client is closed: for a request, "
+              "or else for the rest of one. If all are being answered, it is answered 503, or closed without a word "
+              "when there are many of them. Lowered at the start where the limit of open files is too low."),
+      size("max_body", &Server::max_body, 1024,
+           "Largest request body; larger ones are answered 413. All bodies together may have 16 times as much, and "
+           "256MiB at least, from their arrival until their answers are complete; more are answered 503. The first "
+           "64KiB of each do not count."),
       size("max_headers", &Server::max_headers, 1024, "Largest request head; larger ones are answered 431."),
       size("max_unsent", &Server::max_unsent, 1 << 20,
            "Answers that wait for slow clients, all together; beyond it the largest is cut off. Up to 64KiB of each "

@@ -32,6 +32,7 @@ class HttpExchange final : public Exchange {
   explicit HttpExchange(std::shared_ptr<Connection> connection) : connection_(std::move(connection)) {}
   ~HttpExchange() override {
     if (id_ != 0) connection_->abandon(id_, request_);
+    if (counted_ > 0) connection_->shared().bodies.fetch_sub(counted_);
   }
   HttpExchange(const HttpExchange&) = delete;
   HttpExchange& operator=(const HttpExchange&) = delete;
@@ -51,11 +52,22 @@ class HttpExchange final : public Exchange {
   bool closed() const override { return connection_->exchange_closed(id_); }
 
   void begin(std::uint64_t id) { id_ = id; }
+  // Counts the body as it is now, for as long as this lives: what is made of it may take as much. False if it and all
+  // others are more than may be held.
+  bool count_body() {
+    if (request_.body.size() <= kReadSize + counted_) return true;
+    ServerState& shared = connection_->shared();
+    const std::size_t more = request_.body.size() - kReadSize - counted_;
+    counted_ += more;
+    return shared.bodies.fetch_add(more) + more <=
+           std::max(shared.options.max_total_body_bytes, shared.options.max_body_bytes);
+  }
 
  private:
   std::shared_ptr<Connection> connection_;
   Request request_;
-  std::uint64_t id_ = 0;  // 0 until dispatched
+  std::size_t counted_ = 0;  // in ServerState::bodies
+  std::uint64_t id_ = 0;     // 0 until dispatched
 };
 
 Connection::Connection(std::shared_ptr<IoThread> thread, tcp::socket socket)
@@ -66,7 +78,6 @@ Connection::Connection(std::shared_ptr<IoThread> thread, tcp::socket socket)
 
 Connection::~Connection() {
   set_active(false);
-  count_body(0);
   set_closed();
   thread_->shared().slow_readers.hold(*this, 0);
 }
@@ -271,7 +282,9 @@ std::size_t Connection::parse(std::string_view bytes) {
     incoming_ = std::make_shared<HttpExchange>(shared_from_this());
     const ServerOptions& options = thread_->shared().options;
     parser_ = std::make_unique<RequestParser>(incoming_->request(), options.max_header_bytes, options.max_body_bytes);
-    sent_continue_ = false;
+    incoming_->request().remote = remote_;
+    incoming_->request().certificate = certificate_;
+    head_checked_ = false;
     set_active(true);
     wait(box_.id == 0 ? Wait::first_head : Wait::head);
   }
@@ -282,19 +295,10 @@ std::size_t Connection::parse(std::string_view bytes) {
       break;
     case RequestParser::State::body:
       if (before == RequestParser::State::head) wait(Wait::body);
-      if (!count_body(incoming_->request().body.size())) {
-        answer_fault(503, "This server is receiving as many large requests as it accepts.");
-        break;
-      }
-      if (parser_->expects_continue() && !sent_continue_ && parser_->http_1_1()) {
-        sent_continue_ = true;
-        output_ += "HTTP/1.1 100 Continue\r\n\r\n";
-        pending_.fetch_add(output_.size());
-        flush();
-      }
+      if (may_send_body()) count_body();
       break;
     case RequestParser::State::done:
-      dispatch();
+      if (count_body()) dispatch();
       break;
     case RequestParser::State::failed:
       answer_fault(parser_->error_status(), parser_->error_message());
@@ -303,13 +307,35 @@ std::size_t Connection::parse(std::string_view bytes) {
   return used;
 }
 
+// What the head alone decides is decided before the body is waited for; false if it has refused the request.
+bool Connection::may_send_body() {
+  if (std::exchange(head_checked_, true)) return true;
+  const ServerState& shared = thread_->shared();
+  if (shared.head_check) {
+    if (const auto refusal = shared.head_check(incoming_->request())) {
+      end_with(*refusal);
+      return false;
+    }
+  }
+  if (parser_->expects_continue() && parser_->http_1_1()) {
+    output_ += "HTTP/1.1 100 Continue\r\n\r\n";
+    pending_.fetch_add(output_.size());
+    flush();
+  }
+  return true;
+}
+
+// False if the body is too much, which has been answered.
+bool Connection::count_body() {
+  if (incoming_->count_body()) return true;
+  answer_fault(503, "This server holds as many large requests as it accepts.");
+  return false;
+}
+
 void Connection::dispatch() {
   ServerState& shared = thread_->shared();
   const auto exchange = std::move(incoming_);
-  count_body(0);
   Request& request = exchange->request();
-  request.remote = remote_;
-  request.certificate = certificate_;
   std::uint64_t id = 0;
   {
     std::lock_guard lock(mutex_);
@@ -332,22 +358,24 @@ void Connection::dispatch() {
 }
 
 // Answers a fault that no handler sees, and ends the connection: where the next request begins is not known.
-// NOLINTNEXTLINE(performance-unnecessary-value-param): the message may be the parser's, which goes before it is used.
-void Connection::answer_fault(int status, std::string message) {
+void Connection::answer_fault(int status, std::string_view message) {
+  Request none;
+  none.remote = remote_;
+  end_with(thread_->shared().error_page(incoming_ ? incoming_->request() : none, status, message));
+}
+
+// Answers the request that is being read, of which nothing more is.
+void Connection::end_with(const Response& response) {
   AnswerForm form{.close = true};
   if (parser_) form.http_1_1 = parser_->http_1_1();
+  if (incoming_) form.head_only = incoming_->request().method == "HEAD";
   parser_.reset();
-  count_body(0);
-  const auto exchange = std::move(incoming_);
-  Request none;
-  Request& request = exchange ? exchange->request() : none;
-  request.remote = remote_;
-  form.head_only = request.method == "HEAD";
+  incoming_.reset();
   std::string().swap(input_);
   last_answer_ = true;
   set_active(true);
   const std::size_t before = output_.size();
-  append_response(output_, thread_->shared().error_page(request, status, message), form);
+  append_response(output_, response, form);
   pending_.fetch_add(output_.size() - before);
   flush();
 }
@@ -530,7 +558,6 @@ void Connection::shut() {
   thread_hook_.unlink();
   parser_.reset();
   incoming_.reset();
-  count_body(0);
   std::string().swap(input_);
   std::string().swap(output_);
   sent_ = 0;
@@ -614,17 +641,6 @@ void Connection::set_active(bool active) {
     thread_->shared().add_active();
   else
     thread_->shared().remove_active();
-}
-
-// Whether `bytes` of the body being read may be held.
-bool Connection::count_body(std::size_t bytes) {
-  const std::size_t large = bytes > kReadSize ? bytes - kReadSize : 0;
-  if (large == counted_) return true;
-  ServerState& shared = thread_->shared();
-  // Unsigned wrap-around makes this a subtraction where the body has gone.
-  const std::size_t total = shared.arriving.fetch_add(large - counted_) + large - counted_;
-  counted_ = large;
-  return total <= std::max(shared.options.max_total_body_bytes, shared.options.max_body_bytes);
 }
 
 // ---- The answering side ----

@@ -50,6 +50,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void set_listener(std::uint64_t id, std::shared_ptr<ExchangeListener> listener);
   void wake();
   bool exchange_closed(std::uint64_t id);
+  ServerState& shared() const { return thread_->shared(); }
   std::size_t pending() const { return pending_.load(); }
 
  private:
@@ -72,14 +73,16 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void process_input();
   std::size_t parse(std::string_view bytes);
   void dispatch();
-  void answer_fault(int status, std::string message);
+  void answer_fault(int status, std::string_view message);
+  void end_with(const Response& response);
+  bool may_send_body();
+  bool count_body();
   void flush();
   void complete();
   void linger();
   void gone();
   void set_active(bool active);
   void set_closed();
-  bool count_body(std::size_t bytes);
   std::shared_ptr<Connection> count_unsent();
   void give_up() noexcept;
   void wait(Wait kind) { thread_->begin_wait(*this, kind); }
@@ -99,20 +102,19 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::size_t sent_ = 0;
   std::shared_ptr<HttpExchange> incoming_;  // the request being read
   std::unique_ptr<RequestParser> parser_;
-  std::size_t counted_ = 0;  // of the body being read, in ServerState::arriving
-  bool open_ = true;         // counted in ServerState::open
-  bool running_ = false;     // an exchange is being answered
-  bool active_ = false;      // a request is being read or answered
+  bool open_ = true;      // counted in ServerState::open
+  bool running_ = false;  // an exchange is being answered
+  bool active_ = false;   // a request is being read or answered
   bool processing_ = false;
   bool reading_ = false;  // a read is pending
   bool write_blocked_ = false;
   bool handshaking_ = false;
   bool greeted_ = false;            // the first byte of a handshake has come
   bool read_awaits_write_ = false;  // TLS must send before it reads on
-  bool sent_continue_ = false;
-  bool peer_done_ = false;    // the client has sent its last byte
-  bool last_answer_ = false;  // nothing more is read after the bytes in output_
-  bool discarding_ = false;   // lingering: what comes is dropped
+  bool head_checked_ = false;       // of the request being read, whose body is still to come
+  bool peer_done_ = false;          // the client has sent its last byte
+  bool last_answer_ = false;        // nothing more is read after the bytes in output_
+  bool discarding_ = false;         // lingering: what comes is dropped
   Wait wait_ = Wait::none;
   std::chrono::steady_clock::time_point wait_began_{};
   IoThread::Hook wait_hook_;

@@ -43,11 +43,12 @@ struct ServerState {
   ServerOptions options;
   Handler handler;
   ErrorPage error_page;
+  HeadCheck head_check;
   std::atomic<bool> close_after_answer{false};
   std::atomic<bool> draining{false};
   std::atomic<std::size_t> open{0};
-  std::atomic<std::size_t> active{0};    // connections inside a request or its answer
-  std::atomic<std::size_t> arriving{0};  // bytes of unfinished bodies, beyond the first kReadSize of each
+  std::atomic<std::size_t> active{0};  // connections inside a request or its answer
+  std::atomic<std::size_t> bodies{0};  // bytes of all exchanges' bodies, beyond the first kReadSize of each
   SlowReaders slow_readers;
   std::mutex drain_mutex;
   std::condition_variable drained;

@@ -143,9 +143,14 @@ class BeastServer final : public Server {
     const std::size_t open = shared_->open.load();
     const std::size_t limit = shared_->options.max_connections;
     const std::size_t margin = std::max<std::size_t>(1, std::min(kMaxRefusals, limit / 2));
-    const bool room = open < limit || make_room();
-    // The threads close what make_room() chose a moment later: a burst may let in more than it closes. That goes now.
-    if (open > limit) make_room();
+    bool room = true;
+    if (open >= limit) {
+      room = make_room();
+      // The threads close what make_room() chose a moment later: a burst may let in more than it closes. That goes now,
+      // as do those that were refused and still linger, which would leave no room behind by themselves.
+      if (open > limit) room = make_room() && room;
+      warn_of_full_house(room ? "those that wait longest for their clients are closed" : "new ones are refused");
+    }
     if (open >= limit + (room ? 2 * margin : margin)) {
       close_oldest(Wait::linger);  // those that were refused must not keep out who comes later
       return;
@@ -161,14 +166,12 @@ class BeastServer final : public Server {
     });
   }
 
-  // A newcomer may be about to ask for something; a connection that waits for its client's next request, or for its
-  // first one, has least to lose. False if every connection is in the middle of something.
+  // A newcomer may be about to ask for something; a connection that waits for its client's next request, that has been
+  // answered for good, or that waits for its first request has least to lose, and one whose body has come in part most.
+  // False if all are being answered.
   bool make_room() {
-    if (close_oldest(Wait::idle) || close_oldest(Wait::first_head)) {
-      warn_of_full_house("the connections that are idle longest are closed");
-      return true;
-    }
-    warn_of_full_house("new ones are refused");
+    for (const Wait wait : {Wait::idle, Wait::linger, Wait::first_head, Wait::head, Wait::body})
+      if (close_oldest(wait)) return true;
     return false;
   }
 
@@ -217,11 +220,13 @@ void fit_into_open_files(ServerOptions& options) {
 
 std::string_view Request::header(std::string_view name) const { return find_header(headers, name); }
 
-Result<std::unique_ptr<Server>> Server::bind(ServerOptions options, Handler handler, ErrorPage error_page) {
+Result<std::unique_ptr<Server>> Server::bind(ServerOptions options, Handler handler, ErrorPage error_page,
+                                             HeadCheck head_check) {
   fit_into_open_files(options);
   auto shared = std::make_shared<ServerState>(std::move(options));
   shared->handler = std::move(handler);
   shared->error_page = std::move(error_page);
+  shared->head_check = std::move(head_check);
   std::vector<std::shared_ptr<IoThread>> threads;
   for (int i = 0; i < std::max(1, shared->options.threads); ++i) threads.push_back(std::make_shared<IoThread>(shared));
   auto server = std::make_unique<BeastServer>(shared, std::move(threads));

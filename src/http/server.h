@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -82,12 +83,14 @@ struct ServerOptions {
   std::uint16_t port = 8000;       // 0 = any free port, see port()
   std::shared_ptr<ServerTls> tls;  // null: plain HTTP
   int threads = 1;
-  // For one more the connection that has been idle longest is closed, else one whose first head is still arriving; if
-  // none is, the newcomer is answered 503 and closed (without an answer, where there are many such).
+  // For one more the connection that has been idle longest is closed, else one whose first head is still arriving, a
+  // later one's, or a body; if none is, the newcomer is answered 503 and closed (without an answer, where there are
+  // many such).
   std::size_t max_connections = 16384;
   std::size_t max_header_bytes = 32 << 10;  // 431
   std::size_t max_body_bytes = 16 << 20;    // 413, before the body is read where Content-Length says so
-  // Of all bodies that are arriving, what each has beyond its first 64 KiB: 503. A single largest body always fits.
+  // Of all bodies, from their arrival until their exchanges end, what each has beyond its first 64 KiB: 503. A single
+  // largest body always fits.
   std::size_t max_total_body_bytes = 256 << 20;
   // Of all answers whose clients read too slowly: the largest is cut off. Beside the backlog of each, see Exchange.
   std::size_t max_unsent_bytes = 256 << 20;
@@ -103,6 +106,10 @@ using Handler = std::function<void(std::shared_ptr<Exchange>)>;
 // Makes the answer for faults the server finds by itself: 400, 408, 413, 431, 500, 503, 505. Any thread. `request`
 // holds what was read of it, which may be nothing.
 using ErrorPage = std::function<Response(const Request& request, int status, std::string_view message)>;
+// Asked, on a server thread, once the head of a request has come and its body has not, before the client is told to go
+// on. An answer refuses the request, and the connection ends with it. A request that comes whole is the handler's
+// alone.
+using HeadCheck = std::function<std::optional<Response>(const Request& head)>;
 
 class IoThread;
 
@@ -111,7 +118,8 @@ class Server {
   // Binds and listens; nothing is accepted before start(). Raises the soft limit of open files to the hard one, and
   // lowers max_connections (with a line in the log) where that is too little. Errors: invalid_argument or unavailable,
   // naming host, port and the reason.
-  static Result<std::unique_ptr<Server>> bind(ServerOptions options, Handler handler, ErrorPage error_page);
+  static Result<std::unique_ptr<Server>> bind(ServerOptions options, Handler handler, ErrorPage error_page,
+                                              HeadCheck head_check = {});
   virtual ~Server() = default;  // stops at once
   virtual std::uint16_t port() const = 0;
   virtual void start() = 0;

@@ -27,6 +27,15 @@ namespace xgen::server {
 
 using State = Lifecycle::State;
 
+struct Route;
+
+// Why a request is refused.
+struct Refusal {
+  Error error;
+  const api::ErrorKind* kind;
+  http::Headers headers;  // beside those of every answer
+};
+
 // One request on its way: what every route's handler gets.
 struct Context {
   std::shared_ptr<http::Exchange> exchange;
@@ -35,7 +44,9 @@ struct Context {
   std::shared_ptr<RateLimit> limit;  // of the caller's API key; null: none
   bool known = true;                 // false: where keys are asked for, the caller has none
   Serves serves = Serves::everything;
-  http::Headers headers;  // of the answer
+  const Route* route = nullptr;  // null where a browser only asks what is allowed
+  std::string methods;           // of the path, where its route is not found
+  http::Headers headers;         // of the answer
 
   void respond(http::Response response) {
     const int status = response.status;
@@ -45,13 +56,19 @@ struct Context {
     exchange->respond(std::move(response));
     finish_request(info, {.status = status});
   }
-  void fail(const Error& error) { fail(error, api::error_kind(error.code)); }
-  void fail(const Error& error, const api::ErrorKind& kind, const http::Headers& more = {}) {
-    http::Response response = error_response(error, info.id, kind);
-    for (const auto* each : std::initializer_list<const http::Headers*>{&headers, &more})
+  void fail(const Error& error) { fail(Refusal{error, &api::error_kind(error.code), {}}); }
+  void fail(const Refusal& refusal) {
+    exchange->respond(answer(refusal));
+    finish(refusal);
+  }
+  http::Response answer(const Refusal& refusal) const {
+    http::Response response = error_response(refusal.error, info.id, *refusal.kind);
+    for (const auto* each : {&headers, &refusal.headers})
       response.headers.insert(response.headers.end(), each->begin(), each->end());
-    exchange->respond(std::move(response));
-    finish_request(info, {.status = kind.status, .reason = error.message});
+    return response;
+  }
+  void finish(const Refusal& refusal) const {
+    finish_request(info, {.status = refusal.kind->status, .reason = refusal.error.message});
   }
 };
 
@@ -72,17 +89,11 @@ class LargeBody final : public http::ExchangeListener, public std::enable_shared
 
   void start(PrepThread& thread, std::string body) {
     const std::shared_ptr<http::Exchange> exchange = context_.exchange;
+    body_ = std::move(body);
     exchange->set_listener(this->shared_from_this());
-    auto shared = std::make_shared<std::string>(std::move(body));  // std::function copies
-    const bool queued = thread.post([self = this->shared_from_this(), exchange, shared] {
-      Result<Call> call = self->contained(*shared);
-      shared->clear();
-      shared->shrink_to_fit();
-      {
-        std::lock_guard lock(self->mutex_);
-        self->call_ = std::move(call);
-      }
-      exchange->wake();
+    // While it waits it does not keep the exchange, by which the body counts: a client that goes takes both along.
+    const bool queued = thread.post([self = this->shared_from_this(), weak = std::weak_ptr(exchange)] {
+      if (const auto alive = weak.lock()) self->parse(*alive);
     });
     if (queued || closed_) return;
     closed_ = true;
@@ -103,10 +114,30 @@ class LargeBody final : public http::ExchangeListener, public std::enable_shared
   void on_close() override {
     if (std::exchange(closed_, true)) return;
     const Context context = std::exchange(context_, {});
+    std::string body;
+    {
+      std::lock_guard lock(mutex_);
+      body.swap(body_);
+    }
     finish_request(context.info, {.status = 499, .reason = "the client went away"});
   }
 
  private:
+  void parse(http::Exchange& exchange) {
+    std::string body;
+    {
+      std::lock_guard lock(mutex_);
+      body.swap(body_);
+    }
+    if (body.empty()) return;  // its client has gone
+    Result<Call> call = contained(body);
+    std::string().swap(body);
+    {
+      std::lock_guard lock(mutex_);
+      call_ = std::move(call);
+    }
+    exchange.wake();
+  }
   // What is thrown there, for want of memory above all, fails this request alone.
   Result<Call> contained(const std::string& body) const {
     try {
@@ -121,6 +152,7 @@ class LargeBody final : public http::ExchangeListener, public std::enable_shared
   const Then then_;
   bool closed_ = false;  // or handed on
   std::mutex mutex_;
+  std::string body_;  // until it is parsed
   std::optional<Result<Call>> call_;
 };
 
@@ -139,6 +171,9 @@ struct App::Impl {
         responses(std::make_shared<ResponseCounts>(route_list().size())) {}
 
   void handle(std::shared_ptr<http::Exchange> exchange, Serves serves);
+  std::optional<http::Response> check_head(const http::Request& request, Serves serves);
+  Context describe_call(const http::Request& request, Serves serves) const;
+  std::optional<Refusal> find_route(Context& context, const http::Request& request) const;
 
   void chat_completions(Context context) { generate_route(std::move(context), api::Endpoint::chat); }
   void completions(Context context) { generate_route(std::move(context), api::Endpoint::completions); }
@@ -150,7 +185,7 @@ struct App::Impl {
   template <class Call>
   void with_body(Context context, std::function<Result<Call>(const std::string& body)> parse,
                  void (Impl::*then)(Context context, Call call, int hops));
-  Status admit(Context& context, For who) const;
+  Status admit(Context& context, const http::Request& request, For who) const;
   Status take_rate(Context& context, const std::vector<inference::GenerateRequest>& requests, RateShare& share) const;
   void tokenize(Context context);
   void detokenize(Context context);
@@ -335,73 +370,100 @@ bool answers(Serves serves, const Route& route) {
 // Whether web pages may have it, if the configuration lets them.
 bool for_pages(const Route& route) { return route.who == For::all || route.who == For::inference; }
 
+Refusal refusal(Error error) {
+  const api::ErrorKind& kind = api::error_kind(error.code);
+  return {std::move(error), &kind, {}};
+}
+
 http::Response status_json(int status, std::string_view word) {
   return {.status = status, .body = "{\"status\":\"" + std::string(word) + "\"}"};
 }
 
 }  // namespace
 
-void App::Impl::handle(std::shared_ptr<http::Exchange> exchange, Serves serves) {
-  http::Request& request = exchange->request();
-  Context context{std::move(exchange), describe(request, responses)};
+Context App::Impl::describe_call(const http::Request& request, Serves serves) const {
+  Context context{nullptr, describe(request, responses)};
   context.serves = serves;
   if (!options.trusted_proxies.empty()) {
     context.info.remote = client_address(request, options.trusted_proxies);
     if (from_trusted_proxy(request, options.trusted_proxies)) context.info.user = only_value(request, "x-user-id");
   }
+  return context;
+}
+
+// Finds the request's route and decides all that its body has no say in.
+std::optional<Refusal> App::Impl::find_route(Context& context, const http::Request& request) const {
   const bool preflight = cors.is_preflight(request);
   const std::string_view path = without_prefix(request.path);
   context.info.route = route_of(path);
-  std::string allowed;
   for (const Route& route : kRoutes) {
     std::string_view rest;
-    if (!answers(serves, route) || !matches(route, path, rest)) continue;
+    if (!answers(context.serves, route) || !matches(route, path, rest)) continue;
     if (preflight && !for_pages(route)) continue;
     if (request.method != route.method && !(request.method == "HEAD" && route.method == "GET")) {
-      allowed += (allowed.empty() ? "" : ", ") + std::string(route.method) + (route.method == "GET" ? ", HEAD" : "");
+      context.methods +=
+          (context.methods.empty() ? "" : ", ") + std::string(route.method) + (route.method == "GET" ? ", HEAD" : "");
       continue;
     }
+    context.route = &route;
     context.info.route = static_cast<std::size_t>(&route - kRoutes);
     context.info.quiet = route.log == Log::quiet;
     if (route.inference)
       begin_span(context.info, options.tracing, std::string(route.method) + " " + std::string(route.pattern));
     if (for_pages(route)) context.headers = cors.headers(request);
-    if (Status allows = admit(context, route.who); !allows) {
+    if (Status allows = admit(context, request, route.who); !allows) {
       const bool unknown = allows.error().code == ErrorCode::unauthenticated;
-      return context.fail(allows.error(), api::error_kind(allows.error().code),
-                          unknown ? http::Headers{{"WWW-Authenticate", "Bearer"}} : http::Headers());
+      return Refusal{allows.error(), &api::error_kind(allows.error().code),
+                     unknown ? http::Headers{{"WWW-Authenticate", "Bearer"}} : http::Headers()};
     }
     if (!rest.empty()) {
       auto decoded = percent_decode(rest);
-      if (!decoded)
-        return context.fail(make_error(ErrorCode::invalid_argument, "The path holds a broken percent escape."));
+      if (!decoded) return refusal(make_error(ErrorCode::invalid_argument, "The path holds a broken percent escape."));
       context.rest = std::move(*decoded);
     }
     if (const std::string_view coding = content_coding(request); !coding.empty()) {
-      const Error error = make_error(ErrorCode::invalid_argument,
-                                     "The header Content-Encoding: " + std::string(coding.substr(0, 64)) +
-                                         " is not supported; send the body without compression.",
-                                     "Content-Encoding");
-      return context.fail(error, api::error_kind("unsupported_content_encoding"), {{"Accept-Encoding", "identity"}});
+      Error error = make_error(ErrorCode::invalid_argument,
+                               "The header Content-Encoding: " + std::string(coding.substr(0, 64)) +
+                                   " is not supported; send the body without compression.",
+                               "Content-Encoding");
+      return Refusal{
+          std::move(error), &api::error_kind("unsupported_content_encoding"), {{"Accept-Encoding", "identity"}}};
     }
     if (route.inference && lifecycle.state() == State::refusing)
-      return context.fail(make_error(ErrorCode::unavailable, "This server is shutting down."));
-    return (this->*route.handler)(std::move(context));
+      return refusal(make_error(ErrorCode::unavailable, "This server is shutting down."));
+    return {};
   }
-  if (preflight && !allowed.empty()) return context.respond(cors.preflight(request, allowed));
-  if (!allowed.empty()) {
-    const Error error = make_error(ErrorCode::invalid_argument,
-                                   "The method " + request.method + " is not allowed here, only " + allowed + ".");
-    return context.fail(error, api::error_kind("method_not_allowed"), {{"Allow", allowed}});
+  if (preflight && !context.methods.empty()) return {};
+  if (!context.methods.empty()) {
+    Error error = make_error(ErrorCode::invalid_argument,
+                             "The method " + request.method + " is not allowed here, only " + context.methods + ".");
+    return Refusal{std::move(error), &api::error_kind("method_not_allowed"), {{"Allow", context.methods}}};
   }
-  const Error error = make_error(ErrorCode::not_found,
-                                 "There is nothing at " + request.path.substr(0, 256) + "; GET / lists what there is.");
-  context.fail(error, api::error_kind("not_found"));
+  Error error = make_error(ErrorCode::not_found,
+                           "There is nothing at " + request.path.substr(0, 256) + "; GET / lists what there is.");
+  return Refusal{std::move(error), &api::error_kind("not_found"), {}};
+}
+
+void App::Impl::handle(std::shared_ptr<http::Exchange> exchange, Serves serves) {
+  const http::Request& request = exchange->request();
+  Context context = describe_call(request, serves);
+  context.exchange = std::move(exchange);
+  if (const auto refused = find_route(context, request)) return context.fail(*refused);
+  if (context.route == nullptr) return context.respond(cors.preflight(request, context.methods));
+  const auto handler = context.route->handler;
+  (this->*handler)(std::move(context));
+}
+
+std::optional<http::Response> App::Impl::check_head(const http::Request& request, Serves serves) {
+  Context context = describe_call(request, serves);
+  const auto refused = find_route(context, request);
+  if (!refused) return {};
+  context.finish(*refused);
+  return context.answer(*refused);
 }
 
 // Whether the caller may have this route; notes who it is.
-Status App::Impl::admit(Context& context, For who) const {
-  const http::Request& request = context.exchange->request();
+Status App::Impl::admit(Context& context, const http::Request& request, For who) const {
   if (who == For::all) {
     context.known = options.keys == nullptr || options.keys->check(request.header("Authorization"), {});
     return {};
@@ -871,6 +933,10 @@ http::Handler App::handler(Serves serves) {
   return [impl = impl_.get(), serves](std::shared_ptr<http::Exchange> exchange) {
     impl->handle(std::move(exchange), serves);
   };
+}
+
+http::HeadCheck App::head_check(Serves serves) {
+  return [impl = impl_.get(), serves](const http::Request& request) { return impl->check_head(request, serves); };
 }
 
 http::ErrorPage App::error_page() {

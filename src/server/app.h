@@ -65,6 +65,8 @@ class App {
   ~App();
 
   http::Handler handler(Serves serves = Serves::everything);
+  // Refuses before the body what handler() would refuse whatever the body says.
+  http::HeadCheck head_check(Serves serves = Serves::everything);
   http::ErrorPage error_page();
 
   // Whether every engine moves on: what /health/live answers.

@@ -13,6 +13,7 @@ import pytest
 
 from process import PATIENCE, Process, free_port, run
 from pki import Authority
+from test_api_keys import TEAM, write_keys
 from test_models import demo, eventually, write
 
 
@@ -186,6 +187,63 @@ def test_floods_of_requests_and_connections(short):
     finally:
         for one in held:
             one.close()
+
+
+def half_a_body(server, size, key=None):
+    """A connection that has sent all but one byte of a large request."""
+    one = socket.create_connection(("127.0.0.1", server.port), timeout=20 * PATIENCE)
+    authorization = b"Authorization: Bearer " + key.encode() + b"\r\n" if key else b""
+    with contextlib.suppress(OSError):  # refused before all of it was sent
+        one.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: t\r\n" + authorization + b"Content-Length: %d\r\n\r\n" % size + b"x" * (size - 1))
+    return one
+
+
+def test_bodies_of_strangers_hold_up_nobody(tmp_path):
+    write_keys(tmp_path / "keys.yaml", TEAM)
+    settings = {"api_keys_file": "keys.yaml", "max_connections": 50}
+    with Process("--config", write(tmp_path, [demo("a")], server=settings)) as server:
+        ask = lambda: httpx.post(server.url + "/v1/completions", headers={"Authorization": "Bearer sk-team"}, timeout=30 * PATIENCE,
+                                 json={"model": "a", "prompt": "hi", "max_tokens": 1, "user": "u" * 300_000}).status_code
+        with contextlib.ExitStack() as held:
+            for size in [16 << 20] * 17:  # more than all bodies together may be
+                assert held.enter_context(half_a_body(server, size)).recv(4096).startswith(b"HTTP/1.1 401 ")
+            assert ask() == 200
+        with contextlib.ExitStack() as held:
+            for key in [None] * 60 + ["sk-team"] * 60:  # more than may be open
+                held.enter_context(half_a_body(server, 100, key))
+            eventually(lambda: answers_health(server))
+            assert ask() == 200
+
+
+def resident_mb(server):
+    return int(next(line for line in open(f"/proc/{server.child.pid}/status") if line.startswith("VmRSS")).split()[1]) >> 10
+
+
+def test_large_requests_are_bounded_until_their_calls_end(tmp_path):
+    """They wait for a server that takes them and does not answer."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as hole:
+        url = f"http://127.0.0.1:{hole.getsockname()[1]}/v1"
+        silent = {"name": "silent", "engine": "openai", "urls": [url], "model": "x"}
+        with Process("--config", write(tmp_path, [demo("a"), silent])) as server:
+            before = resident_mb(server)
+            body = json.dumps({"model": "silent", "prompt": "a" * ((16 << 20) - 100)}).encode()
+
+            def send():
+                one = socket.create_connection(("127.0.0.1", server.port), timeout=20 * PATIENCE)
+                one.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                one.settimeout(0.3 * PATIENCE)
+                return one
+
+            with contextlib.ExitStack() as held:
+                answers = []
+                for _ in range(24):
+                    with contextlib.suppress(TimeoutError):
+                        answers.append(held.enter_context(send()).recv(12))
+                assert answers == [b"HTTP/1.1 503"] * 8
+                assert resident_mb(server) - before < 600  # twice what is counted, and some more
+                assert get(server.url + "/version") == 200
+            with pytest.raises(TimeoutError):  # those that have gone have left their room
+                eventually(lambda: send().recv(12) != b"HTTP/1.1 503")
 
 
 @pytest.mark.parametrize("body, field", [

@@ -119,6 +119,11 @@ class ServerTest : public ::testing::Test {
                           .body = std::string(message),
                           .content_type = "text/plain",
                           .headers = {{"x-value", std::string(request.header("X-VALUE"))}}};
+        },
+        [this](const Request& request) -> std::optional<Response> {
+          checked.fetch_add(1);
+          if (request.path != "/refused") return {};
+          return Response{.status = 401, .body = "who are you, " + std::string(request.header("X-VALUE")) + "?"};
         });
     ASSERT_TRUE(bound.ok()) << bound.error().message;
     server = std::move(bound).value();
@@ -156,6 +161,7 @@ class ServerTest : public ::testing::Test {
   }
 
   std::atomic<int> handled{0};
+  std::atomic<int> checked{0};
   std::atomic<bool> page_fails{false};
   std::atomic<int> wakes{0};
   std::atomic<int> closes{0};
@@ -364,6 +370,37 @@ TEST_F(ServerTest, RefusesALargeBodyBeforeItIsSent) {
   EXPECT_EQ(handled.load(), 0);
 }
 
+// Before the client hears 100 Continue, and before a byte of the body is kept.
+TEST_F(ServerTest, AHeadThatSaysEnoughIsRefusedBeforeItsBody) {
+  start();
+  for (const char* framing : {"Content-Length: 100000", "Transfer-Encoding: chunked"}) {
+    for (const char* expect : {"Expect: 100-continue\r\n", ""}) {
+      RawClient client(server->port());
+      ASSERT_TRUE(client.send(std::string("POST /refused HTTP/1.1\r\nHost: t\r\nX-Value: stranger\r\n") + expect +
+                              framing + "\r\n\r\n"));
+      const Answer answer = client.read_answer();
+      EXPECT_EQ(answer.status, 401);
+      EXPECT_EQ(answer.body, "who are you, stranger?");
+      EXPECT_EQ(answer.headers.at("connection"), "close");
+      EXPECT_TRUE(client.closed_within(2s));
+    }
+  }
+  EXPECT_EQ(handled.load(), 0);
+  EXPECT_EQ(checked.load(), 4);
+  // Once a request, and not at all where it comes whole.
+  RawClient client(server->port());
+  ASSERT_TRUE(client.post("/echo", "whole"));
+  EXPECT_EQ(client.read_answer().status, 200);
+  EXPECT_EQ(checked.load(), 4);
+  ASSERT_TRUE(client.send("POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\n"));
+  for (const char* piece : {"b", "o", "d", "y"}) {
+    EXPECT_FALSE(client.read_some(5ms));
+    ASSERT_TRUE(client.send(piece));
+  }
+  EXPECT_EQ(client.read_answer().body, "POST /echo?|body");
+  EXPECT_EQ(checked.load(), 5);
+}
+
 TEST_F(ServerTest, A100MegabyteBodyGetsItsAnswer) {
   start();
   for (const bool chunked : {false, true}) {
@@ -410,6 +447,34 @@ TEST_F(ServerTest, LimitsWhatAllBodiesTogetherHold) {
     ASSERT_TRUE(later.send(head + most + "x"));
     EXPECT_EQ(later.read_answer().status, 200) << i;
   }
+}
+
+// What is made of a body may take as much as it did.
+TEST_F(ServerTest, BodiesCountUntilTheirExchangesEnd) {
+  constexpr std::size_t kBody = 1 << 20;
+  start({.max_body_bytes = kBody, .max_total_body_bytes = 3 * kBody});
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < 3; ++i) {
+    clients.push_back(std::make_unique<RawClient>(server->port()));
+    ASSERT_TRUE(clients.back()->post("/silent", std::string(kBody, 'x')));
+    ASSERT_TRUE(eventually([&] { return handled.load() == i + 1; }));
+  }
+  const auto ask = [&] {
+    RawClient client(server->port());
+    client.post("/echo", std::string(kBody, 'x'));
+    return client.read_answer().status;
+  };
+  {
+    std::lock_guard lock(mutex);
+    for (const auto& exchange : kept) std::string().swap(exchange->request().body);
+  }
+  EXPECT_EQ(ask(), 503);
+  {
+    std::lock_guard lock(mutex);
+    kept.pop_back();
+  }
+  EXPECT_EQ(ask(), 200);
+  EXPECT_EQ(ask(), 200);
 }
 
 TEST_F(ServerTest, RefusesLongHeaders) {
@@ -821,6 +886,30 @@ TEST_F(ServerTest, AFloodOfSilentConnectionsKeepsNobodyOut) {
       EXPECT_LE(server->open_connections(), 2 * limit + 1) << io_threads << " threads";
       server.reset();
     }
+  }
+}
+
+TEST_F(ServerTest, AFloodOfHalfRequestsKeepsNobodyOut) {
+  for (const char* half :
+       {"GET /echo HTTP/1.1\r\nHost:", "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\n\r\nhalf"}) {
+    start({.max_connections = 10});
+    std::vector<std::unique_ptr<RawClient>> flood;
+    RawClient busy(server->port());
+    const auto exchange = silent(busy);
+    for (int i = 0; i < 9; ++i) {
+      flood.push_back(std::make_unique<RawClient>(server->port()));
+      ASSERT_TRUE(flood.back()->get("/echo"));
+      EXPECT_EQ(flood.back()->read_answer().status, 200);
+      ASSERT_TRUE(flood.back()->send(half));
+      EXPECT_FALSE(flood.back()->read_some(5ms));
+    }
+    RawClient client(server->port());
+    ASSERT_TRUE(client.get("/echo"));
+    EXPECT_EQ(client.read_answer().status, 200) << half;
+    EXPECT_TRUE(flood.front()->closed_within(2s));
+    EXPECT_FALSE(flood.back()->closed_within(20ms));
+    exchange->respond({.body = "still here"});
+    EXPECT_EQ(busy.read_answer().body, "still here");
   }
 }
 

@@ -128,6 +128,42 @@ TEST_F(GuardedTest, EveryRouteAsksForItsScope) {
   EXPECT_EQ(ask("GET", "/api/inference/admin/models", "sk-one").status, 403);
 }
 
+// Before a client is told to send its body, and before a byte of it is kept.
+TEST_F(GuardedTest, HeadsAreJudgedBeforeTheirBodies) {
+  start_with({key("one", kOne, {Scope::inference}), key("two", kTwo, {Scope::metrics})});
+  const std::string one = "Authorization: Bearer sk-one\r\n";
+  const auto send_head = [&](const std::string& line, const std::string& headers) {
+    scripted::RawClient client(http->port());
+    client.send(line + " HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 16000000\r\n" + headers +
+                "\r\n");
+    return client.read_answer();
+  };
+  const struct {
+    const char* line;
+    std::string headers;
+    int status;
+  } cases[] = {
+      {"POST /v1/completions", "", 401},
+      {"POST /v1/completions", "Authorization: Bearer sk-guess\r\n", 401},
+      {"POST /v1/completions", "Authorization: Bearer sk-two\r\n", 403},
+      {"POST /admin/load", one, 403},
+      {"POST /nothing", one, 404},
+      {"POST /v1/models", one, 405},
+      {"GET /health", one, 413},
+      {"POST /v1/completions", one + "Content-Encoding: gzip\r\n", 415},
+      {"POST /v1/completions", one, 100},
+  };
+  for (const auto& [line, headers, status] : cases) {
+    const auto answer = send_head(line, headers);
+    EXPECT_EQ(answer.status, status) << line << headers;
+    EXPECT_EQ(answer.headers.contains("x-request-id"), status != 100);
+    EXPECT_EQ(answer.headers.contains("www-authenticate"), status == 401);
+    EXPECT_EQ(answer.headers.contains("allow"), status == 405);
+  }
+  lifecycle.set(Lifecycle::State::refusing);
+  EXPECT_EQ(send_head("POST /v1/completions", one).status, 503);
+}
+
 TEST_F(GuardedTest, AGatewaysMarkStandsForAnAdminKeyWhereItIsTrusted) {
   start_with({key("one", kOne, {Scope::inference})}, true);
   EXPECT_EQ(ask("GET", "/admin/models", "", "", "x-user-admin: true\r\n").status, 200);

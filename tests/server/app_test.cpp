@@ -354,6 +354,25 @@ TEST_F(ControllerTest, WhatIsAskedAndAnsweredIsLoggedOnlyWhereThatIsWanted) {
 }
 
 // Bodies of this size are parsed beside the server thread.
+// One thread reads them all, one after the other: those whose clients have gone hold up nobody.
+TEST_F(ControllerTest, LargeBodiesWhoseClientsHaveGoneAreNotRead) {
+  start();
+  std::string lists = R"({"model":"scripted","prompt":"say x","y":[)";
+  for (int i = 0; i < 2'000'000; ++i) lists += "[],";
+  lists += "1]}";
+  const auto seconds = [&](const std::string& body) {
+    const auto begin = std::chrono::steady_clock::now();
+    EXPECT_GT(post("/v1/completions", body).status, 0);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  const double one = seconds(lists);
+  for (int i = 0; i < 15; ++i) {
+    RawClient client(http->port());
+    ASSERT_TRUE(client.post("/v1/completions", lists));
+  }
+  EXPECT_LT(seconds(completion("say x") + std::string(100'000, ' ')), 3 * one);
+}
+
 TEST_F(ControllerTest, LargeBodiesAreAnsweredLikeOthers) {
   start();
   const std::string filler(200'000, ' ');

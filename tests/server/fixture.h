@@ -31,7 +31,7 @@ class ControllerTest : public ::testing::Test {
     app = std::make_unique<App>(std::move(options), registry, lifecycle);
     http_options.host = "127.0.0.1";
     http_options.port = 0;
-    auto bound = http::Server::bind(http_options, app->handler(), app->error_page());
+    auto bound = http::Server::bind(http_options, app->handler(), app->error_page(), app->head_check());
     ASSERT_TRUE(bound.ok()) << bound.error().message;
     http = std::move(bound).value();
     http->start();

@@ -34,8 +34,10 @@ TEST_F(ListenersTest, OperatorsMayHaveOneOfTheirOwn) {
   http::ServerOptions options;
   options.host = "127.0.0.1";
   options.port = 0;
-  auto clients = http::Server::bind(options, app->handler(Serves::clients), app->error_page());
-  auto operators = http::Server::bind(options, app->handler(Serves::operators), app->error_page());
+  auto clients =
+      http::Server::bind(options, app->handler(Serves::clients), app->error_page(), app->head_check(Serves::clients));
+  auto operators = http::Server::bind(options, app->handler(Serves::operators), app->error_page(),
+                                      app->head_check(Serves::operators));
   ASSERT_TRUE(clients.ok() && operators.ok());
   (*clients)->start();
   (*operators)->start();
@@ -84,7 +86,7 @@ TEST_F(ListenersTest, AGatewaysMarkCountsFromTrustedProxiesAlone) {
     options.gateway_operators = true;
     options.trusted_proxies = {*IpRange::parse(range)};
     app = std::make_unique<App>(options, registry, lifecycle);
-    http = *http::Server::bind({.host = "127.0.0.1", .port = 0}, app->handler(), app->error_page());
+    http = *http::Server::bind({.host = "127.0.0.1", .port = 0}, app->handler(), app->error_page(), app->head_check());
     http->start();
     const bool trusted = std::string_view(range) == "127.0.0.0/8";
     const std::string elsewhere = "X-Forwarded-For: 192.0.2.9\r\n";

@@ -51,7 +51,7 @@ int main(int argc, char** argv) {
   while (registry.entry("able")->state != registry::ModelState::ready)
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   server::App app({.version = "0.0-scripted"}, registry, lifecycle);
-  auto http = http::Server::bind(options, app.handler(), app.error_page());
+  auto http = http::Server::bind(options, app.handler(), app.error_page(), app.head_check());
   if (!http) {
     std::fprintf(stderr, "%s\n", http.error().message.c_str());
     return 1;
