@@ -9,11 +9,11 @@
 namespace xgen {
 namespace {
 
-// 0: as it is; 1: needs an escape; 2: outside ASCII.
+// 0: as it is; 1: needs an escape; 2: outside ASCII; 3: the same, and may begin a control character (U+0080 to U+009F).
 constexpr std::array<unsigned char, 256> make_classes() {
   std::array<unsigned char, 256> classes{};
   for (std::size_t i = 0; i < 256; ++i)
-    classes[i] = i < 0x20 || i == '"' || i == '\\' || i == 0x7f ? 1 : i >= 0x80 ? 2 : 0;
+    classes[i] = i < 0x20 || i == '"' || i == '\\' || i == 0x7f ? 1 : i == 0xc2 ? 3 : i >= 0x80 ? 2 : 0;
   return classes;
 }
 constexpr auto kClasses = make_classes();
@@ -48,7 +48,7 @@ void append_escape(std::string& out, unsigned char c) {
 void append_json_escaped(std::string& out, std::string_view text) {
   std::string fixed;
   for (const char c : text) {
-    if (kClasses[static_cast<unsigned char>(c)] != 2) continue;
+    if (kClasses[static_cast<unsigned char>(c)] < 2) continue;
     if (!is_valid_utf8(text)) {
       fixed = replace_invalid_utf8(text);
       text = fixed;
@@ -57,9 +57,15 @@ void append_json_escaped(std::string& out, std::string_view text) {
   }
   std::size_t begin = 0;
   for (std::size_t i = 0; i < text.size(); ++i) {
-    const auto c = static_cast<unsigned char>(text[i]);
-    if (kClasses[c] != 1) continue;
-    out.append(text, begin, i - begin);
+    auto c = static_cast<unsigned char>(text[i]);
+    if (kClasses[c] != 1 && kClasses[c] != 3) continue;
+    const std::size_t from = i;
+    if (kClasses[c] == 3) {
+      c = static_cast<unsigned char>(text[i + 1]);  // the text is valid: there is one
+      if (c >= 0xa0) continue;
+      ++i;
+    }
+    out.append(text, begin, from - begin);
     append_escape(out, c);
     begin = i + 1;
   }

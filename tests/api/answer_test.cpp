@@ -26,7 +26,8 @@ json::value parse(const std::string& text) {
 TEST(JsonWriter, StringsReadBackAsTheyWere) {
   std::string all;
   for (int c = 0; c < 128; ++c) all += static_cast<char>(c);
-  for (const std::string& text : {std::string(), all, std::string("é漢😀"), std::string("\x7f")}) {
+  for (const std::string& text : {std::string(), all, std::string("é漢😀"), std::string("\x7f"),
+                                  std::string("\u007f\u0080\u009b\u009f\u00a0\u00bf")}) {
     std::string out;
     append_json_string(out, text);
     EXPECT_EQ(parse(out).as_string(), json::string_view(text.data(), text.size()));
@@ -34,6 +35,9 @@ TEST(JsonWriter, StringsReadBackAsTheyWere) {
   std::string out;
   append_json_string(out, "a\xff\xe2\x82z");
   EXPECT_EQ(parse(out).as_string(), "a\xef\xbf\xbd\xef\xbf\xbdz");
+  out.clear();
+  append_json_string(out, "a\xc2");
+  EXPECT_EQ(parse(out).as_string(), "a\xef\xbf\xbd");
 }
 
 TEST(JsonWriter, FloatsAreAlwaysJson) {

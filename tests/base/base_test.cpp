@@ -230,13 +230,14 @@ TEST(Log, NoValueCanForgeALineOrAField) {
   const auto written = [](log::Format format) {
     log::set_format(format);
     ::testing::internal::CaptureStderr();
-    log::info("http", "a\nb \"c\"\x7f", {{"path", "/x status=200\r\n2030 info forged\xff"}, {"id", "bare"}});
+    log::info("http", "a\nb \"c\"\x7f",
+              {{"path", "/x status=200\r\n2030 info forged\xff"}, {"csi", "\xc2\x9b\xc2\xa0"}, {"id", "bare"}});
     log::set_format(log::Format::text);
     return ::testing::internal::GetCapturedStderr();
   };
   const std::string text = written(log::Format::text);
   EXPECT_NE(text.find(R"( http: a\nb \"c\"\u007f path="/x status=200\r\n2030 info forged)"
-                      "\xEF\xBF\xBD\" id=bare\n"),
+                      "\xEF\xBF\xBD\" csi=\"\\u009b\xc2\xa0\" id=bare\n"),
             std::string::npos)
       << text;
   const std::string line = written(log::Format::json);
