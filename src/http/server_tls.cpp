@@ -167,6 +167,7 @@ Status ServerTls::reload() {
   *seen_ = look();
   next_look_ = Clock::now() + kBetweenLooks;
   auto made = make_context();
+  fault_ = made ? std::string() : made.error().message;
   if (!made) return std::move(made).error();
   context_ = *std::move(made);
   return {};
@@ -176,13 +177,17 @@ std::unique_ptr<TlsSession> ServerTls::accept(int socket) {
   std::lock_guard lock(mutex_);
   if (const auto now = Clock::now(); now >= next_look_) {
     next_look_ = now + kBetweenLooks;
-    if (Seen seen = look(); seen != *seen_) {
+    // What is wrong may pass without a change of the files: too many open ones, or a link that leads nowhere yet.
+    if (Seen seen = look(); seen != *seen_ || !fault_.empty()) {
       *seen_ = seen;
-      if (auto made = make_context())
+      auto made = make_context();
+      const std::string fault = made ? std::string() : made.error().message;
+      if (made)
         context_ = *std::move(made);
-      else
+      else if (fault != fault_)
         log::error("http", "the TLS files have changed and are not taken; those before stay in force",
-                   {{"reason", made.error().message}});
+                   {{"reason", fault}});
+      fault_ = fault;
     }
   }
   return std::make_unique<TlsSession>(context_.get(), socket);

@@ -38,7 +38,7 @@ class ServerTls {
   Status reload();
 
   // The server's side of a new connection, whose socket it does not own. Looks first, once a second at most, whether
-  // the files have changed.
+  // the files have changed, or could not be read before.
   std::unique_ptr<TlsSession> accept(int socket);
 
  private:
@@ -56,6 +56,7 @@ class ServerTls {
   std::mutex mutex_;
   Context context_;
   std::unique_ptr<Seen> seen_;  // the files as they were when they were read
+  std::string fault_;           // why they were not taken; empty: they were
   std::chrono::steady_clock::time_point next_look_{};
 };
 

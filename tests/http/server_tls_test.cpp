@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <openssl/sha.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <csignal>
@@ -69,7 +70,7 @@ class ServerTlsTest : public ::testing::Test {
     ASSERT_TRUE(loaded.ok()) << loaded.error().message;
     options.host = "127.0.0.1";
     options.port = 0;
-    options.tls = *loaded;
+    options.tls = files = *loaded;
     auto bound = Server::bind(
         options,
         [this](const std::shared_ptr<Exchange>& exchange) {
@@ -109,6 +110,7 @@ class ServerTlsTest : public ::testing::Test {
   std::string shown() { return TlsClient(server->port()).certificate_digest(); }
 
   std::filesystem::path folder;
+  std::shared_ptr<ServerTls> files;
   const Certificate own{"DNS:localhost,IP:127.0.0.1"};
   std::atomic<int> closes{0};
   std::vector<std::shared_ptr<Exchange>> kept;  // of the server's thread
@@ -392,6 +394,23 @@ TEST_F(ServerTlsTest, SeesASwappedLink) {
   EXPECT_EQ(shown(), digest_of(own));
   fs::create_directory_symlink("2", folder / "..tmp");
   fs::rename(folder / "..tmp", folder / "..data");
+  EXPECT_TRUE(eventually([&] { return shown() == digest_of(second); }));
+}
+
+TEST_F(ServerTlsTest, TriesAgainWhatCouldNotBeRead) {
+  start();
+  const Certificate second("DNS:localhost");
+  second.write_pem(file("cert.pem"));
+  second.write_key_pem(file("key.pem"));
+  std::this_thread::sleep_for(1100ms);  // until the files are looked at again
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 3;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  files->accept(-1);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(shown(), digest_of(own));
   EXPECT_TRUE(eventually([&] { return shown() == digest_of(second); }));
 }
 
