@@ -67,8 +67,8 @@ def overlay(folder, text):
     return rendered[0]
 
 
-def with_components(folder, names, base="base"):
-    return overlay(folder, yaml.safe_dump({"resources": [f"../xgen-model/deploy/k8s/{base}"],
+def with_components(folder, names):
+    return overlay(folder, yaml.safe_dump({"resources": ["../xgen-model/deploy/k8s/base"],
                                            "components": [f"../xgen-model/deploy/k8s/components/{name}" for name in names]}))
 
 
