@@ -89,6 +89,6 @@ function(xgen_program)
   target_compile_definitions(xgen-model PRIVATE XGEN_VERSION="${PROJECT_VERSION}")
   target_link_libraries(xgen-model PRIVATE xgen_server xgen_registry xgen_sources xgen_engine xgen_remote xgen_client xgen_gateway
                         xgen_config xgen_import xgen_metrics xgen_trace xgen_demo)
-  # The names of our functions stay in a stripped program, for the stack of a crash.
-  target_link_options(xgen-model PRIVATE "-Wl,--export-dynamic-symbol=_ZN4xgen*")
+  # The names of our functions stay in a stripped program, for the stack of a crash; every thread has room to tell of one.
+  target_link_options(xgen-model PRIVATE "-Wl,--export-dynamic-symbol=_ZN4xgen*,--wrap=pthread_create")
 endfunction()

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
+#include <csetjmp>
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +17,7 @@
 #include <cstring>
 #include <ctime>
 #include <exception>
+#include <new>
 #include <string_view>
 
 #include "base/log.h"
@@ -82,11 +85,13 @@ class Line {
     text(json_ ? "\":\"" : "=\"");
   }
   void end_field() { text("\""); }
-  void begin() {
+  void begin(std::string_view message) {
+    size_ = 0;
     text(json_ ? "{\"time\":\"" : "");
     time();
-    text(json_ ? "\",\"level\":\"error\",\"component\":\"process\",\"message\":\"crashed\""
-               : " error process: crashed");
+    text(json_ ? "\",\"level\":\"error\",\"component\":\"process\",\"message\":\"" : " error process: ");
+    text(message);
+    text(json_ ? "\"" : "");
   }
   void write() {
     text(json_ ? "}\n" : "\n");
@@ -141,15 +146,16 @@ void add_stack(Line& line) {
 
 std::atomic<bool> g_crashing{false};
 thread_local bool t_crashing = false;
+sigjmp_buf g_unwinding;            // where a fault in the unwinder leads
 std::array<char, 256> g_reason{};  // of an exception that nobody caught
 
 void on_fatal_signal(int signal, siginfo_t* info, void* /*context*/) {
-  if (t_crashing) _exit(128 + signal);  // in here
+  if (t_crashing) siglongjmp(g_unwinding, 1);  // the stack was no stack any more
   t_crashing = true;
   // The first has the word; the process ends with it.
   while (g_crashing.exchange(true)) ::pause();
   static Line line;  // the stack may be what is left over
-  line.begin();
+  line.begin("crashed");
   line.field("signal");
   line.text("SIG");
   line.text(sigabbrev_np(signal) != nullptr ? sigabbrev_np(signal) : "?");
@@ -170,8 +176,11 @@ void on_fatal_signal(int signal, siginfo_t* info, void* /*context*/) {
     line.text(name.data());
     line.end_field();
   }
+  // Before the stack is walked: that may fail, or never end.
+  line.write();
+  line.begin("stack of the crash");
   line.field("stack");
-  add_stack(line);
+  if (sigsetjmp(g_unwinding, 0) == 0) add_stack(line);
   line.end_field();
   line.write();
   struct sigaction standard {};
@@ -198,17 +207,48 @@ void on_fatal_signal(int signal, siginfo_t* info, void* /*context*/) {
   std::abort();
 }
 
+// A handler on the stack that has overflown would never begin. What is never touched takes no memory.
+void use_another_stack() {
+  alignas(16) static thread_local std::array<std::byte, 64 << 10> stack;
+  stack_t other{};
+  other.ss_sp = stack.data();
+  other.ss_size = stack.size();
+  sigaltstack(&other, nullptr);
+}
+
+struct Start {
+  void* (*run)(void*);
+  void* argument;
+};
+
+void* run_with_another_stack(void* given) {
+  const Start start = *static_cast<Start*>(given);
+  delete static_cast<Start*>(given);
+  use_another_stack();
+  return start.run(start.argument);
+}
+
 }  // namespace
+
+// The linker has every thread of the program begin here, those of libraries too (--wrap=pthread_create).
+// NOLINTBEGIN(bugprone-reserved-identifier): the linker's names
+extern "C" int __real_pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*),
+                                     void* argument);
+extern "C" int __wrap_pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*),
+                                     void* argument) {
+  auto* start = new (std::nothrow) Start{run, argument};
+  if (start == nullptr) return EAGAIN;
+  const int error = __real_pthread_create(thread, attributes, run_with_another_stack, start);
+  if (error != 0) delete start;
+  return error;
+}
+// NOLINTEND(bugprone-reserved-identifier)
 
 void log_crashes() {
   // Called for the first time in a handler, the unwinder would allocate.
   Frames frames;
   _Unwind_Backtrace(take_frame, &frames);
-  static std::array<std::byte, 64 << 10> stack;
-  stack_t other{};
-  other.ss_sp = stack.data();
-  other.ss_size = stack.size();
-  sigaltstack(&other, nullptr);
+  use_another_stack();
   struct sigaction action {};
   action.sa_sigaction = on_fatal_signal;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;

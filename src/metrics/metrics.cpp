@@ -237,6 +237,12 @@ constexpr std::string_view kBuildHelp = "1, with the version and the instruction
 constexpr std::string_view kCacheInfo = "vllm:cache_config_info";
 constexpr std::string_view kCacheInfoHelp = "Facts of the KV cache, as labels.";
 
+double seconds_of(clockid_t clock) {
+  timespec now{};
+  clock_gettime(clock, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9;
+}
+
 }  // namespace
 
 ProcessSample sample_process() {
@@ -262,11 +268,10 @@ ProcessSample sample_process() {
     sample.threads = static_cast<std::uint64_t>(number(20));
     sample.virtual_bytes = static_cast<std::uint64_t>(number(23));
     sample.resident_bytes = static_cast<std::uint64_t>(number(24)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
-    timespec now{};
-    clock_gettime(CLOCK_BOOTTIME, &now);
-    const double since_boot = number(22) / static_cast<double>(sysconf(_SC_CLK_TCK));
-    const double boot_now = static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9;
-    sample.start_time_seconds = static_cast<double>(std::time(nullptr)) - (boot_now - since_boot);
+    // Once: two readings of two clocks never are quite the same apart, and a value that moves counts as a restart.
+    static const double start_time = seconds_of(CLOCK_REALTIME) - seconds_of(CLOCK_BOOTTIME) +
+                                     number(22) / static_cast<double>(sysconf(_SC_CLK_TCK));
+    sample.start_time_seconds = start_time;
   }
   std::error_code error;
   for (std::filesystem::directory_iterator it("/proc/self/fd", error), end; !error && it != end; it.increment(error)) {

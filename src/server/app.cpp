@@ -406,7 +406,6 @@ std::optional<Refusal> App::Impl::find_route(Context& context, const http::Reque
       continue;
     }
     context.route = &route;
-    context.info.route = static_cast<std::size_t>(&route - kRoutes);
     context.info.quiet = route.log == Log::quiet;
     if (route.inference)
       begin_span(context.info, options.tracing, std::string(route.method) + " " + std::string(route.pattern));

@@ -68,7 +68,11 @@ def test_the_rules_are_valid_and_alert_when_they_should(prometheus):
 def test_the_page_is_well_formed(prometheus):
     with Process() as program:
         program.post("/v1/completions", {"model": "xgen-demo", "prompt": "x", "max_tokens": 2})
+        program.get("/admin/log-level")
+        assert httpx.put(program.url + "/admin/log-level", json={"level": "info"}).status_code == 200
         page = program.get("/metrics").text
+    series = [line.rsplit(" ", 1)[0] for line in page.splitlines() if not line.startswith("#")]
+    assert [each for each in set(series) if series.count(each) > 1] == []
     _, text = promtool(prometheus, "check", "metrics", input=page)
     # vLLM's names are not to Prometheus' taste; ours are.
     ours = [line for line in text.splitlines() if not line.startswith("vllm:")]
@@ -122,7 +126,10 @@ def test_prometheus_finds_what_the_dashboard_asks_for(prometheus, tmp_path):
             for group in yaml.safe_load(RULES[0].read_text())["groups"]:
                 for rule in group["rules"]:
                     wait_for(rule["record"], lambda: query(rule["record"]))
-            # An alert that fires on a program that is well would be noise.
+            # An alert that fires on a program that is well would be noise. Some ask for changes from scrape to scrape.
+            scrapes = "count_over_time(process_start_time_seconds[5m])"
+            wait_for("six scrapes", lambda: query(scrapes) and int(query(scrapes)[0]["value"][1]) >= 6)
+            assert [each["value"][1] for each in query("changes(process_start_time_seconds[5m])")] == ["0"]
             assert query("ALERTS") == []
             assert int(float(query("xgen_model_loads_total")[0]["value"][1])) == 1
         finally:

@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <regex>
 #include <sstream>
+#include <thread>
 
 namespace xgen::metrics {
 namespace {
@@ -163,6 +165,9 @@ TEST(Metrics, TheProcessIsSampled) {
   EXPECT_GE(sample.threads, 1u);
   EXPECT_GE(sample.open_fds, 3u);
   EXPECT_GT(sample.start_time_seconds, 1.6e9);
+  // One that moves would be a restart to whoever watches it.
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(sample_process().start_time_seconds, sample.start_time_seconds);
 }
 
 }  // namespace
