@@ -123,12 +123,7 @@ std::vector<Service> GatewayService::State::take_gone() {
       std::stable_partition(leaving_.begin(), leaving_.end(), [](const Service& each) { return each.use_count() > 1; });
   std::vector<Service> out(std::make_move_iterator(gone), std::make_move_iterator(leaving_.end()));
   leaving_.erase(gone, leaving_.end());
-  for (const Service& each : out) {
-    inference::ServiceStats stats = each->stats();
-    stats.requests_running = stats.requests_waiting = stats.kv_blocks = 0;
-    stats.kv_cache_usage = 0;
-    inference::add(gone_, stats);
-  }
+  for (const Service& each : out) inference::add_past(gone_, each->stats());
   return out;
 }
 

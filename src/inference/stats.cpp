@@ -27,4 +27,12 @@ void add(ServiceStats& into, const ServiceStats& from) {
     (into.*field).add(from.*field);
 }
 
+void add_past(ServiceStats& into, ServiceStats from) {
+  from.requests_running = from.requests_waiting = from.kv_blocks = from.kv_block_size = 0;
+  from.kv_cache_usage = 0;
+  from.kv_dtype = {};
+  from.prefix_caching = false;
+  add(into, from);
+}
+
 }  // namespace xgen::inference

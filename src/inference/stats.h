@@ -92,5 +92,7 @@ struct ServiceStats {
 
 // Adds up what several services have counted. Gauges of KV blocks add up, their usage is weighted by them.
 void add(ServiceStats& into, const ServiceStats& from);
+// The same of a service that goes: its counters and histograms alone.
+void add_past(ServiceStats& into, ServiceStats from);
 
 }  // namespace xgen::inference

@@ -463,6 +463,7 @@ ModelEntry Registry::Impl::describe(const ModelPtr& of) const {
   entry.waits = model.waits;
   entry.waiting = model.slot->waiting();
   entry.service = model.slot->service();
+  entry.slot = model.slot;
   return entry;
 }
 
@@ -593,7 +594,8 @@ std::optional<Clock::time_point> Registry::Impl::run_timers() {
       if (due) at(*due);
     }
     const auto idle = model->definition.idle_unload;
-    if (model->state == ModelState::ready && !model->load && idle.count() > 0 && !model->keeps && !model->definition.pin) {
+    if (model->state == ModelState::ready && !model->load && idle.count() > 0 && !model->keeps &&
+        !model->definition.pin) {
       if (const Service service = model->slot->hold_if_unused(now - idle)) {
         log::info("registry", "unloading an idle model", {{"model", model->definition.name}});
         set_waits(*model, true);
@@ -1406,6 +1408,7 @@ struct Registry::Impl::Guard {
   std::shared_ptr<MemoryBudget> budget;  // outlives the account
   Account account;
   Service service;
+  std::shared_ptr<void> counted;  // by the slot; goes before the service
 
   static std::uint64_t reserved_by(const Service& service) {
     const Guard* guard = std::get_deleter<Guard>(service);
@@ -1417,6 +1420,7 @@ struct Registry::Impl::Guard {
     if (const auto owner = impl.lock()) {
       owner->ends_.push([impl = owner.get(), guard = std::move(*this)]() mutable {
         const inference::ModelService* const raw = guard.service.get();
+        guard.counted.reset();
         guard.service.reset();
         impl->decisions_.push([impl, raw, guard = std::move(guard)]() mutable {
           impl->service_gone(guard.model, raw, guard.loader, std::move(guard.account));
@@ -1425,6 +1429,7 @@ struct Registry::Impl::Guard {
       return;
     }
     // Whoever still looks for the service through a weak reference keeps this object, and must not keep these.
+    counted.reset();
     service.reset();
     account.reset();
     model.reset();
@@ -1434,7 +1439,8 @@ struct Registry::Impl::Guard {
 Service Registry::Impl::guard(const ModelPtr& model, std::shared_ptr<ModelLoader> loader, Service service,
                               Account account) {
   inference::ModelService* raw = service.get();
-  return {raw, Guard{weak_from_this(), model, std::move(loader), budget_, std::move(account), std::move(service)}};
+  return {raw, Guard{weak_from_this(), model, std::move(loader), budget_, std::move(account), std::move(service),
+                     model->slot->count(*raw)}};
 }
 
 void Registry::Impl::watch(const ModelPtr& model, inference::ModelService& service) {

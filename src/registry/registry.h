@@ -109,10 +109,11 @@ struct ModelEntry {
   bool waits = false;       // while it is absent, requests wait for it and have it loaded
   std::size_t waiting = 0;  // such requests
   Counts counts;
-  LoadTimes last_load;                               // of what was loaded last
-  std::uint64_t reserved = 0;                        // bytes
-  std::uint64_t borrowed = 0;                        // bytes
-  std::shared_ptr<inference::ModelService> service;  // what is loaded; null if nothing is
+  LoadTimes last_load;                                  // of what was loaded last
+  std::uint64_t reserved = 0;                           // bytes
+  std::uint64_t borrowed = 0;                           // bytes
+  std::shared_ptr<inference::ModelService> service;     // what is loaded; null if nothing is
+  std::shared_ptr<const inference::ModelService> slot;  // its stats() are of all that was ever loaded
 };
 
 struct RegistryOptions {

@@ -302,9 +302,22 @@ inference::Health Slot::health() const {
   return service != nullptr ? service->health() : inference::Health{};
 }
 
+std::shared_ptr<void> Slot::count(const inference::ModelService& service) {
+  {
+    std::lock_guard lock(stats_mutex_);
+    counted_.push_back(&service);
+  }
+  return {this, [self = shared_from_this(), &service](void*) {
+            std::lock_guard lock(self->stats_mutex_);
+            inference::add_past(self->past_, service.stats());
+            std::erase(self->counted_, &service);
+          }};
+}
+
 inference::ServiceStats Slot::stats() const {
-  const Service service = this->service();
-  inference::ServiceStats stats = service != nullptr ? service->stats() : inference::ServiceStats{};
+  std::lock_guard lock(stats_mutex_);
+  inference::ServiceStats stats = past_;
+  for (const inference::ModelService* each : counted_) inference::add(stats, each->stats());
   stats.requests_waiting += waiting();
   return stats;
 }

@@ -41,6 +41,9 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
   // As hold(), if a service is there, no request uses it and none has since `unused_since`; else null.
   std::shared_ptr<inference::ModelService> hold_if_unused(Clock::time_point unused_since);
 
+  // stats() has what `service` counts until what is returned goes; what it has counted by then stays.
+  std::shared_ptr<void> count(const inference::ModelService& service);
+
   // Fails what waits and should not: everything whose deadline has passed.
   void expire(Clock::time_point now, const Error& error);
   std::optional<Clock::time_point> next_deadline() const;
@@ -57,6 +60,7 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
   // Of the service, or, while none is there, of the one before (everything may be possible if there was none).
   inference::Capabilities capabilities() const override;
   inference::Health health() const override;
+  // Of all services that it has had, those that are leaving or gone included, with the requests that wait here.
   inference::ServiceStats stats() const override;
   void close() override;
 
@@ -94,6 +98,10 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
   std::size_t max_waiting_ = 0;
   inference::Capabilities capabilities_;
   Clock::time_point last_used_ = Clock::now();
+
+  mutable std::mutex stats_mutex_;
+  inference::ServiceStats past_;  // of services that are gone
+  std::vector<const inference::ModelService*> counted_;
 };
 
 }  // namespace xgen::registry

@@ -77,7 +77,15 @@ class FakeService final : public inference::ModelService {
   }
   inference::Capabilities capabilities() const override { return {}; }
   inference::Health health() const override { return {}; }
-  inference::ServiceStats stats() const override { return {}; }
+  inference::ServiceStats stats() const override {
+    inference::ServiceStats stats;
+    stats.generation_tokens = tokens;
+    stats.kv_blocks = 7;
+    std::lock_guard lock(state_->mutex);
+    stats.requests_running = state_->open.size();
+    return stats;
+  }
+  std::atomic<std::uint64_t> tokens{0};
 
  private:
   struct State {
@@ -670,6 +678,46 @@ TEST_F(RegistryTest, SleepKeepsTheWeightsAndARequestWakes) {
   EXPECT_TRUE(act(&Registry::unload, "a").ok());
   EXPECT_EQ(reserved(), 0u);
   EXPECT_EQ(loader(a).releases(), 1);
+}
+
+TEST_F(RegistryTest, WhatWasCountedStaysWhenServicesComeAndGo) {
+  auto a = model("a", 10);
+  make({a});
+  ASSERT_TRUE(becomes("a", ModelState::ready));
+  const auto stats = [&] { return registry_->entry("a")->slot->stats(); };
+  loader(a).service()->tokens = 5;
+  Request running = ask("a");
+  std::promise<Status> unloaded;
+  registry_->unload("a", [&](Status status) { unloaded.set_value(std::move(status)); });
+  ASSERT_TRUE(becomes("a", ModelState::draining));
+  EXPECT_EQ(stats().generation_tokens, 5u);
+  EXPECT_EQ(stats().requests_running, 1u);
+  // At no moment on its way out is it gone from the page.
+  std::atomic<bool> over{false};
+  std::uint64_t least = UINT64_MAX;
+  std::thread watch([&] {
+    while (!over) least = std::min(least, stats().generation_tokens);
+  });
+  running.handle.reset();
+  EXPECT_TRUE(unloaded.get_future().get().ok());
+  over = true;
+  watch.join();
+  EXPECT_EQ(least, 5u);
+  EXPECT_EQ(stats().generation_tokens, 5u);
+  EXPECT_EQ(stats().requests_running, 0u);
+  EXPECT_EQ(stats().kv_blocks, 0u);
+  ASSERT_TRUE(act(&Registry::load, "a").ok());
+  loader(a).service()->tokens = 2;
+  EXPECT_EQ(stats().generation_tokens, 7u);
+  EXPECT_EQ(stats().kv_blocks, 7u);
+  // A reload that replaces it.
+  auto changed = model("a", 20);
+  ASSERT_TRUE(registry_->apply({changed}).ok());
+  ASSERT_TRUE(eventually([&] { return registry_->counts().loads == 3; }));
+  loader(changed).service()->tokens = 1;
+  EXPECT_EQ(stats().generation_tokens, 8u);
+  ASSERT_TRUE(eventually([&] { return registry_->counts().unloads == 2; }));
+  EXPECT_EQ(stats().generation_tokens, 8u);
 }
 
 TEST_F(RegistryTest, AModelThatIsUnloadedWhileItWakesIsReleasedAfterwards) {
