@@ -204,9 +204,6 @@ bool EngineLoop::receive() {
     const Clock::time_point now = Clock::now();
     step_began_.store(clock_ns(now), std::memory_order_relaxed);
     for (std::unique_ptr<Job>& job : incoming_) {
-      counts_.request_prompt_tokens.observe(static_cast<double>(job->prompt.size()));
-      counts_.request_max_tokens.observe(job->max_tokens);
-      counts_.request_n.observe(job->n);
       Job& added = *jobs_.emplace(job->id, std::move(job)).first->second;
       if (added.max_tokens > 0 || (added.prompt_logprobs && added.prompt.size() > 1)) {
         scheduler_.submit(added);
@@ -225,7 +222,7 @@ bool EngineLoop::receive() {
       forget(*found->second);
     }
     cancelled_.clear();
-    if (options_.account != nullptr) give_back();
+    if (options_.account != nullptr && give_back()) changed = true;
     while (Request* late = scheduler_.expired(clock_seconds(now))) {
       fail(static_cast<Job&>(*late), make_error(ErrorCode::timeout, "The request's time limit has passed."));
       changed = true;
@@ -241,8 +238,8 @@ int EngineLoop::borrow(int blocks) {
   return blocks;
 }
 
-// Gives back what others want of the borrowed blocks.
-void EngineLoop::give_back() {
+// Gives back what others want of the borrowed blocks; whether it did.
+bool EngineLoop::give_back() {
   std::uint64_t spare = 0;
   std::uint64_t must = 0;
   {
@@ -250,7 +247,7 @@ void EngineLoop::give_back() {
     spare = std::exchange(inbox_->reclaim_spare, 0);
     must = std::exchange(inbox_->reclaim_must, 0);
   }
-  if (spare == 0 && must == 0) return;
+  if (spare == 0 && must == 0) return false;
   const std::uint64_t borrowed = options_.account->borrowed() / options_.block_bytes;
   const auto blocks = [this, borrowed](std::uint64_t bytes) {
     return static_cast<int>(
@@ -261,9 +258,10 @@ void EngineLoop::give_back() {
   scheduler_.give_back(blocks(must), true, discarded_);
   const int more = blocks(spare) - static_cast<int>(discarded_.size());
   scheduler_.give_back(more, false, discarded_);
-  if (discarded_.empty()) return;
+  if (discarded_.empty()) return false;
   runner_->discard(discarded_);
   options_.account->give_back(discarded_.size() * options_.block_bytes);
+  return true;
 }
 
 // A failed engine computes nothing any more: others get what it has borrowed, though the model is still there.
@@ -403,7 +401,10 @@ void EngineLoop::finish_job(Job& job) {
   counts_.decode_time.observe(finished.timings.decode);
   counts_.inference_time.observe(inference_seconds);
   counts_.e2e_latency.observe(finished.timings.queue + inference_seconds);
+  counts_.request_prompt_tokens.observe(static_cast<double>(job.prompt.size()));
   counts_.request_generation_tokens.observe(job.completion_tokens);
+  counts_.request_max_tokens.observe(job.max_tokens);
+  counts_.request_n.observe(job.n);
   const int per_choice = (job.completion_tokens + job.n - 1) / job.n;
   if (per_choice > 1) counts_.time_per_output_token.observe(finished.timings.decode / (per_choice - 1));
   mean_seconds_ += 0.1 * (inference_seconds - mean_seconds_);
@@ -446,9 +447,9 @@ void EngineLoop::publish_stats() {
   counts_.requests_running = scheduler_.num_running();
   counts_.requests_waiting = scheduler_.num_waiting();
   counts_.kv_block_size = static_cast<std::uint64_t>(scheduler_.pool().block_size());
-  counts_.kv_blocks = static_cast<std::uint64_t>(scheduler_.pool().num_blocks());
-  counts_.kv_cache_usage = static_cast<double>(scheduler_.pool().used()) /
-                           std::max(1, scheduler_.pool().num_blocks() - scheduler_.pool().absent());
+  const int present = scheduler_.pool().num_blocks() - scheduler_.pool().absent();
+  counts_.kv_blocks = static_cast<std::uint64_t>(present);
+  counts_.kv_cache_usage = static_cast<double>(scheduler_.pool().used()) / std::max(1, present);
   counts_.prefix_cache_queries = scheduler_.stats().prefix_queries;
   counts_.prefix_cache_hits = scheduler_.stats().prefix_hits;
   counts_.preemptions = scheduler_.stats().preemptions;

@@ -34,7 +34,6 @@ struct Ticket {
 
 // A request with all that its delivery needs.
 struct Job final : Request {
-  std::string request_id;
   std::shared_ptr<inference::EventSink> sink;
   std::shared_ptr<Ticket> ticket;
   std::vector<std::string> stop;
@@ -113,7 +112,7 @@ class EngineLoop final : private BlockLender {
   void forget(Job& job);
   void flush();
   int borrow(int blocks) override;
-  void give_back();
+  bool give_back();
   void return_borrowed();
   void publish_stats();
   void give_up(const Error& error);

@@ -132,7 +132,6 @@ class LocalService final : public inference::ModelService {
 
   std::unique_ptr<inference::RequestHandle> generate_async(inference::GenerateRequest request,
                                                            std::shared_ptr<inference::EventSink> sink) override {
-    const Clock::time_point arrival = Clock::now();
     auto ticket = std::make_shared<Ticket>();
     std::unique_ptr<inference::RequestHandle> handle = loop_.make_handle(ticket);
     const std::size_t bytes = text_bytes(request.prompt);
@@ -141,13 +140,13 @@ class LocalService final : public inference::ModelService {
     } else if (Status size = check_size(bytes, request.prompt); !size.ok()) {
       refuse(*ticket, *sink, size.error());
     } else if (bytes <= kInlineBytes && ids_to_decode(request) <= kInlineIds) {
-      start(std::move(request), sink, ticket, arrival);
+      start(std::move(request), sink, ticket);
     } else {
       auto shared = std::make_shared<inference::GenerateRequest>(std::move(request));
-      const bool queued = prep_.post([this, shared, sink, ticket, arrival] {
+      const bool queued = prep_.post([this, shared, sink, ticket] {
         if (ticket->cancelled.load(std::memory_order_relaxed)) return;
         if (closing_.load(std::memory_order_relaxed)) return refuse(*ticket, *sink, shutting_down());
-        start(std::move(*shared), sink, ticket, arrival);
+        start(std::move(*shared), sink, ticket);
       });
       if (!queued) refuse(*ticket, *sink, too_many_prompts());
     }
@@ -203,6 +202,7 @@ class LocalService final : public inference::ModelService {
     inference::ServiceStats stats = loop_.stats();
     stats.kv_dtype = kv_dtype_;
     stats.prefix_caching = prefix_caching_;
+    stats.rejected_long_prompts = refused_long_.load(std::memory_order_relaxed);
     return stats;
   }
   void on_failure(std::function<void(Error)> failed) override { loop_.on_failure(std::move(failed)); }
@@ -215,7 +215,8 @@ class LocalService final : public inference::ModelService {
   }
 
   Error shutting_down() const { return make_error(ErrorCode::unavailable, "Model " + name_ + " is shutting down."); }
-  Error too_many_prompts() const {
+  Error too_many_prompts() {
+    refused_long_.fetch_add(1, std::memory_order_relaxed);
     Error error = make_error(ErrorCode::overloaded, "Model " + name_ + " already prepares " +
                                                         std::to_string(kMaxQueuedPrompts) + " long prompts.");
     error.retry_after_s = 1;
@@ -343,7 +344,6 @@ class LocalService final : public inference::ModelService {
     }
     job->prompt.shrink_to_fit();
     job->max_tokens = stop.max_tokens.value_or(std::max(1, max_model_len_ - static_cast<int>(job->prompt.size())));
-    job->request_id = std::move(request.request_id);
     if (Status fits = loop_.check(*job); !fits.ok()) return fits.error();
     if (job->echo && job->prompt_text.empty())
       job->prompt_text = tokenizer_->decode(job->prompt, /*skip_special=*/true);
@@ -351,7 +351,7 @@ class LocalService final : public inference::ModelService {
   }
 
   void start(inference::GenerateRequest request, const std::shared_ptr<inference::EventSink>& sink,
-             const std::shared_ptr<Ticket>& ticket, Clock::time_point arrival) {
+             const std::shared_ptr<Ticket>& ticket) {
     const std::string param(prompt_param(request.prompt));
     const Status status = contained([&]() -> Status {
       Result<std::unique_ptr<Job>> made = make_job(request);
@@ -359,7 +359,7 @@ class LocalService final : public inference::ModelService {
       std::unique_ptr<Job> job = std::move(*made);
       job->sink = sink;
       job->ticket = ticket;
-      job->arrival = arrival;
+      job->arrival = request.arrival;
       return loop_.submit(std::move(job));
     });
     if (status.ok()) return;
@@ -390,6 +390,7 @@ class LocalService final : public inference::ModelService {
   const bool prefix_caching_;
   const std::uint64_t random_base_;
   std::atomic<std::uint64_t> drawn_{0};
+  std::atomic<std::uint64_t> refused_long_{0};
   std::atomic<bool> closing_{false};
   EngineLoop loop_;
   PrepThread prep_;  // last: its work uses all of the above

@@ -184,7 +184,8 @@ bool Scheduler::admit(Sequence& sequence) {
   const Request& request = *sequence.request;
   hits_.clear();
   int cached_hits = 0;  // hits that wait in the free list: taking them leaves fewer blocks to allocate
-  if (sequence.prompt_scored >= sequence.prompt_scores_wanted()) {
+  const bool looked_up = sequence.prompt_scored >= sequence.prompt_scores_wanted();
+  if (looked_up) {
     PrefixMark before = root(request);
     // At least one token is computed, for its logits.
     while ((static_cast<int>(hits_.size()) + 1) * options_.block_size < sequence.target()) {
@@ -212,7 +213,7 @@ bool Scheduler::admit(Sequence& sequence) {
   running_.insert(std::lower_bound(running_.begin(), running_.end(), &sequence, Sooner{}), &sequence);
   if (!sequence.admitted && sequence.choice == 0) {
     sequence.request->cached_tokens = sequence.num_computed;
-    stats_.prefix_queries += request.prompt.size();
+    if (looked_up && options_.enable_prefix_caching) stats_.prefix_queries += request.prompt.size();
     stats_.prefix_hits += static_cast<std::uint64_t>(sequence.num_computed);
   }
   sequence.admitted = true;

@@ -17,7 +17,8 @@ void add(ServiceStats& into, const ServiceStats& from) {
         &ServiceStats::prefix_cache_queries, &ServiceStats::prefix_cache_hits, &ServiceStats::prompt_tokens,
         &ServiceStats::prompt_tokens_cached, &ServiceStats::generation_tokens, &ServiceStats::preemptions,
         &ServiceStats::finished_stop, &ServiceStats::finished_length, &ServiceStats::finished_abort,
-        &ServiceStats::finished_error, &ServiceStats::rejected_queue_full})
+        &ServiceStats::finished_error, &ServiceStats::rejected_queue_full, &ServiceStats::rejected_long_prompts,
+        &ServiceStats::rejected_loading})
     into.*field += from.*field;
   for (const auto field :
        {&ServiceStats::time_to_first_token, &ServiceStats::inter_token_latency, &ServiceStats::time_per_output_token,

@@ -20,6 +20,9 @@ inline constexpr std::array<double, 21> kLatencyBuckets{.3, .5, .8, 1,  1.5, 2, 
                                                         30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 inline constexpr std::array<double, 16> kHttpBuckets{.001, .005, .01, .025, .05, .1, .25, .5,
                                                      1,    2.5,  5,   10,   30,  60, 120, 300};
+inline constexpr std::array<double, 5> kChoiceBuckets{1, 2, 5, 10, 20};
+inline constexpr std::array<double, 13> kIterationBuckets{1,   8,    16,   32,   64,   128,  256,
+                                                          512, 1024, 2048, 4096, 8192, 16384};
 inline constexpr std::array<double, 18> kTokenBuckets{1,    2,    5,    10,    20,    50,    100,    200,    500,
                                                       1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000};
 
@@ -59,8 +62,8 @@ struct ServiceStats {
   std::uint64_t unfinished() const { return requests_running + requests_waiting; }
   double kv_cache_usage = 0;        // 0–1, blocks in use by sequences
   std::uint64_t kv_block_size = 0;  // tokens
-  std::uint64_t kv_blocks = 0;
-  std::string_view kv_dtype;  // "F16"; static storage; empty: not known
+  std::uint64_t kv_blocks = 0;      // that have memory now
+  std::string_view kv_dtype;        // "F16"; static storage; empty: not known
   bool prefix_caching = false;
   // Counters.
   std::uint64_t prefix_cache_queries = 0;  // tokens
@@ -74,6 +77,8 @@ struct ServiceStats {
   std::uint64_t finished_abort = 0;
   std::uint64_t finished_error = 0;
   std::uint64_t rejected_queue_full = 0;
+  std::uint64_t rejected_long_prompts = 0;  // too many were being prepared
+  std::uint64_t rejected_loading = 0;       // too many waited for the model to load
   // Histograms; seconds or tokens.
   Histogram time_to_first_token{kTtftBuckets};
   Histogram inter_token_latency{kInterTokenBuckets};
@@ -86,8 +91,8 @@ struct ServiceStats {
   Histogram request_prompt_tokens{kTokenBuckets};
   Histogram request_generation_tokens{kTokenBuckets};
   Histogram request_max_tokens{kTokenBuckets};
-  Histogram request_n{kTokenBuckets};
-  Histogram iteration_tokens{kTokenBuckets};
+  Histogram request_n{kChoiceBuckets};
+  Histogram iteration_tokens{kIterationBuckets};
 };
 
 // Adds up what several services have counted. Gauges of KV blocks add up, their usage is weighted by them.

@@ -112,6 +112,8 @@ struct GenerateRequest {
   std::optional<bool> parallel_tool_calls;
   ResponseFormat response_format;
   std::vector<Extension> extensions;
+  // Where its times are counted from: a wait for the model to load and attempts elsewhere are part of its queueing.
+  std::chrono::steady_clock::time_point arrival = std::chrono::steady_clock::now();
   std::optional<std::chrono::steady_clock::time_point> deadline;
   int hops = 0;  // servers like this one that it has come through
   trace::Carrier trace;

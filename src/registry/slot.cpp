@@ -203,6 +203,7 @@ void Slot::enter(Waiter waiter) {
     } else if (refusal_) {
       outcome = *refusal_;
     } else if (waiters_.size() >= max_waiting_) {
+      ++refused_;
       Error error = make_error(ErrorCode::overloaded, "Too many requests wait for this model to load already.");
       error.retry_after_s = 1;
       outcome = std::move(error);
@@ -318,7 +319,9 @@ inference::ServiceStats Slot::stats() const {
   std::lock_guard lock(stats_mutex_);
   inference::ServiceStats stats = past_;
   for (const inference::ModelService* each : counted_) inference::add(stats, each->stats());
-  stats.requests_waiting += waiting();
+  std::lock_guard waiting_lock(mutex_);
+  stats.requests_waiting += waiters_.size();
+  stats.rejected_loading += refused_;
   return stats;
 }
 

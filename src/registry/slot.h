@@ -96,6 +96,7 @@ class Slot final : public inference::ModelService, public std::enable_shared_fro
   std::shared_ptr<Slot> successor_;
   std::deque<Waiter> waiters_;  // by id
   std::size_t max_waiting_ = 0;
+  std::uint64_t refused_ = 0;  // for there were as many
   inference::Capabilities capabilities_;
   Clock::time_point last_used_ = Clock::now();
 

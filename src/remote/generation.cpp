@@ -45,7 +45,7 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
         stop_(std::move(call.stop)),
         trace_(request.trace) {
     times_.begin(request);
-    endpoint_->stats.arrived(request);
+    endpoint_->stats.arrived();
   }
   ~Generation() override = default;
   Generation(const Generation&) = delete;

@@ -10,15 +10,14 @@ double seconds(std::chrono::steady_clock::duration d) { return std::chrono::dura
 }  // namespace
 
 inference::Timings RequestTimes::timings() const {
-  if (first_ == Clock::time_point()) return {};
-  return {0, seconds(first_ - arrival_), seconds(last_ - first_)};
+  const double queue = seconds(begun_ - arrival_);
+  if (first_ == Clock::time_point()) return {queue, 0, 0};
+  return {queue, seconds(first_ - begun_), seconds(last_ - first_)};
 }
 
-void RequestStats::arrived(const inference::GenerateRequest& request) {
+void RequestStats::arrived() {
   std::lock_guard lock(mutex_);
   ++stats_.requests_waiting;
-  stats_.request_n.observe(request.n);
-  if (request.stop.max_tokens) stats_.request_max_tokens.observe(*request.stop.max_tokens);
 }
 
 void RequestStats::refused_full() {
@@ -41,7 +40,7 @@ void RequestStats::delta(RequestTimes& times, const inference::Delta& delta) {
   if (times.first_ == RequestTimes::Clock::time_point()) {
     times.first_ = now;
     stats_.time_to_first_token.observe(seconds(now - times.arrival_));
-    stats_.prefill_time.observe(seconds(now - times.arrival_));
+    stats_.prefill_time.observe(seconds(now - times.begun_));
   } else if (times.n_ == 1) {
     stats_.inter_token_latency.observe(seconds(now - times.last_) / delta.tokens);
   }
@@ -78,8 +77,11 @@ void RequestStats::finished(RequestTimes& times, const inference::Usage& usage) 
   stats_.prompt_tokens_cached += static_cast<std::uint64_t>(usage.cached_tokens);
   stats_.prefix_cache_queries += static_cast<std::uint64_t>(usage.prompt_tokens);
   stats_.prefix_cache_hits += static_cast<std::uint64_t>(usage.cached_tokens);
+  stats_.request_n.observe(times.n_);
+  if (times.max_tokens_) stats_.request_max_tokens.observe(*times.max_tokens_);
   stats_.request_prompt_tokens.observe(usage.prompt_tokens);
   stats_.request_generation_tokens.observe(usage.completion_tokens);
+  stats_.queue_time.observe(timings.queue);
   stats_.decode_time.observe(timings.decode);
   stats_.inference_time.observe(timings.prefill + timings.decode);
   stats_.e2e_latency.observe(seconds(now - times.arrival_));

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 
 #include "inference/stats.h"
 #include "inference/types.h"
@@ -16,20 +17,24 @@ class RequestStats;
 class RequestTimes {
  public:
   void begin(const inference::GenerateRequest& request) {
-    arrival_ = Clock::now();
+    arrival_ = request.arrival;
+    begun_ = Clock::now();
     n_ = request.n;
+    max_tokens_ = request.stop.max_tokens;
     echoes_logprobs_ = request.prompt_logprobs;
   }
-  // Seconds, for Finished: all waiting that is seen from here is the prompt's.
+  // Seconds, for Finished: until it was sent it queued, and all waiting that is seen from then on is the prompt's.
   inference::Timings timings() const;
 
  private:
   friend class RequestStats;
   using Clock = std::chrono::steady_clock;
   Clock::time_point arrival_;
+  Clock::time_point begun_;
   Clock::time_point first_;
   Clock::time_point last_;
   int n_ = 1;
+  std::optional<int> max_tokens_;
   bool echoes_logprobs_ = false;  // tokens of the prompt come as the answer's
   std::uint64_t counted_ = 0;     // as the answer's tokens
   enum class State : std::uint8_t { waiting, running, gone } state_ = State::waiting;
@@ -38,7 +43,7 @@ class RequestTimes {
 // Thread-safe.
 class RequestStats {
  public:
-  void arrived(const inference::GenerateRequest& request);
+  void arrived();
   void refused_full();
   void started(RequestTimes& times);
   void delta(RequestTimes& times, const inference::Delta& delta);

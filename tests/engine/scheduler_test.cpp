@@ -183,6 +183,20 @@ TEST(Scheduler, FindsAPrefixAgainAndComputesTheRest) {
   EXPECT_EQ(b.scheduler.stats().prefix_queries, 28u);
 }
 
+TEST(Scheduler, OnlyALookUpCountsAsOne) {
+  SchedulerOptions options = options_with(32);
+  for (const bool caches : {false, true}) {
+    options.enable_prefix_caching = caches;
+    Bench b(options);
+    Request& request = b.add(numbers(14), 3);
+    // What the prompt's log-probabilities are wanted of is computed anew.
+    request.prompt_logprobs = caches;
+    b.submit(request);
+    b.run_all();
+    EXPECT_EQ(b.scheduler.stats().prefix_queries, 0u);
+  }
+}
+
 TEST(Scheduler, AFullyCachedPromptStillComputesItsLastToken) {
   Bench b(options_with(32));
   Request& first = b.add(numbers(12), 3);

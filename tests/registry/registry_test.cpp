@@ -696,7 +696,8 @@ TEST_F(RegistryTest, WhatWasCountedStaysWhenServicesComeAndGo) {
   std::atomic<bool> over{false};
   std::uint64_t least = UINT64_MAX;
   std::thread watch([&] {
-    while (!over) least = std::min(least, stats().generation_tokens);
+    do least = std::min(least, stats().generation_tokens);
+    while (!over);
   });
   running.handle.reset();
   EXPECT_TRUE(unloaded.get_future().get().ok());
@@ -1884,6 +1885,7 @@ TEST_F(RegistryTest, AFullWaitingRoomIsOverloaded) {
   ASSERT_TRUE(third.sink->wait());
   EXPECT_EQ(third.sink->error->code, ErrorCode::overloaded);
   EXPECT_GT(third.sink->error->retry_after_s, 0);
+  EXPECT_EQ(registry_->entry("a")->slot->stats().rejected_loading, 1u);
   first.handle.reset();
   Request fourth = ask("a");
   loader(a).let_go();

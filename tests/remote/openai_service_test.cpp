@@ -745,6 +745,22 @@ TEST_F(OpenAiServiceTest, RequestsAreCounted) {
   EXPECT_GT(stats.time_to_first_token.sum(), 0);
   EXPECT_EQ(stats.request_prompt_tokens.sum(), 18);
   EXPECT_EQ(stats.request_generation_tokens.sum(), 4);
+  EXPECT_EQ(stats.request_n.sum(), 2);
+}
+
+TEST_F(OpenAiServiceTest, AWaitElsewhereIsPartOfTheQueueing) {
+  const auto served = serve_each([](RawConnection& connection, const RawRequest&) { answer(connection); });
+  GenerateRequest request = chat();
+  request.arrival -= 30s;
+  const auto sink = ask(request);
+  ASSERT_TRUE(sink->wait_over());
+  const inference::Timings timings = sink->all<Finished>()[0].timings;
+  EXPECT_GE(timings.queue, 30);
+  EXPECT_LT(timings.prefill + timings.decode, 30);
+  const inference::ServiceStats stats = service->stats();
+  EXPECT_GE(stats.queue_time.sum(), 30);
+  EXPECT_GE(stats.time_to_first_token.sum(), 30);
+  EXPECT_LT(stats.prefill_time.sum(), 30);
 }
 
 }  // namespace
