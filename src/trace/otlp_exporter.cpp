@@ -105,11 +105,13 @@ OtlpExporter::OtlpExporter(OtlpOptions options)
 
 OtlpExporter::~OtlpExporter() {
   {
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     ending_ = true;
     end_by_ = Clock::now() + options_.at_end;
+    arrived_.notify_all();
+    arrived_.wait_until(lock, end_by_, [this] { return ended_; });
   }
-  arrived_.notify_all();
+  overdue_.cancel();
   thread_.join();
 }
 
@@ -138,6 +140,9 @@ void OtlpExporter::run() {
     }
     batch.clear();
   }
+  std::lock_guard lock(mutex_);
+  ended_ = true;
+  arrived_.notify_all();
 }
 
 // False once there is nothing more to come.
@@ -179,10 +184,6 @@ OtlpExporter::Outcome OtlpExporter::call(const std::string& body, std::size_t sp
   request.ca_file = options_.ca_file;
   request.connect_timeout = request.first_byte_timeout = request.idle_timeout = options_.timeout;
   request.deadline = Clock::now() + options_.timeout;
-  {
-    std::lock_guard lock(mutex_);
-    if (ending_) request.deadline = std::min(*request.deadline, end_by_);
-  }
   int status = 0;
   const Status done = http::fetch(
       client_, std::move(request),
@@ -190,7 +191,7 @@ OtlpExporter::Outcome OtlpExporter::call(const std::string& body, std::size_t sp
         status = head.status;
         return {};
       },
-      [](std::string_view) -> Status { return {}; });
+      [](std::string_view) -> Status { return {}; }, &overdue_);
   if (done && status >= 200 && status < 300) return Outcome::taken;
   const Clock::time_point now = Clock::now();
   if (told_ == Clock::time_point() || now - told_ > kQuiet) {

@@ -27,7 +27,8 @@ struct OtlpOptions {
   std::chrono::milliseconds interval{1'000};  // a batch that is not full waits so long
   std::chrono::milliseconds timeout{10'000};  // of one call
   std::chrono::milliseconds retry{1'000};     // before one that may go well later is tried again, kTries times in all
-  std::chrono::milliseconds at_end{2'000};    // for what is queued when the process ends
+  static constexpr std::chrono::milliseconds kAtEnd{2'000};
+  std::chrono::milliseconds at_end = kAtEnd;  // for what is queued when the process ends
 };
 
 // Thread-safe. One thread of its own sends; whoever adds a span never waits for it.
@@ -63,7 +64,9 @@ class OtlpExporter final : public Sink {
   std::deque<Span> queue_;
   Counts counts_;
   bool ending_ = false;
+  bool ended_ = false;
   std::chrono::steady_clock::time_point end_by_;
+  http::CancelToken overdue_;                   // what is under way when the time is over
   std::chrono::steady_clock::time_point told_;  // when the log last spoke of a failure
   std::thread thread_;
 };

@@ -1,10 +1,14 @@
 #include "trace/otlp_exporter.h"
 
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <mutex>
+#include <thread>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -31,7 +35,8 @@ class OtlpExporterTest : public ::testing::Test {
           bodies.push_back(exchange->request().body);
           paths.push_back(exchange->request().path);
           types.emplace_back(exchange->request().header("Content-Type"));
-          exchange->respond({.status = failures.exchange(std::max(0, failures - 1)) > 0 ? fault.load() : 200, .body = "{}"});
+          exchange->respond(
+              {.status = failures.exchange(std::max(0, failures - 1)) > 0 ? fault.load() : 200, .body = "{}"});
         },
         [](const http::Request&, int status, std::string_view) { return http::Response{.status = status}; });
     ASSERT_TRUE(bound.ok());
@@ -174,6 +179,31 @@ TEST_F(OtlpExporterTest, ACollectorThatIsNotThereHoldsUpNothing) {
   const std::string lines = ::testing::internal::GetCapturedStderr();
   EXPECT_THAT(lines, HasSubstr("the collector does not take spans"));
   EXPECT_EQ(lines.find("the collector"), lines.rfind("the collector")) << "is not said for every batch";
+}
+
+TEST_F(OtlpExporterTest, TheEndDoesNotWaitForACollectorThatIsSilent) {
+  const int silent = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  ASSERT_EQ(bind(silent, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(listen(silent, 10), 0);
+  getsockname(silent, reinterpret_cast<sockaddr*>(&address), &size);
+  OtlpOptions slow = options();
+  slow.url = *http::parse_url("http://127.0.0.1:" + std::to_string(ntohs(address.sin_port)) + "/v1/traces");
+  slow.at_end = 200ms;
+  std::chrono::steady_clock::time_point begun;
+  {
+    OtlpExporter exporter(slow);
+    exporter.add(span());
+    std::this_thread::sleep_for(100ms);  // its call is under way
+    begun = std::chrono::steady_clock::now();
+  }
+  const auto took = std::chrono::steady_clock::now() - begun;
+  EXPECT_GE(took, 190ms) << "it has its time";
+  EXPECT_LT(took, 3s);
+  close(silent);
 }
 
 }  // namespace
