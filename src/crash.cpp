@@ -95,11 +95,7 @@ class Line {
   }
   void write() {
     text(json_ ? "}\n" : "\n");
-    for (std::size_t at = 0; at < size_;) {
-      const ssize_t n = ::write(STDERR_FILENO, data_.data() + at, size_ - at);
-      if (n <= 0) return;
-      at += static_cast<std::size_t>(n);
-    }
+    log::put({data_.data(), size_}, 1000);
   }
 
  private:

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <future>
 #include <memory>
@@ -311,8 +312,8 @@ double loading_progress(const registry::Registry& registry) {
 }
 
 // Tells the service manager what goes on: while models load, how far they are, and that it takes longer as long as they
-// move; then, as often as it wants to hear it, that the engines do.
-void report(const std::stop_token& stop, const ServiceManager& manager, const server::App& app,
+// move; then, as often as it wants to hear it, that the engines and the HTTP threads do.
+void report(const std::stop_token& stop, const ServiceManager& manager, const server::App& app, http::Server& http,
             const registry::Registry& registry, const server::Lifecycle& lifecycle) {
   std::mutex mutex;
   std::condition_variable_any woken;
@@ -326,7 +327,7 @@ void report(const std::stop_token& stop, const ServiceManager& manager, const se
       manager.loading("Loading models: " + std::to_string(static_cast<int>(progress * 100)) + "%", progress > before);
       before = progress;
     }
-    if (manager.watchdog() && app.live()) manager.alive();
+    if (manager.watchdog() && app.live() && http.moves()) manager.alive();
     woken.wait_for(lock, stop, interval, [] { return false; });
   }
 }
@@ -342,6 +343,7 @@ std::uint64_t requests_in_flight(const registry::Registry& registry) {
 
 // For the answers of requests that are cut off to be sent, and for other engines to be told to stop.
 constexpr std::chrono::milliseconds kLastWords{1'000};
+constexpr std::chrono::milliseconds kLastSpans = trace::OtlpOptions::kAtEnd;
 
 // Not ready at once; for drain_delay everything is still served, so that load balancers can notice; then new requests
 // get 503 while running ones finish within drain_timeout. What runs on is ended with an error.
@@ -368,6 +370,13 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
   log::warn("server", "stopped; drain_timeout cut off running requests", {{"requests", cut}});
 }
 
+// A fault that ends the start, once it is known how the log is written.
+int not_started(int code, const std::string& reason) {
+  if (log::format() != log::Format::json) return complain(code, reason);
+  log::write(log::Level::error, "server", "not started", {{"reason", reason}});
+  return code;
+}
+
 }  // namespace
 
 int serve(const Flags& flags) {
@@ -384,7 +393,7 @@ int serve(const Flags& flags) {
   if (!config) return complain(kMisused, config.error().message);
   apply_log(config->log);
   auto prepared = prepare(*std::move(config));
-  if (!prepared) return complain(kMisused, prepared.error().message);
+  if (!prepared) return not_started(kMisused, prepared.error().message);
   Setup& setup = *prepared;
   const config::Server& settings = setup.config.server;
   const double plan_ms = ms_since(start);
@@ -411,21 +420,29 @@ int serve(const Flags& flags) {
   const server::Serves serves = settings.admin_port ? server::Serves::clients : server::Serves::everything;
   const auto http = http::Server::bind(http_options(settings, setup.tls), app.handler(serves), app.error_page(),
                                        app.head_check(serves));
-  if (!http) return complain(kFailed, http.error().message);
+  if (!http) return not_started(kFailed, http.error().message);
   http_server.store(http->get());
   const auto admin = bind_for_operators(setup, app);
-  if (!admin) return complain(kFailed, admin.error().message);
+  if (!admin) return not_started(kFailed, admin.error().message);
   admin_server.store(admin->get());
   setup.machine.remotes->run_on(**http);
   // Before the first request, which would find no model otherwise.
   if (Status status = registry.apply(std::move(setup.planned.definitions)); !status)
-    return complain(kMisused, status.error().message);
+    return not_started(kMisused, status.error().message);
   // Only now: an older list must not come after a newer one.
   if (has_file)
     reloads.watch_config(setup.config.file, [&] {
+      // While models load and while the process ends, the manager waits for something else.
+      const auto serving = [&] { return lifecycle.state() == server::Lifecycle::State::ready; };
+      if (!serving()) return live.reload(registry);
       manager.reloading();
-      auto outcome = live.reload(registry);
-      manager.ready(outcome ? "Serving" : "Serving; the changed configuration is not valid");
+      Result<std::string> outcome = std::string();
+      try {
+        outcome = live.reload(registry);
+      } catch (const std::exception& fault) {
+        outcome = make_error(ErrorCode::internal, fault.what());
+      }
+      if (serving()) manager.ready(outcome ? "Serving" : "Serving; the changed configuration is not valid");
       return outcome;
     });
   if (setup.keys != nullptr)
@@ -436,12 +453,13 @@ int serve(const Flags& flags) {
     (*admin)->start();
     log::info("server", "operators' listener", {{"host", settings.admin_host}, {"port", (*admin)->port()}});
   }
-  const std::jthread reporter(report, std::cref(manager), std::cref(app), std::cref(registry), std::cref(lifecycle));
+  const std::jthread reporter(report, std::cref(manager), std::cref(app), std::ref(**http), std::cref(registry),
+                              std::cref(lifecycle));
   const double bind_ms = ms_since(start) - plan_ms;
 
   if (Status status = load_at_start(registry, setup.config); !status) {
     signals.on_hangup({});
-    return complain(kFailed, status.error().message);
+    return not_started(kFailed, status.error().message);
   }
   lifecycle.set(server::Lifecycle::State::ready);
   signals.serving();
@@ -458,7 +476,7 @@ int serve(const Flags& flags) {
 
   const int signal = signals.wait();
   signals.on_hangup([] { log::warn("config", "not reloaded; the server is ending"); });
-  manager.stopping(settings.drain_delay + settings.drain_timeout + 2 * kLastWords, "Finishing requests");
+  manager.stopping(settings.drain_delay + settings.drain_timeout + 3 * kLastWords + kLastSpans, "Finishing requests");
   drain(signal, settings, lifecycle, **http, registry, *setup.machine.remotes);
   if (*admin != nullptr) (*admin)->drain(kLastWords);
   return 0;

@@ -1,15 +1,18 @@
 #include "base/log.h"
 
-#include <sys/uio.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
+#include <climits>
 #include <cmath>
 #include <cstdio>
 #include <ctime>
 #include <iterator>
+#include <mutex>
 
 #include "base/json_text.h"
 
@@ -66,7 +69,9 @@ void set_content(bool logged) { g_content.store(logged, std::memory_order_relaxe
 bool content() { return g_content.load(std::memory_order_relaxed); }
 bool enabled(Level level) { return level >= g_level.load(std::memory_order_relaxed) && level != Level::off; }
 
-void write(Level level, std::string_view component, std::string_view message, std::span<const Field> fields) {
+namespace {
+
+std::string line_of(Level level, std::string_view component, std::string_view message, std::span<const Field> fields) {
   std::string line;
   line.reserve(160);
   const std::string_view name = level_name(level);
@@ -115,15 +120,61 @@ void write(Level level, std::string_view component, std::string_view message, st
     }
     line += '\n';
   }
-  // One write per line: lines of different threads never mix (pipes guarantee it up to PIPE_BUF bytes).
-  const char* data = line.data();
-  std::size_t left = line.size();
-  while (left > 0) {
-    const ssize_t n = ::write(STDERR_FILENO, data, left);
+  return line;
+}
+
+// What a pipe that has room takes without blocking, and without mixing it with what other processes write.
+constexpr std::size_t kPiece = PIPE_BUF;
+// A reader that is slow for a moment costs no lines; one that stays slow is not waited for again and again.
+constexpr int kPatienceMs = 100;
+constexpr std::chrono::seconds kBetweenWaits{10};
+
+std::mutex g_mutex;  // guards the following, and keeps threads' lines apart
+std::atomic<std::uint64_t> g_lost{0};
+std::uint64_t g_told = 0;  // of those lost
+bool g_cut = false;        // the last line has begun, and not ended
+std::chrono::steady_clock::time_point g_next_wait;
+
+// False if it is lost, or part of it.
+bool put_line(std::string_view line) {
+  const auto now = std::chrono::steady_clock::now();
+  const int patience = now >= g_next_wait ? kPatienceMs : 0;
+  if (g_cut) g_cut = put("\n", patience) == 0;
+  const std::size_t written = g_cut ? 0 : put(line, patience);
+  if (written == line.size()) return true;
+  g_cut = g_cut || written > 0;
+  if (patience > 0) g_next_wait = now + kBetweenWaits;
+  return false;
+}
+
+}  // namespace
+
+std::uint64_t lost() { return g_lost.load(std::memory_order_relaxed); }
+
+std::size_t put(std::string_view text, int patience_ms) noexcept {
+  std::size_t done = 0;
+  while (done < text.size()) {
+    pollfd out{STDERR_FILENO, POLLOUT, 0};
+    const int ready = ::poll(&out, 1, patience_ms);
+    if (ready < 0 && errno == EINTR) continue;
+    if (ready <= 0) break;
+    const ssize_t n = ::write(STDERR_FILENO, text.data() + done, std::min(text.size() - done, kPiece));
+    if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
     if (n <= 0) break;
-    data += n;
-    left -= static_cast<std::size_t>(n);
+    done += static_cast<std::size_t>(n);
   }
+  return done;
+}
+
+void write(Level level, std::string_view component, std::string_view message, std::span<const Field> fields) {
+  const std::string line = line_of(level, component, message, fields);
+  const std::lock_guard lock(g_mutex);
+  const std::uint64_t lost = g_lost.load(std::memory_order_relaxed);
+  if (lost != g_told) {
+    const Field count("lines", lost - g_told);
+    if (put_line(line_of(Level::warn, "log", "lines are lost: stderr took no more", {&count, 1}))) g_told = lost;
+  }
+  if (!put_line(line)) g_lost.fetch_add(1, std::memory_order_relaxed);
 }
 
 }  // namespace xgen::log

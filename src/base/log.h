@@ -2,6 +2,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -53,12 +54,18 @@ std::optional<Level> level_of(std::string_view name);
 void set_content(bool logged);
 bool content();
 
-// Thread-safe. `component` names the room: "http", "engine", "loader", "server".
+// Thread-safe. `component` names the room: "http", "engine", "loader", "server". Who reads stderr too slowly, or not at
+// all, holds nobody up for more than a moment: lines are lost then, counted, and told of once there is room again.
 void write(Level level, std::string_view component, std::string_view message, std::span<const Field> fields);
 inline void write(Level level, std::string_view component, std::string_view message,
                   std::initializer_list<Field> fields = {}) {
   write(level, component, message, std::span<const Field>(fields.begin(), fields.size()));
 }
+
+// Lines that were lost.
+std::uint64_t lost();
+// Bytes of `text` that stderr takes, waiting so long each time that it has no room. Safe in a signal handler.
+std::size_t put(std::string_view text, int patience_ms) noexcept;
 
 inline void debug(std::string_view c, std::string_view m, std::initializer_list<Field> f = {}) {
   if (enabled(Level::debug)) write(Level::debug, c, m, f);

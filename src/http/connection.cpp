@@ -290,6 +290,9 @@ std::size_t Connection::parse(std::string_view bytes) {
   }
   const auto before = parser_->state();
   const std::size_t used = parser_->feed(bytes) + blank;
+  const bool has_head =
+      parser_->state() == RequestParser::State::body || parser_->state() == RequestParser::State::done;
+  if (before == RequestParser::State::head && has_head) incoming_->request().arrival = std::chrono::steady_clock::now();
   switch (parser_->state()) {
     case RequestParser::State::head:
       break;

@@ -96,6 +96,12 @@ void IoThread::stop() {
   }
 }
 
+bool IoThread::moves() {
+  if (asked_.exchange(true)) return false;
+  asio::post(context_, [this] { asked_.store(false); });
+  return true;
+}
+
 bool IoThread::before_stop(std::function<void()> work) {
   std::lock_guard lock(inbox_mutex_);
   if (stopped_) return false;

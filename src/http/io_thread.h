@@ -88,6 +88,8 @@ class IoThread {
   static IoThread* here() { return current; }
   void drain();
 
+  // Thread-safe: whether it has come round since the last call.
+  bool moves();
   // Thread-safe: has the connection served soon.
   void push(const std::shared_ptr<Connection>& connection) noexcept;
 
@@ -144,6 +146,7 @@ class IoThread {
   std::chrono::steady_clock::time_point timer_at_ = std::chrono::steady_clock::time_point::max();
   std::thread thread_;
   std::atomic<std::size_t> open_{0};
+  std::atomic<bool> asked_{false};  // whether it moves
   std::array<char, kReadSize> read_buffer_;
 
   std::mutex inbox_mutex_;

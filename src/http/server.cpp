@@ -90,6 +90,11 @@ class BeastServer final : public Server {
   }
 
   std::size_t open_connections() const override { return shared_->open.load(); }
+  bool moves() override {
+    bool all = true;
+    for (const auto& thread : threads_) all = thread->moves() && all;
+    return all;
+  }
   std::vector<std::shared_ptr<IoThread>> threads() const override { return threads_; }
 
  private:

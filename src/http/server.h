@@ -22,8 +22,9 @@ struct Request {
   std::string query;   // without '?'
   Headers headers;     // as sent
   std::string body;
-  std::string remote;       // "127.0.0.1:4711", "[::1]:4711"
-  std::string certificate;  // "CN=…": whose the client has shown (TLS); empty: none
+  std::string remote;                             // "127.0.0.1:4711", "[::1]:4711"
+  std::string certificate;                        // "CN=…": whose the client has shown (TLS); empty: none
+  std::chrono::steady_clock::time_point arrival;  // of the whole head; before: not yet
   // First value of a header, case-insensitive; empty if absent.
   std::string_view header(std::string_view name) const;
 };
@@ -130,6 +131,8 @@ class Server {
   // True if none was left.
   virtual bool drain(std::chrono::milliseconds deadline) = 0;
   virtual std::size_t open_connections() const = 0;
+  // Whether every thread has done since the last call what that asked of it: for one that asks from time to time.
+  virtual bool moves() = 0;
   // For a Client that runs on them.
   virtual std::vector<std::shared_ptr<IoThread>> threads() const = 0;
 };

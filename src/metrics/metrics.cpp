@@ -16,6 +16,8 @@
 #include <system_error>
 #include <variant>
 
+#include "base/log.h"
+
 namespace xgen::metrics {
 namespace {
 
@@ -115,8 +117,12 @@ const std::vector<Metric>& model_metrics() {
         {",finished_reason=\"error\"", XGEN_VALUE(s.finished_error)}}},
       {"vllm:admission_rejections_total",
        Type::counter,
-       "Requests refused before they were queued, by reason.",
-       {{",reason=\"queue_full\"", XGEN_VALUE(s.rejected_queue_full)}}},
+       "Requests that the model refused with 429, by reason: its queue is full, too many long prompts are being "
+       "prepared, too many requests wait for it to load. What is refused before a model is asked (a key's rate, too "
+       "many large bodies) is in xgen_http_responses_total alone.",
+       {{",reason=\"queue_full\"", XGEN_VALUE(s.rejected_queue_full)},
+        {",reason=\"long_prompts\"", XGEN_VALUE(s.rejected_long_prompts)},
+        {",reason=\"loading\"", XGEN_VALUE(s.rejected_loading)}}},
       {"vllm:time_to_first_token_seconds",
        Type::histogram,
        "Arrival to first token.",
@@ -190,6 +196,8 @@ constexpr ProcessMetric kProcessMetrics[] = {
      XGEN_VALUE(s.spans_sent)},
     {"xgen_trace_spans_dropped_total", Type::counter,
      "Spans that found no room in the queue, or that the collector has not taken.", XGEN_VALUE(s.spans_dropped)},
+    {"xgen_log_lines_lost_total", Type::counter, "Lines of the log that whoever reads stderr was too slow for.",
+     XGEN_VALUE(s.log_lines_lost)},
     {"process_start_time_seconds", Type::gauge, "Start of the process, Unix time.", XGEN_VALUE(s.start_time_seconds)},
     {"process_cpu_seconds_total", Type::counter, "User and system CPU time.", XGEN_VALUE(s.cpu_seconds)},
     {"process_resident_memory_bytes", Type::gauge, "Resident memory.", XGEN_VALUE(s.resident_bytes)},
@@ -231,7 +239,7 @@ constexpr std::string_view kResponses = "xgen_http_responses_total";
 constexpr std::string_view kResponsesHelp =
     "HTTP answers by route (as in the list of routes, or none) and status; 499: the client went away first.";
 constexpr std::string_view kDurations = "xgen_http_request_duration_seconds";
-constexpr std::string_view kDurationsHelp = "From a request's head to the end of its answer, by route.";
+constexpr std::string_view kDurationsHelp = "From the end of a request's head to that of its answer, by route.";
 constexpr std::string_view kBuild = "xgen_build_info";
 constexpr std::string_view kBuildHelp = "1, with the version and the instruction set of the kernels as labels.";
 constexpr std::string_view kCacheInfo = "vllm:cache_config_info";
@@ -247,6 +255,7 @@ double seconds_of(clockid_t clock) {
 
 ProcessSample sample_process() {
   ProcessSample sample;
+  sample.log_lines_lost = log::lost();
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   const auto seconds = [](const timeval& t) {

@@ -41,6 +41,7 @@ struct ProcessSample {
   std::uint64_t http_connections = 0;
   std::uint64_t spans_sent = 0;  // to a collector of traces
   std::uint64_t spans_dropped = 0;
+  std::uint64_t log_lines_lost = 0;
   std::vector<HttpResponses> http_responses;
   std::vector<HttpDurations> http_durations;
   std::string version;

@@ -1,12 +1,17 @@
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <unistd.h>
 
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <numeric>
+#include <sstream>
 #include <thread>
 
 #include "base/file_set.h"
@@ -246,6 +251,54 @@ TEST(Log, NoValueCanForgeALineOrAField) {
   ASSERT_TRUE(parsed.ok()) << line;
   EXPECT_EQ(parsed.value().at("message").as_string(), "a\nb \"c\"\x7f");
   EXPECT_EQ(parsed.value().at("id").as_string(), "bare");
+}
+
+TEST(Log, WhoDoesNotReadItHoldsNobodyUp) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const int real = dup(STDERR_FILENO);
+  dup2(ends[1], STDERR_FILENO);
+  const std::uint64_t before = log::lost();
+  const auto begun = std::chrono::steady_clock::now();
+  const std::string text(9000, 'x');  // more than a pipe takes in one go
+  std::thread other([&] {
+    for (int i = 0; i < 1000; ++i) log::info("test", "other", {{"text", text}});
+  });
+  for (int i = 0; i < 1000; ++i) log::info("test", "line");
+  other.join();
+  const auto took = std::chrono::steady_clock::now() - begun;
+  const std::uint64_t lost = log::lost() - before;
+  std::string read_back;
+  std::array<char, 65536> part{};
+  const auto drain = [&] {
+    fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    for (ssize_t n = 0; (n = read(ends[0], part.data(), part.size())) > 0;)
+      read_back.append(part.data(), static_cast<std::size_t>(n));
+  };
+  drain();
+  log::info("test", "there is room again");
+  drain();
+  dup2(real, STDERR_FILENO);
+  for (const int fd : {ends[0], ends[1], real}) close(fd);
+
+  EXPECT_LT(took, std::chrono::seconds(5));
+  EXPECT_GT(lost, 500u);
+  std::istringstream lines(read_back);
+  std::vector<std::string> all;
+  for (std::string line; std::getline(lines, line);) all.push_back(line);
+  ASSERT_GE(all.size(), 3u);
+  EXPECT_THAT(all.back(), ::testing::EndsWith("test: there is room again"));
+  EXPECT_THAT(all[all.size() - 2],
+              ::testing::EndsWith("warn  log: lines are lost: stderr took no more lines=" + std::to_string(lost)));
+  // What was cut off is a line of its own, and the only one of its kind.
+  int cut = 0;
+  for (const std::string& line : all) {
+    ASSERT_GT(line.size(), 24u);
+    EXPECT_EQ(line[23], 'Z') << line.substr(0, 40);
+    cut += line.find("other") != std::string::npos && !line.ends_with(text);
+  }
+  EXPECT_LE(cut, 1);
+  EXPECT_EQ(log::lost() - before, lost);
 }
 
 TEST(Log, NumbersAreNumbersInJson) {

@@ -58,10 +58,10 @@ def manager(request, tmp_path):
     made.close()
 
 
-def serve(manager, tmp_path, settings, **env):
+def serve(manager, tmp_path, settings, ready=True, **env):
     file = tmp_path / "models.yaml"
     file.write_text(json.dumps(settings))
-    return Process("--config", file, env={"NOTIFY_SOCKET": manager.address, **env}), file
+    return Process("--config", file, env={"NOTIFY_SOCKET": manager.address, **env}, ready=ready), file
 
 
 def test_a_service_manager_is_told(manager, tmp_path):
@@ -83,6 +83,56 @@ def test_a_service_manager_is_told(manager, tmp_path):
         assert program.child.wait(20 * PATIENCE) == 0
         program.stop = lambda: None
     assert not [each for _, each in manager.heard if "WATCHDOG" in each], "nobody asked for it"
+
+
+def reloads(program, count, seconds=20):
+    end = time.monotonic() + seconds * PATIENCE
+    while program.output().count("config: reloaded") < count:
+        assert time.monotonic() < end, program.output()
+        time.sleep(0.02)
+
+
+def test_a_reload_while_models_load_or_requests_finish_is_no_news(manager, tmp_path):
+    """READY would end the start before its models are there, and "Serving" is not what a server does that ends."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    loading = {"models": [{"name": "a", "source": "hf://org/slow"}]}
+    env = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HOME": str(tmp_path / "hf")}
+    program, file = serve(manager, tmp_path, loading, ready=False, **env)
+    try:
+        manager.wait(lambda each: "Loading" in each.get("STATUS", ""))
+        file.write_text(json.dumps({"defaults": {"max_num_seqs": 7}, **loading}))
+        reloads(program, 1)
+        time.sleep(0.2)
+        assert not [each for _, each in manager.heard if "READY" in each or "RELOADING" in each]
+    finally:
+        program.child.kill()
+        program.child.wait()
+        silent.close()
+    manager.heard.clear()
+    program, file = serve(manager, tmp_path, {"server": {"drain_delay": "3s"}})
+    with program:
+        manager.wait(lambda each: "READY" in each)
+        program.child.send_signal(signal.SIGTERM)
+        manager.wait(lambda each: "STOPPING" in each)
+        file.write_text(json.dumps({"server": {"drain_delay": "3s"}, "defaults": {"max_num_seqs": 7}}))
+        reloads(program, 1)
+        time.sleep(0.2)
+        assert "STOPPING" in manager.heard[-1][1], manager.heard
+        assert program.child.wait(20 * PATIENCE) == 0
+        program.stop = lambda: None
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_ends_the_start_is_said_in_the_logs_form(form):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        program = Process("--log-format", form, ready=False, port=taken.getsockname()[1])
+        assert program.child.wait(20 * PATIENCE) == 1
+    line = program.output().splitlines()[-1]
+    if form == "text":
+        assert line.startswith("xgen-model: cannot listen on "), line
+    else:
+        told = json.loads(line)
+        assert (told["level"], told["message"]) == ("error", "not started") and "cannot listen on" in told["reason"]
 
 
 def hang(program):

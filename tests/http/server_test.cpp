@@ -186,6 +186,25 @@ TEST_F(ServerTest, AnswersRequestsOneAfterAnotherOnOneConnection) {
   EXPECT_EQ(server->open_connections(), 1U);
 }
 
+TEST_F(ServerTest, AThreadThatHangsIsNoticed) {
+  start();
+  const auto becomes = [&](bool moves) { return eventually([&] { return server->moves() == moves; }); };
+  EXPECT_TRUE(becomes(true));
+  std::this_thread::sleep_for(50ms);
+  EXPECT_TRUE(server->moves());
+  RawClient client(server->port());
+  {
+    std::lock_guard lock(mutex);
+    client.get("/later");  // its handler waits for the mutex
+    ASSERT_TRUE(eventually([&] { return handled.load() == 1; }));
+    server->moves();
+    std::this_thread::sleep_for(50ms);
+    EXPECT_FALSE(server->moves());
+  }
+  EXPECT_EQ(client.read_answer().status, 200);
+  EXPECT_TRUE(becomes(true));
+}
+
 TEST_F(ServerTest, AnswersPipelinedRequestsInOrder) {
   start();
   RawClient client(server->port());

@@ -29,7 +29,7 @@ ROWS = [
             (f"sum by (model_name) (vllm:num_requests_waiting{{{MODEL}}})", "{{model_name}} waiting")]),
         ("Finished, by reason", "reqps", [(rate("vllm:request_success_total", "finished_reason"), "{{finished_reason}}")]),
         ("HTTP answers, by status", "reqps", [(rate("xgen_http_responses_total", "status", INSTANCE), "{{status}}")]),
-        ("Refused before they were queued", "reqps", [
+        ("Refused by a model (429)", "reqps", [
             (rate("vllm:admission_rejections_total", "model_name, reason"), "{{model_name}} {{reason}}")]),
     ]),
     ("Latency", [
@@ -89,7 +89,9 @@ ROWS = [
         ("Requests, by route: p95", "s", [
             (f"histogram_quantile(0.95, sum by (le, route) (rate(xgen_http_request_duration_seconds_bucket{{{INSTANCE}}}"
              "[$__rate_interval])))", "{{route}}")]),
-        ("Spans lost", "short", [(rate("xgen_trace_spans_dropped_total", "instance", INSTANCE), "{{instance}}")]),
+        ("Lost: spans and lines of the log", "short", [
+            (rate("xgen_trace_spans_dropped_total", "instance", INSTANCE), "{{instance}} spans"),
+            (rate("xgen_log_lines_lost_total", "instance", INSTANCE), "{{instance}} lines")]),
     ]),
 ]
 
