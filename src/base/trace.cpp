@@ -49,6 +49,10 @@ Context child_of(const Context& parent) {
   return context;
 }
 
+std::string with_id(std::string message, const Context& context) {
+  return context ? message + " trace_id=" + context.trace_id : message;
+}
+
 std::string make_id(int digits) {
   thread_local std::mt19937_64 random{[] {
     std::random_device device;

@@ -33,6 +33,10 @@ Context child_of(const Context& parent);
 // Random, of so many hexadecimal digits.
 std::string make_id(int digits);
 
+// A line of the log on a request: the message, with the trace's id where there is one. It stands in the message, so
+// that both formats hold the literal text by which log viewers link to traces.
+std::string with_id(std::string message, const Context& context);
+
 using Value = std::variant<std::string, std::int64_t, double, std::vector<std::string>>;
 
 struct Span {

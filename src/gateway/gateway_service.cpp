@@ -56,7 +56,12 @@ class GatewayService::State {
     std::lock_guard lock(mutex_);
     if (is_there(picked)) balancer_.answered(picked.pick, Clock::now());
   }
-  void ended(const Picked& picked, Outcome outcome, const Error* error);
+  // Whose request it was, for the log; empty: not known.
+  struct Whose {
+    std::string request_id;
+    trace::Context trace;
+  };
+  void ended(const Picked& picked, Outcome outcome, const Error* error, const Whose& whose);
 
   std::vector<Service> services() const {
     std::lock_guard lock(mutex_);
@@ -178,7 +183,7 @@ Result<GatewayService::State::Picked> GatewayService::State::pick(std::span<cons
   return error;
 }
 
-void GatewayService::State::ended(const Picked& picked, Outcome outcome, const Error* error) {
+void GatewayService::State::ended(const Picked& picked, Outcome outcome, const Error* error, const Whose& whose) {
   const Time now = Clock::now();
   bool failed = outcome == Outcome::failed || outcome == Outcome::doubtful;
   std::lock_guard lock(mutex_);
@@ -187,22 +192,26 @@ void GatewayService::State::ended(const Picked& picked, Outcome outcome, const E
     if (error != nullptr && error->code == ErrorCode::overloaded)
       balancer_.rest(picked.pick.name, now + std::max(std::chrono::seconds(error->retry_after_s), kRest));
   }
-  if (failed)
-    log::warn("gateway", "a replica failed a request",
-              {{"model", options_.model},
-               {"replica", picked.pick.name},
-               {"reason", error != nullptr ? error->message.substr(0, log::kMaxQuoted)
-                                           : std::string("It gave no token for as long as its client waited.")}});
+  if (!failed || !log::enabled(log::Level::warn)) return;
+  std::vector<log::Field> fields{{"model", options_.model},
+                                 {"replica", picked.pick.name},
+                                 {"reason", error != nullptr ? error->message.substr(0, log::kMaxQuoted)
+                                                             : "It gave no token for as long as its client waited."}};
+  if (!whose.request_id.empty()) fields.emplace_back("request_id", whose.request_id);
+  log::write(log::Level::warn, "gateway", trace::with_id("a replica failed a request", whose.trace), fields);
 }
 
 class GatewayService::GenerateRoute final : public inference::Route {
  public:
   GenerateRoute(std::shared_ptr<State> state, const inference::GenerateRequest& request)
-      : state_(std::move(state)), chunks_(chunk_hashes(request)), deadline_(request.deadline) {}
+      : state_(std::move(state)),
+        chunks_(chunk_hashes(request)),
+        deadline_(request.deadline),
+        whose_{request.request_id, request.trace.context} {}
 
   Result<Service> next(const Error* failure) override {
     if (failure != nullptr) {
-      state_->ended(*std::exchange(picked_, std::nullopt), outcome_of(*failure), failure);
+      state_->ended(*std::exchange(picked_, std::nullopt), outcome_of(*failure), failure, whose_);
       if (!inference::another_may_do(*failure) || static_cast<int>(tried_.size()) >= state_->options().max_attempts ||
           (deadline_ && Clock::now() >= *deadline_))
         return *failure;
@@ -219,13 +228,14 @@ class GatewayService::GenerateRoute final : public inference::Route {
     const Outcome outcome = end == End::finished    ? Outcome::good
                             : end == End::cancelled ? Outcome::cancelled
                                                     : outcome_of(*failure);
-    state_->ended(*picked_, outcome, failure);
+    state_->ended(*picked_, outcome, failure, whose_);
   }
 
  private:
   const std::shared_ptr<State> state_;
   const std::vector<std::uint64_t> chunks_;
   const std::optional<Time> deadline_;
+  const State::Whose whose_;
   std::set<std::string> tried_;
   std::optional<State::Picked> picked_;
 };
@@ -256,7 +266,7 @@ void GatewayService::ask_one(std::shared_ptr<State> state, Ask<T> ask, std::func
   ask(*service, [state, ask, done = std::move(done), tried = std::move(tried),
                  picked = *std::move(picked)](Result<T> result) mutable {
     const Error* error = result ? nullptr : &result.error();
-    state->ended(picked, error == nullptr ? Outcome::good : outcome_of(*error), error);
+    state->ended(picked, error == nullptr ? Outcome::good : outcome_of(*error), error, {});
     if (error != nullptr && inference::another_may_do(*error) &&
         static_cast<int>(tried.size()) < state->options().max_attempts)
       return ask_one<T>(std::move(state), std::move(ask), std::move(done), std::move(tried), *error);

@@ -194,6 +194,7 @@ struct App::Impl {
   void health(Context context);
   void live(Context context);
   bool moves() const;
+  bool any_use() const;
   void ready(Context context);
   void startup(Context context);
   void version(Context context);
@@ -552,7 +553,8 @@ std::optional<std::chrono::steady_clock::time_point> App::Impl::deadline_of(cons
 
 void App::Impl::log_unknown(const Context& context, const std::vector<std::string>& fields) const {
   for (const std::string& field : fields)
-    log::warn("http", "unknown parameter let through", {{"parameter", field}, {"request_id", context.info.id}});
+    log::warn("http", trace::with_id("unknown parameter let through", context.info.trace),
+              {{"parameter", field}, {"request_id", context.info.id}});
 }
 
 namespace {
@@ -608,7 +610,7 @@ void App::Impl::generate_call(Context context, api::GenerateCall call, int hops)
     request.deadline = deadline;
     request.hops = hops;
   }
-  FallbackRoute route(registry, fallbacks, call.model, context.info.id, deadline);
+  FallbackRoute route(registry, fallbacks, call.model, context.info.id, context.info.trace, deadline);
   const auto service = route.next(nullptr);
   if (!service) return context.fail(service.error());
   // A fallback refuses by itself, and the route goes on.
@@ -754,10 +756,23 @@ void App::Impl::live(Context context) {
   context.respond({.status = 503, .body = models_state_json("hanging", context.known)});
 }
 
+// False if models have failed and none is left to answer, now or after a wait. One that has failed is tried again by a
+// request after a while: then it is worth one.
+bool App::Impl::any_use() const {
+  bool failed = false;
+  for (const registry::ModelEntry& entry : registry.list()) {
+    if (entry.added) continue;
+    if (entry.service || entry.waits || entry.state == registry::ModelState::loading) return true;
+    failed = failed || entry.state == registry::ModelState::failed;
+  }
+  return !failed;
+}
+
 void App::Impl::ready(Context context) {
   switch (lifecycle.state()) {
     case State::ready:
-      return context.respond(status_json(200, "ready"));
+      if (any_use()) return context.respond(status_json(200, "ready"));
+      return context.respond({.status = 503, .body = models_state_json("failed", context.known)});
     case State::starting:
       return context.respond({.status = 503, .body = models_state_json("starting", context.known)});
     case State::draining:

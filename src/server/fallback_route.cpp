@@ -17,12 +17,13 @@ std::uint64_t FallbackCounts::count(const std::string& model, const std::string&
 }
 
 FallbackRoute::FallbackRoute(const registry::Registry& registry, std::shared_ptr<FallbackCounts> counts,
-                             std::string model, std::string request_id,
+                             std::string model, std::string request_id, trace::Context trace,
                              std::optional<std::chrono::steady_clock::time_point> deadline)
     : registry_(&registry),
       counts_(std::move(counts)),
       model_(std::move(model)),
       request_id_(std::move(request_id)),
+      trace_(std::move(trace)),
       deadline_(deadline),
       fallbacks_(registry.fallbacks(model_)) {}
 
@@ -48,7 +49,7 @@ Result<std::shared_ptr<inference::ModelService>> FallbackRoute::next(const Error
     const auto asked = registry_->entry(model_);
     const std::string& name = asked ? asked->name : model_;  // which may be an alias
     counts_->add(name, target);
-    log::warn("server", "a request goes to another model",
+    log::warn("server", trace::with_id("a request goes to another model", trace_),
               {{"model", name},
                {"target", target},
                {"request_id", request_id_},

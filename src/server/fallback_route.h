@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/trace.h"
 #include "inference/model_service.h"
 #include "registry/registry.h"
 
@@ -32,9 +33,10 @@ class FallbackCounts {
 // Not thread-safe; of one call. The registry must outlive it.
 class FallbackRoute {
  public:
-  // `request_id` is for the log.
+  // `request_id` and `trace` are for the log.
   FallbackRoute(const registry::Registry& registry, std::shared_ptr<FallbackCounts> counts, std::string model,
-                std::string request_id, std::optional<std::chrono::steady_clock::time_point> deadline);
+                std::string request_id, trace::Context trace,
+                std::optional<std::chrono::steady_clock::time_point> deadline);
 
   // The service to try: that of the model named (`failure` is null), or the next after one that has failed before its
   // first token. Errors: what the client gets. That is the first failure of all, or a time-out that came after it. What
@@ -54,6 +56,7 @@ class FallbackRoute {
   std::shared_ptr<FallbackCounts> counts_;
   std::string model_;
   std::string request_id_;
+  trace::Context trace_;
   std::optional<std::chrono::steady_clock::time_point> deadline_;
   std::vector<std::string> fallbacks_;
   std::size_t tried_ = 0;  // of fallbacks_

@@ -157,10 +157,10 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::size_t answer_bytes_ = 0;      // about
   std::vector<std::int64_t> tokens_;  // of each prompt's output, so far
   Work work_;
-  std::set<std::string_view> reasons_;  // why choices have ended
-  std::chrono::steady_clock::time_point submitted_;
-  std::vector<std::string> said_;  // per prompt, while contents are logged
-  std::string out_;                // SSE events of one wake-up
+  std::set<std::string_view> reasons_;             // why choices have ended
+  std::chrono::steady_clock::time_point arrival_;  // of the requests
+  std::vector<std::string> said_;                  // per prompt, while contents are logged
+  std::string out_;                                // SSE events of one wake-up
   bool streaming_ = false;
   bool left_ = false;  // by its client
 
@@ -176,6 +176,7 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
 void Call::start(std::vector<inference::GenerateRequest> requests, inference::ModelService& service) {
   exchange_->set_listener(shared_from_this());
   requests_ = std::move(requests);
+  arrival_ = requests_.front().arrival;
   submit(service);
 }
 
@@ -183,7 +184,6 @@ void Call::start(std::vector<inference::GenerateRequest> requests, inference::Mo
 void Call::submit(inference::ModelService& service) {
   if (exchange_->closed()) return;
   head_.model = route_.model();
-  submitted_ = std::chrono::steady_clock::now();
   int attempt = 0;
   {
     std::lock_guard lock(mutex_);
@@ -368,11 +368,11 @@ void Call::count(std::size_t prompt, const Event& event) {
 
 // Where the time of one prompt went.
 void Call::add_spans(const inference::Timings& timings) {
-  auto time = trace::wall_time(submitted_);
+  auto time = trace::wall_time(arrival_);
   const std::pair<std::string_view, double> phases[] = {
       {"queue", timings.queue}, {"prefill", timings.prefill}, {"decode", timings.decode}};
   for (const auto& [name, seconds] : phases) {
-    if (seconds <= 0) continue;  // a remote engine does not tell of its queue
+    if (seconds <= 0) continue;
     trace::Span span;
     span.context = trace::child_of(info_.trace);
     span.parent_id = info_.trace.span_id;
@@ -386,7 +386,8 @@ void Call::add_spans(const inference::Timings& timings) {
 
 void Call::log_answers() const {
   for (const std::string& text : said_)
-    log::info("server", "answer", {{"request_id", info_.id}, {"model", head_.model}, {"text", text}});
+    log::info("server", trace::with_id("answer", info_.trace),
+              {{"request_id", info_.id}, {"model", head_.model}, {"text", text}});
 }
 
 void Call::fail(const Error& error) {
@@ -439,10 +440,10 @@ void Call::end(int status, std::string_view reason) {
   share_.permit.reset();
   work_.completion_tokens = written;
   work_.complete = unfinished_ == 0;
-  for (const std::string_view each : reasons_)
-    work_.finish_reason.append(work_.finish_reason.empty() ? "" : ",").append(each);
+  work_.finish_reasons.assign(reasons_.begin(), reasons_.end());
   log_answers();
-  finish_request(info_, {.status = status, .model = head_.model, .work = &work_, .reason = reason});
+  finish_request(info_,
+                 {.status = status, .model = head_.model, .response_id = head_.id, .work = &work_, .reason = reason});
 }
 
 }  // namespace
@@ -502,7 +503,11 @@ void describe_call(const api::GenerateCall& call, TracedRequest& traced) {
   if (request.stop.max_tokens) add("gen_ai.request.max_tokens", std::int64_t{*request.stop.max_tokens});
   if (request.sampling.temperature) add("gen_ai.request.temperature", double{*request.sampling.temperature});
   if (request.sampling.top_p) add("gen_ai.request.top_p", double{*request.sampling.top_p});
-  if (request.sampling.top_k) add("gen_ai.request.top_k", std::int64_t{*request.sampling.top_k});
+  if (request.sampling.top_k) add("gen_ai.request.top_k", static_cast<double>(*request.sampling.top_k));
+  if (const float penalty = request.sampling.frequency_penalty; penalty != 0)
+    add("gen_ai.request.frequency_penalty", double{penalty});
+  if (const float penalty = request.sampling.presence_penalty; penalty != 0)
+    add("gen_ai.request.presence_penalty", double{penalty});
   if (request.sampling.seed) add("gen_ai.request.seed", static_cast<std::int64_t>(*request.sampling.seed));
 }
 
@@ -514,7 +519,8 @@ void generate(std::shared_ptr<http::Exchange> exchange, RequestInfo info, api::G
   if (info.traced) describe_call(call, *info.traced);
   if (log::content())
     for (const inference::GenerateRequest& each : call.requests)
-      log::info("server", "prompt", {{"request_id", info.id}, {"model", call.model}, {"text", text_of(each.prompt)}});
+      log::info("server", trace::with_id("prompt", info.trace),
+                {{"request_id", info.id}, {"model", call.model}, {"text", text_of(each.prompt)}});
   api::AnswerHead head{
       .endpoint = call.endpoint,
       .id = (call.endpoint == api::Endpoint::chat ? "chatcmpl-" : "cmpl-") + info.id,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -24,7 +25,7 @@ RequestInfo describe(const http::Request& request, std::shared_ptr<ResponseCount
   RequestInfo info;
   if (counts) info.route = counts->none();
   info.counts = std::move(counts);
-  info.start = std::chrono::steady_clock::now();
+  info.start = request.arrival;
   info.method = request.method;
   info.path = request.path;
   const std::string_view id = request.header("x-request-id");
@@ -40,7 +41,11 @@ RequestInfo describe(const http::Request& request, std::shared_ptr<ResponseCount
 void begin_span(RequestInfo& info, const Tracing& tracing, std::string name) {
   if (tracing.sink == nullptr) return;
   const bool sampled = info.trace ? info.trace.sampled : random_share() < tracing.share;
-  if (!sampled) return;
+  if (!sampled) {
+    // Others must not decide it anew.
+    if (!info.trace) info.trace = trace::child_of({});
+    return;
+  }
   info.traced = std::make_shared<TracedRequest>();
   info.traced->sink = tracing.sink;
   info.traced->parent_id = info.trace.span_id;
@@ -69,10 +74,12 @@ void end_span(const RequestInfo& info, const Outcome& outcome) {
   add("url.path", info.path.substr(0, log::kMaxQuoted));
   add("http.response.status_code", static_cast<std::int64_t>(outcome.status));
   add("gen_ai.request.id", info.id);
+  if (!outcome.response_id.empty()) add("gen_ai.response.id", std::string(outcome.response_id));
   if (!outcome.model.empty()) add("gen_ai.response.model", std::string(outcome.model.substr(0, log::kMaxQuoted)));
   if (outcome.work != nullptr) {
     const Work& work = *outcome.work;
     add("gen_ai.usage.output_tokens", work.completion_tokens);
+    if (!work.finish_reasons.empty()) add("gen_ai.response.finish_reasons", work.finish_reasons);
     if (work.complete) {
       add("gen_ai.usage.input_tokens", work.prompt_tokens);
       add("gen_ai.usage.cache_read.input_tokens", work.cached_tokens);
@@ -81,7 +88,8 @@ void end_span(const RequestInfo& info, const Outcome& outcome) {
       add("gen_ai.latency.e2e", std::chrono::duration<double>(span.end - span.start).count());
     }
   }
-  if (outcome.status >= 400) {
+  // What the client has done wrong is no failure of the server.
+  if (outcome.status >= 500) {
     add("error.type", std::to_string(outcome.status));
     span.failed = true;
     span.error = outcome.reason.substr(0, log::kMaxQuoted);
@@ -92,8 +100,9 @@ void end_span(const RequestInfo& info, const Outcome& outcome) {
 }  // namespace
 
 void finish_request(const RequestInfo& info, const Outcome& outcome) {
-  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - info.start;
-  if (info.counts) info.counts->add(info.route, outcome.status, took.count() / 1e3);
+  std::optional<std::chrono::duration<double>> took;
+  if (info.start != std::chrono::steady_clock::time_point()) took = std::chrono::steady_clock::now() - info.start;
+  if (info.counts) info.counts->add(info.route, outcome.status, took);
   if (info.traced != nullptr) end_span(info, outcome);
   const log::Level level = outcome.status == 500 ? log::Level::error  // our own fault
                            : info.quiet && outcome.status != 401 && outcome.status != 403 ? log::Level::debug
@@ -106,7 +115,7 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
   if (!info.method.empty()) add({"method", info.method.substr(0, log::kMaxQuoted)});
   if (!info.path.empty()) add({"path", info.path.substr(0, log::kMaxQuoted)});
   add({"status", outcome.status});
-  if (outcome.remote.empty()) add({"duration_ms", log::Decimal{took.count(), 2}});
+  if (took) add({"duration_ms", log::Decimal{took->count() * 1e3, 2}});
   add({"request_id", info.id});
   if (const std::string_view remote = outcome.remote.empty() ? info.remote : outcome.remote; !remote.empty())
     add({"remote", remote});
@@ -126,13 +135,13 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
       add({"queue_ms", log::Decimal{work.timings.queue * 1e3, 2}});
       add({"prefill_ms", log::Decimal{work.timings.prefill * 1e3, 2}});
       add({"decode_ms", log::Decimal{work.timings.decode * 1e3, 2}});
-      add({"finish_reason", work.finish_reason});
+      std::string reasons;
+      for (const std::string& each : work.finish_reasons) reasons.append(reasons.empty() ? "" : ",").append(each);
+      add({"finish_reason", std::move(reasons)});
     }
   }
   if (!outcome.reason.empty()) add({"reason", outcome.reason.substr(0, log::kMaxQuoted)});
-  // In the message, so that both formats hold the literal text by which log viewers link to traces.
-  const std::string message = !info.trace ? "request" : "request trace_id=" + info.trace.trace_id;
-  log::write(level, "http", message, std::span<const log::Field>(fields.data(), count));
+  log::write(level, "http", trace::with_id("request", info.trace), std::span<const log::Field>(fields.data(), count));
 }
 
 }  // namespace xgen::server

@@ -26,7 +26,7 @@ struct TracedRequest {
 };
 
 struct RequestInfo {
-  std::chrono::steady_clock::time_point start;
+  std::chrono::steady_clock::time_point start;  // when its head was here; before: it never was
   std::string method;
   std::string path;
   std::string id;                         // x-request-id, the caller's or made here
@@ -55,18 +55,19 @@ void begin_span(RequestInfo& info, const Tracing& tracing, std::string name);
 struct Work {
   std::int64_t prompt_tokens = 0;
   std::int64_t cached_tokens = 0;
-  std::int64_t completion_tokens = 0;  // as far as they have come
-  bool complete = false;               // the others count only then
-  inference::Timings timings;          // the longest of several prompts
-  std::string finish_reason;           // "stop"; "length,stop" where choices differ
+  std::int64_t completion_tokens = 0;       // as far as they have come
+  bool complete = false;                    // the others count only then
+  inference::Timings timings;               // the longest of several prompts
+  std::vector<std::string> finish_reasons;  // each once
 };
 
 struct Outcome {
   int status = 0;
-  std::string_view model;      // of inference requests
-  const Work* work = nullptr;  // the same
-  std::string_view reason;     // why it was refused or has failed; never text of a prompt
-  std::string_view remote;     // of requests that the HTTP server refuses by itself
+  std::string_view model;        // of inference requests
+  std::string_view response_id;  // the same
+  const Work* work = nullptr;    // the same
+  std::string_view reason;       // why it was refused or has failed; never text of a prompt
+  std::string_view remote;       // of requests that the HTTP server refuses by itself
 };
 // Once per request, at its end: counts the answer, writes its line in the access log and ends its span.
 void finish_request(const RequestInfo& info, const Outcome& outcome);

@@ -5,11 +5,13 @@
 
 namespace xgen::server {
 
-void ResponseCounts::add(std::size_t route, int status, double seconds) {
+void ResponseCounts::add(std::size_t route, int status, std::optional<std::chrono::duration<double>> took) {
   const auto last = kStatuses.end() - 1;
   const auto column = static_cast<std::size_t>(std::find(kStatuses.begin(), last, status) - kStatuses.begin());
   Row& row = rows_[std::min(route, none())];
   row.statuses[column].fetch_add(1, std::memory_order_relaxed);
+  if (!took) return;
+  const double seconds = took->count();
   const auto& bounds = inference::kHttpBuckets;
   const auto bucket =
       static_cast<std::size_t>(std::lower_bound(bounds.begin(), bounds.end(), seconds) - bounds.begin());

@@ -46,7 +46,7 @@ def test_a_file_cut_short_fails_one_model_until_it_is_loaded_again(tmp_path):
         assert str(weights) in refused.json()["error"]["message"]
         assert say(server, "a", max_tokens=200, ignore_eos=True).json()["choices"][0]["text"] == expected
         assert server.get("/health/live").status_code == 200
-        assert server.get("/health").status_code == 503
+        assert server.get("/health").status_code == 503 and server.get("/health/ready").status_code == 200
         assert states(server)["a"]["state"] == "ready" and states(server)["b"]["reserved_bytes"] == 0
 
         still = server.post("/admin/load", {"model": "b"})
@@ -70,6 +70,9 @@ def test_every_request_of_the_model_gets_503(tmp_path):
         failed = [a for a in answers if a.status_code != 200]
         assert failed and {a.status_code for a in failed} == {503}
         assert all(int(a.headers["retry-after"]) > 0 and str(weights) in a.json()["error"]["message"] for a in failed)
+        # There is nothing else here to send requests to.
+        eventually(lambda: server.get("/health/ready").status_code == 503)
+        assert server.get("/health/ready").json()["status"] == "failed"
         assert server.get("/health/live").status_code == 200
 
 

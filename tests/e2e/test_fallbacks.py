@@ -50,6 +50,11 @@ def test_another_engine_and_a_model_of_this_process_stand_in_for_each_other(tmp_
                 if each.json()["model"] == "elsewhere":
                     assert each.json()["choices"][0]["text"] == "x" and each.headers["x-xgen-model"] == "elsewhere"
             assert front.output().count("a request goes to another model") >= 11
+            trace = "0af7651916cd43dd8448eb211c80319c"
+            front.post("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 1},
+                       headers={"x-request-id": "one-2", "traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+            line, = [each for each in front.output().splitlines() if "goes to another model" in each and "request_id=one-2 " in each and "target=demo" in each]
+            assert f"trace_id={trace}" in line
 
 
 def test_a_model_that_cannot_be_loaded_is_stood_in_for(tmp_path):

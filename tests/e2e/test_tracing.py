@@ -2,6 +2,7 @@
 import base64
 import http.server
 import json
+import re
 import threading
 import time
 
@@ -88,7 +89,7 @@ def test_one_trace_goes_through_two_servers(tmp_path, collector):
             answer = front.post("/v1/chat/completions", {"model": "far", **chat},
                                 headers={"traceparent": CALLER, "tracestate": "vendor=1"})
             assert answer.status_code == 200
-            spans = collector.wait(8)
+            spans = collector.wait(9)
             assert f"trace_id={TRACE}" in front.output() and f"trace_id={TRACE}" in back.output()
     assert {span.trace_id.hex() for span in spans} == {TRACE}
     assert {span.trace_state for span in spans} == {"vendor=1"}
@@ -118,6 +119,23 @@ def test_one_trace_goes_through_two_servers(tmp_path, collector):
     assert sorted(phases) == ["decode", "prefill", "queue"]
 
 
+def test_a_wait_for_the_model_to_load_is_queueing(tmp_path, collector):
+    models = [{"name": "late", "source": "builtin:xgen-demo", "load": "on_demand"}]
+    with serve(tmp_path, "one", {"tracing": {"endpoint": collector.url}, "models": models}) as program:
+        assert program.post("/v1/completions", {"model": "late", "prompt": "x", "max_tokens": 2, "ignore_eos": True}).status_code == 200
+        spans = {span.name: span for span in collector.wait(4)}
+        load, = re.findall(r'^xgen_model_load_seconds\{.*phase="load"\} (\S+)$', program.get("/metrics").text, re.M)
+        queued, = re.findall(r"^vllm:request_queue_time_seconds_sum\{.*\} (\S+)$", program.get("/metrics").text, re.M)
+    root = spans["text_completion late"]
+    seconds = lambda span: (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
+    assert float(load) > 0.001
+    assert seconds(spans["queue"]) >= 0.9 * float(load) and float(queued) >= 0.9 * float(load)
+    for before, after in (("queue", "prefill"), ("prefill", "decode")):
+        assert abs(spans[after].start_time_unix_nano - spans[before].end_time_unix_nano) < 1000
+    assert spans["queue"].start_time_unix_nano >= root.start_time_unix_nano - 2_000_000
+    assert spans["decode"].end_time_unix_nano <= root.end_time_unix_nano + 2_000_000
+
+
 def test_the_share_and_the_callers_decision(tmp_path, collector):
     body = {"model": "xgen-demo", "prompt": "x", "max_tokens": 2, "ignore_eos": True}
     with serve(tmp_path, "one", {"tracing": {"endpoint": collector.url, "sample": 0}}) as program:
@@ -132,7 +150,7 @@ def test_an_error_in_a_stream_and_a_gone_client_are_told(tmp_path, collector):
     with serve(tmp_path, "one", {"tracing": {"endpoint": collector.url}}) as program:
         assert program.post("/v1/completions", {"model": "nobody", "prompt": "x"}).status_code == 404
         span, = collector.wait(1)
-        assert span.status.code == span.status.STATUS_CODE_ERROR and attributes(span)["error.type"] == "404"
+        assert span.status.code == span.status.STATUS_CODE_UNSET and attributes(span)["http.response.status_code"] == 404
         with httpx.stream("POST", program.url + "/v1/completions", timeout=60 * PATIENCE,
                           json={"model": "xgen-demo", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}) as answer:
             next(answer.iter_lines())

@@ -220,6 +220,23 @@ TEST_F(GatewayTest, AFaultyReplicaCostsNoRequest) {
   }
 }
 
+TEST_F(GatewayTest, TheLogSaysWhoseRequestAReplicaFailed) {
+  start({"a"});
+  set_fault(ErrorCode::internal);
+  log::set_level(log::Level::warn);
+  ::testing::internal::CaptureStderr();
+  GenerateRequest request = ask("say yes");
+  request.request_id = "abc";
+  request.trace.context = trace::child_of({});
+  const std::string trace_id = request.trace.context.trace_id;
+  auto sink = std::make_shared<Gathered>();
+  const auto handle = gateway->generate_async(std::move(request), sink);
+  ASSERT_TRUE(sink->wait());
+  const std::string lines = ::testing::internal::GetCapturedStderr();
+  EXPECT_THAT(lines, ::testing::HasSubstr("a replica failed a request trace_id=" + trace_id + " "));
+  EXPECT_THAT(lines, ::testing::HasSubstr("request_id=abc"));
+}
+
 TEST_F(GatewayTest, AFaultOfTheRequestIsNotTriedElsewhere) {
   start({"a", "b"});
   set_fault(ErrorCode::invalid_argument);

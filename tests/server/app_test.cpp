@@ -468,6 +468,27 @@ TEST_F(ControllerTest, AnswersAreCountedByRouteAndStatus) {
                          R"({route="none",status="400"} 1)"));
 }
 
+TEST_F(ControllerTest, ARequestsTimeIsFromItsHead) {
+  start();
+  const std::string body = R"({"model":"scripted","prompt":"say x"})";
+  RawClient slow_sender(http->port());
+  slow_sender.send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: " + std::to_string(body.size()) +
+                   "\r\n\r\n");
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  slow_sender.send(body);
+  EXPECT_EQ(slow_sender.read_answer().status, 200);
+  RawClient garbage(http->port());
+  garbage.send("garbage\r\n\r\n");
+  garbage.read_answer();
+  ASSERT_TRUE(
+      eventually([&] { return get("/metrics").body.find(R"({route="none",status="400"} 1)") != std::string::npos; }));
+  const std::string page = get("/metrics").body;
+  EXPECT_THAT(page, HasSubstr(R"(xgen_http_request_duration_seconds_bucket{route="/v1/completions",le="0.25"} 0)"));
+  EXPECT_THAT(page, HasSubstr(R"(xgen_http_request_duration_seconds_count{route="/v1/completions"} 1)"));
+  EXPECT_THAT(page, Not(HasSubstr(R"(xgen_http_request_duration_seconds_count{route="none"})")))
+      << "what never had a head took no time";
+}
+
 TEST_F(ControllerTest, TheLogCountsTheTokensOfBrokenAnswers) {
   start();
   for (const char* stream : {"", R"(,"stream":true)"}) {
