@@ -23,7 +23,8 @@ constexpr ErrorKind kKinds[] = {
      "The request did not arrive in time (`server.header_timeout`, `server.body_timeout`), or its answer was not ready "
      "in time (`server.request_timeout`)."},
     {ErrorCode::too_large, 413, "invalid_request_error", "request_too_large",
-     "The body is larger than `server.max_body`, or a chat would become too large."},
+     "The body is larger than `server.max_body` (64KiB where the method needs none), or a chat would become too "
+     "large."},
     {ErrorCode::invalid_argument, 415, "invalid_request_error", "unsupported_content_encoding",
      "The body has a Content-Encoding other than identity."},
     {ErrorCode::overloaded, 429, "rate_limit_error", "rate_limit_exceeded",
@@ -33,7 +34,9 @@ constexpr ErrorKind kKinds[] = {
     {ErrorCode::cancelled, 499, "invalid_request_error", "client_closed_request", ""},
     {ErrorCode::internal, 500, "server_error", "internal_error", "The server's own fault; its log says more."},
     {ErrorCode::unavailable, 503, "server_error", "service_unavailable",
-     "The model is loading or cannot be loaded now, or the server is full or shutting down."},
+     "The model is loading or cannot be loaded now, or the server is full (`server.max_connections`, "
+     "`server.max_body`) "
+     "or shutting down."},
     {ErrorCode::invalid_argument, 505, "invalid_request_error", "", "A version of HTTP other than 1.0 and 1.1."},
 };
 
