@@ -208,7 +208,7 @@ bool EngineLoop::receive() {
       if (added.max_tokens > 0 || (added.prompt_logprobs && added.prompt.size() > 1)) {
         scheduler_.submit(added);
       } else {
-        start_event(added);
+        start_event(added, now);
         end_without_tokens(added, now);
       }
     }
@@ -303,7 +303,7 @@ void EngineLoop::take_update(const Update& update, Clock::time_point now) {
   for (const TokenScore& score : update.result->prompt_scores) {
     job.prompt_scores.push_back(describe_score(score, *tokenizer_));
   }
-  if (update.prompt_done && !job.started) start_event(job);
+  if (update.prompt_done && !job.started) start_event(job, now);
   if (job.max_tokens > 0) {
     if (update.result->token >= 0) take_token(job, update, now);
   } else if (update.finished) {
@@ -323,9 +323,11 @@ void EngineLoop::end_without_tokens(Job& job, Clock::time_point now) {
   finish_job(job);
 }
 
-void EngineLoop::start_event(Job& job) {
+void EngineLoop::start_event(Job& job, Clock::time_point now) {
   job.started = true;
   inference::Started started;
+  const Clock::time_point scheduled = job.is_scheduled ? job.scheduled : now;
+  started.timings = {seconds(scheduled - job.arrival), seconds(now - scheduled), 0};
   started.usage.prompt_tokens = static_cast<int>(job.prompt.size());
   started.usage.cached_tokens = job.cached_tokens;
   started.prompt_text = std::move(job.prompt_text);

@@ -105,7 +105,7 @@ class EngineLoop final : private BlockLender {
   void deliver(const std::vector<Update>& updates);
   void take_update(const Update& update, Clock::time_point now);
   void take_token(Job& job, const Update& update, Clock::time_point now);
-  void start_event(Job& job);
+  void start_event(Job& job, Clock::time_point now);
   void end_without_tokens(Job& job, Clock::time_point now);
   void finish_job(Job& job);
   void fail(Job& job, Error error);

@@ -153,6 +153,7 @@ struct Started {
   Usage usage;                                // of the prompt, where it is known by now
   std::string prompt_text;                    // if echo
   std::vector<TokenLogprob> prompt_logprobs;  // if prompt_logprobs
+  Timings timings;                            // until now
 };
 // A part of one call: name and id come with its first part, the arguments' text in pieces.
 struct ToolCallDelta {

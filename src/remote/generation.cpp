@@ -136,9 +136,10 @@ class Generation final : public http::CallListener, public std::enable_shared_fr
     if (over_.load(std::memory_order_relaxed)) return false;
     if (const auto* delta = std::get_if<inference::Delta>(&event))
       endpoint_->stats.delta(times_, *delta);
-    else if (std::holds_alternative<inference::Started>(event))
+    else if (auto* started = std::get_if<inference::Started>(&event)) {
       endpoint_->stats.started(times_);
-    else if (const auto* end = std::get_if<inference::ChoiceFinished>(&event))
+      started->timings = times_.timings();
+    } else if (const auto* end = std::get_if<inference::ChoiceFinished>(&event))
       endpoint_->stats.choice_finished(end->reason);
     sink_->on_event(std::move(event));
     return true;

@@ -11,7 +11,7 @@ double seconds(std::chrono::steady_clock::duration d) { return std::chrono::dura
 
 inference::Timings RequestTimes::timings() const {
   const double queue = seconds(begun_ - arrival_);
-  if (first_ == Clock::time_point()) return {queue, 0, 0};
+  if (first_ == Clock::time_point()) return {queue, seconds(Clock::now() - begun_), 0};
   return {queue, seconds(first_ - begun_), seconds(last_ - first_)};
 }
 

@@ -23,7 +23,8 @@ class RequestTimes {
     max_tokens_ = request.stop.max_tokens;
     echoes_logprobs_ = request.prompt_logprobs;
   }
-  // Seconds, for Finished: until it was sent it queued, and all waiting that is seen from then on is the prompt's.
+  // Seconds, for Started and Finished: until it was sent it queued, and all waiting that is seen from then on is the
+  // prompt's.
   inference::Timings timings() const;
 
  private:

@@ -66,7 +66,8 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
         include_usage_(call.include_usage),
         prompts_(call.requests.size()),
         unfinished_(call.requests.size()),
-        tokens_(call.requests.size()) {
+        tokens_(call.requests.size()),
+        progress_(call.requests.size()) {
     if (log::content()) said_.resize(prompts_);
   }
 
@@ -129,7 +130,8 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   bool add(std::size_t prompt, const Event& event);
   void take(std::size_t prompt, const Event& event);
   void count(std::size_t prompt, const Event& event);
-  void add_spans(const inference::Timings& timings);
+  void note_times(const inference::Timings& timings);
+  void note_unfinished();
   void log_answers() const;
   void flush_held();
   http::Headers headers() const;
@@ -156,6 +158,11 @@ class Call final : public http::ExchangeListener, public std::enable_shared_from
   std::size_t held_bytes_ = 0;
   std::size_t answer_bytes_ = 0;      // about
   std::vector<std::int64_t> tokens_;  // of each prompt's output, so far
+  struct Progress {
+    std::optional<inference::Timings> until_started;  // nothing: not yet
+    bool finished = false;
+  };
+  std::vector<Progress> progress_;  // of each prompt
   Work work_;
   std::set<std::string_view> reasons_;             // why choices have ended
   std::chrono::steady_clock::time_point arrival_;  // of the requests
@@ -352,6 +359,7 @@ void Call::count(std::size_t prompt, const Event& event) {
     tokens_[prompt] += delta->tokens;
     if (!said_.empty() && said_[prompt].size() < kMaxLoggedText) said_[prompt] += delta->text;
   }
+  if (const auto* started = std::get_if<inference::Started>(&event)) progress_[prompt].until_started = started->timings;
   if (const auto* end = std::get_if<inference::ChoiceFinished>(&event))
     reasons_.insert(inference::finish_name(end->reason));
   if (const auto* finished = std::get_if<inference::Finished>(&event)) {
@@ -359,15 +367,31 @@ void Call::count(std::size_t prompt, const Event& event) {
     tokens_[prompt] = finished->usage.completion_tokens;
     work_.prompt_tokens += finished->usage.prompt_tokens;
     work_.cached_tokens += finished->usage.cached_tokens;
-    work_.timings.queue = std::max(work_.timings.queue, finished->timings.queue);
-    work_.timings.prefill = std::max(work_.timings.prefill, finished->timings.prefill);
-    work_.timings.decode = std::max(work_.timings.decode, finished->timings.decode);
-    if (info_.traced) add_spans(finished->timings);
+    progress_[prompt].finished = true;
+    note_times(finished->timings);
+  }
+}
+
+// Of prompts whose answer has failed, or is not waited for: what has not begun to answer is in the queue to the end.
+void Call::note_unfinished() {
+  const std::chrono::duration<double> since = std::chrono::steady_clock::now() - arrival_;
+  for (const Progress& each : progress_) {
+    if (each.finished) continue;
+    inference::Timings timings{since.count(), 0, 0};
+    if (each.until_started) {
+      timings = *each.until_started;
+      timings.decode = since.count() - timings.queue - timings.prefill;
+    }
+    note_times(timings);
   }
 }
 
 // Where the time of one prompt went.
-void Call::add_spans(const inference::Timings& timings) {
+void Call::note_times(const inference::Timings& timings) {
+  work_.timings.queue = std::max(work_.timings.queue, timings.queue);
+  work_.timings.prefill = std::max(work_.timings.prefill, timings.prefill);
+  work_.timings.decode = std::max(work_.timings.decode, timings.decode);
+  if (!info_.traced) return;
   auto time = trace::wall_time(arrival_);
   const std::pair<std::string_view, double> phases[] = {
       {"queue", timings.queue}, {"prefill", timings.prefill}, {"decode", timings.decode}};
@@ -430,6 +454,7 @@ void Call::end(int status, std::string_view reason) {
   for (std::size_t prompt = 0; prompt < held_.size(); ++prompt)
     for (const Event& event : std::exchange(held_[prompt], {})) count(prompt, event);
   for (const auto& [prompt, event] : dropped) count(prompt, event);
+  note_unfinished();
   const std::int64_t written = std::accumulate(tokens_.begin(), tokens_.end(), std::int64_t{0});
   // One that fails before it has begun costs nothing. One that its client leaves does: the prompt may have been
   // computed before there was a token to show for it.

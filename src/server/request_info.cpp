@@ -80,10 +80,10 @@ void end_span(const RequestInfo& info, const Outcome& outcome) {
     const Work& work = *outcome.work;
     add("gen_ai.usage.output_tokens", work.completion_tokens);
     if (!work.finish_reasons.empty()) add("gen_ai.response.finish_reasons", work.finish_reasons);
+    add("gen_ai.latency.time_in_queue", work.timings.queue);
     if (work.complete) {
       add("gen_ai.usage.input_tokens", work.prompt_tokens);
       add("gen_ai.usage.cache_read.input_tokens", work.cached_tokens);
-      add("gen_ai.latency.time_in_queue", work.timings.queue);
       add("gen_ai.latency.time_to_first_token", work.timings.queue + work.timings.prefill);
       add("gen_ai.latency.e2e", std::chrono::duration<double>(span.end - span.start).count());
     }
@@ -131,10 +131,10 @@ void finish_request(const RequestInfo& info, const Outcome& outcome) {
       add({"cached_tokens", work.cached_tokens});
     }
     add({"completion_tokens", work.completion_tokens});
+    add({"queue_ms", log::Decimal{work.timings.queue * 1e3, 2}});
+    add({"prefill_ms", log::Decimal{work.timings.prefill * 1e3, 2}});
+    add({"decode_ms", log::Decimal{work.timings.decode * 1e3, 2}});
     if (work.complete) {
-      add({"queue_ms", log::Decimal{work.timings.queue * 1e3, 2}});
-      add({"prefill_ms", log::Decimal{work.timings.prefill * 1e3, 2}});
-      add({"decode_ms", log::Decimal{work.timings.decode * 1e3, 2}});
       std::string reasons;
       for (const std::string& each : work.finish_reasons) reasons.append(reasons.empty() ? "" : ",").append(each);
       add({"finish_reason", std::move(reasons)});

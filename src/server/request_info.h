@@ -55,9 +55,9 @@ void begin_span(RequestInfo& info, const Tracing& tracing, std::string name);
 struct Work {
   std::int64_t prompt_tokens = 0;
   std::int64_t cached_tokens = 0;
-  std::int64_t completion_tokens = 0;       // as far as they have come
-  bool complete = false;                    // the others count only then
-  inference::Timings timings;               // the longest of several prompts
+  std::int64_t completion_tokens = 0;  // as far as they have come
+  bool complete = false;               // the tokens of prompts are known only then
+  inference::Timings timings;          // the longest of several prompts; to the end of one that did not come so far
   std::vector<std::string> finish_reasons;  // each once
 };
 

@@ -498,7 +498,8 @@ TEST_F(ControllerTest, TheLogCountsTheTokensOfBrokenAnswers) {
     post("/v1/completions", completion("tok", std::string(R"(,"n":2,"max_tokens":3)") + stream));
     log::set_level(log::Level::error);
     const std::string lines = ::testing::internal::GetCapturedStderr();
-    EXPECT_THAT(lines, ::testing::ContainsRegex("status=500 .*model=scripted completion_tokens=1 reason="));
+    EXPECT_THAT(lines, ::testing::ContainsRegex(
+                           "status=500 .*model=scripted completion_tokens=1 queue_ms=.*decode_ms=[0-9.]+ reason="));
     EXPECT_THAT(lines, ::testing::ContainsRegex("status=200 .*completion_tokens=6 .*finish_reason=length\n"));
   }
 }

@@ -149,7 +149,10 @@ TEST_F(TracingTest, WithoutACollectorTheTraceIsPassedOn) {
 TEST_F(TracingTest, FailuresSayWhy) {
   start({.version = "1", .tracing = {sink, 1}});
   ask("/v1/completions", R"({"model":"scripted","prompt":"break"})");
-  trace::Span root = spans(1).back();
+  auto all = spans(2);  // how far it came is told all the same
+  EXPECT_EQ(all[0].name, "decode");
+  EXPECT_EQ(all[0].parent_id, all[1].context.span_id);
+  trace::Span root = all.back();
   EXPECT_TRUE(root.failed);
   EXPECT_EQ(root.error, "scripted failure in the middle");
   EXPECT_THAT(text_of(root), HasSubstr("error.type=500\n"));
@@ -160,6 +163,19 @@ TEST_F(TracingTest, FailuresSayWhy) {
   // What a client has done wrong is no failure of the server, by the conventions of HTTP.
   EXPECT_FALSE(root.failed);
   EXPECT_THAT(text_of(root), Not(HasSubstr("error.type")));
+  // One that its client leaves.
+  {
+    RawClient gone(http->port());
+    gone.post("/v1/completions", R"({"model":"scripted","prompt":"hold"})");
+    ASSERT_TRUE(eventually([&] { return service->running.load() == 1; }));
+    std::this_thread::sleep_for(20ms);
+  }
+  all = spans(2);
+  EXPECT_EQ(all[0].name, "decode");
+  EXPECT_GE(all[0].end - all[0].start, 15ms);
+  EXPECT_THAT(text_of(all[1]), HasSubstr("http.response.status_code=499\n"));
+  ask("/v1/completions", R"({"model":"scripted","prompt":"error 7"})");
+  EXPECT_EQ(spans(2)[0].name, "queue") << "it never began";
   // Several prompts: each has its phases.
   ask("/v1/completions", R"({"model":"scripted","prompt":["say a","say b"]})");
   EXPECT_EQ(spans(7).back().name, "text_completion scripted");
