@@ -50,7 +50,8 @@ Context child_of(const Context& parent) {
 }
 
 std::string with_id(std::string message, const Context& context) {
-  return context ? message + " trace_id=" + context.trace_id : message;
+  if (context) message.append(" trace_id=").append(context.trace_id);
+  return message;
 }
 
 std::string make_id(int digits) {

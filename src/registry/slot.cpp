@@ -310,8 +310,11 @@ std::shared_ptr<void> Slot::count(const inference::ModelService& service) {
   }
   return {this, [self = shared_from_this(), &service](void*) {
             std::lock_guard lock(self->stats_mutex_);
-            inference::add_past(self->past_, service.stats());
             std::erase(self->counted_, &service);
+            try {
+              inference::add_past(self->past_, service.stats());
+            } catch (const std::exception&) {  // no memory for a copy: what it has counted is lost
+            }
           }};
 }
 

@@ -797,6 +797,7 @@ void App::Impl::version(Context context) {
 void App::Impl::metrics_page(Context context) {
   const std::vector<registry::ModelEntry> entries = registry.list();
   std::vector<metrics::ModelSample> samples;
+  samples.reserve(entries.size());
   for (const auto& entry : entries) samples.push_back({entry.name, entry.slot->stats()});
   metrics::ProcessSample process = metrics::sample_process();
   if (options.open_connections) process.http_connections = options.open_connections();
