@@ -856,6 +856,31 @@ TEST(LocalService, WhatATemplateSaysIsKeptApart) {
   EXPECT_EQ(seen->error->received, ": no word of secret");
 }
 
+TEST(LocalService, TooManyLongPromptsAreRefusedAndCounted) {
+  std::promise<void> go;
+  LocalServiceParts parts = parts_with(std::make_unique<ScriptedRunner>(spell("x")));
+  parts.render_chat = [gone = go.get_future().share()](const std::vector<Message>&, bool) -> Result<std::string> {
+    gone.wait();
+    return std::string("x");
+  };
+  const auto service = make_local_service(std::move(parts));
+  std::vector<std::shared_ptr<Collector>> sinks;
+  std::vector<std::unique_ptr<inference::RequestHandle>> handles;
+  std::uint64_t refused = 0;
+  for (int i = 0; i < 80; ++i) {
+    sinks.push_back(std::make_shared<Collector>());
+    handles.push_back(
+        service->generate_async(ask(std::vector<Message>{{"user", std::string(9000, 'a')}}), sinks.back()));
+    refused += sinks.back()->done();
+  }
+  EXPECT_GE(refused, 10u);
+  EXPECT_EQ(sinks.back()->error->code, ErrorCode::overloaded);
+  EXPECT_EQ(service->stats().rejected_long_prompts, refused);
+  go.set_value();
+  EXPECT_TRUE(sinks.front()->wait());
+  EXPECT_EQ(sinks.front()->text(), "x");
+}
+
 TEST(PrepThread, OutlivesWhatItsWorkThrows) {
   log::set_level(log::Level::off);
   std::promise<void> done;
