@@ -40,16 +40,19 @@ def test_streams_are_not_held_back(kind, tmp_path):
 def test_a_client_that_goes_ends_its_request(kind, tmp_path):
     if not SCRIPTED.exists():
         pytest.skip(f"{SCRIPTED} is not built")
-    with started([SCRIPTED, "--quiet", "--step-us", str(int(STEP_S * 1e6))]) as url, \
-            proxy(kind, tmp_path, int(url.rsplit(":", 1)[1])) as front:
-        body = {"model": "scripted", "stream": True, "max_tokens": 2000, "messages": [{"role": "user", "content": "word " * 2000}]}
-        with httpx.stream("POST", front + "/v1/chat/completions", json=body, timeout=60 * PATIENCE) as answer:
-            next(answer.iter_lines())
-        running = lambda: re.search(r'^vllm:num_requests_running\{[^}]*model_name="scripted"[^}]*\} (\S+)', httpx.get(url + "/metrics").text, re.M)[1]
-        end = time.monotonic() + 10 * PATIENCE
-        while float(running()) > 0:
-            assert time.monotonic() < end, "the request goes on without its client"
-            time.sleep(0.02)
+    with started([SCRIPTED, "--quiet", "--step-us", str(int(STEP_S * 1e6))]) as url:
+        (tmp_path / "models.yaml").write_text(json.dumps({"models": [{"name": "far", "engine": "openai", "urls": [f"{url}/v1"], "model": "scripted"}]}))
+        with Process("--config", tmp_path / "models.yaml") as server, proxy(kind, tmp_path, server.port) as front:
+            running = lambda: float(re.search(r'^vllm:num_requests_running\{[^}]*model_name="far"[^}]*\} (\S+)', httpx.get(server.url + "/metrics").text, re.M)[1])
+            body = {"model": "far", "stream": True, "max_tokens": 2000, "messages": [{"role": "user", "content": "word " * 2000}]}
+            with httpx.stream("POST", front + "/v1/chat/completions", json=body, timeout=60 * PATIENCE) as answer:
+                lines = answer.iter_lines()  # kept: without it the answer is closed
+                next(lines)
+                assert running() == 1
+            end = time.monotonic() + 10 * PATIENCE
+            while running() > 0:
+                assert time.monotonic() < end, "the request goes on without its client"
+                time.sleep(0.02)
 
 
 @both
