@@ -459,8 +459,11 @@ const std::vector<Key<Compute>>& compute_keys() {
          return fault ? expected("auto, or an integer from 1 to 1024", node) : fault;
        },
        [](const Compute& c) { return c.threads == 0 ? std::string("auto") : std::to_string(c.threads); }},
-      choice("kernels", {"auto", "scalar", "avx2"}, &Compute::kernels,
-             "Instruction set of the compute kernels; auto takes the best that the CPU has."),
+      choice(
+          "kernels", {"auto", "scalar", "avx2", "avx512"}, &Compute::kernels,
+          "Instruction set of the compute kernels; auto takes scalar or avx2, by what the CPU has. avx512 (with VNNI) "
+          "has to be asked for: it reads prompts two to three times as fast with quantised weights, rounding "
+          "activations to 8 bits."),
   };
   return keys;
 }

@@ -96,11 +96,14 @@ inline constexpr int kAttentionPartition = 64;
 int attention_tile_positions(int heads, int kv_heads);
 
 struct KernelTable {
-  std::string_view name;            // "scalar", "avx2"
+  std::string_view name;            // "scalar", "avx2", "avx512"
   std::uint32_t required_features;  // CpuFeature bits
 
-  // m rows of k floats, k a multiple of 32, as the integer products take them: 16-bit integers [m][k], then their
-  // scales [m][k / 32] as floats. Bytes: quantised_bytes().
+  // To how many bits the products with weights of this dtype round the activations, with a scale for each 32: 16 (a
+  // relative error of about 1e-5 of the largest of the 32) or 8 (4e-3); 0: they do not.
+  int (*activation_bits)(DType type);
+  // m rows of k floats, k a multiple of 32, as those products take them: integers and their scales, in a layout of the
+  // table's own. At most quantised_bytes().
   void (*quantise)(const float* x, std::int64_t x_stride, std::int64_t m, std::int64_t k, std::byte* out);
 
   // --- Matrix products; call them through kernels::matmul() in ops.h, which splits the work.
@@ -138,7 +141,7 @@ struct KernelTable {
 };
 
 // Bits of `required_features`.
-enum CpuFeature : std::uint32_t { kCpuAvx2 = 1, kCpuFma = 2, kCpuF16c = 4 };
+enum CpuFeature : std::uint32_t { kCpuAvx2 = 1, kCpuFma = 2, kCpuF16c = 4, kCpuAvx512Vnni = 8 };
 std::uint32_t cpu_features();
 
 // The tables that this CPU can run, best first; never empty ("scalar" runs everywhere).
@@ -146,11 +149,6 @@ std::vector<const KernelTable*> available_kernels();
 // The best table, or the one named `forced`. Errors: invalid_argument for an unknown name or one this CPU cannot run.
 Result<const KernelTable*> select_kernels(std::string_view forced = {});
 
-// Do the products with weights of this dtype round the activations to 16-bit integers, with a scale for each 32?
-// (Relative error about 1e-5 of the largest of the 32.)
-constexpr bool quantises_activations(DType type) {
-  return type == DType::q8_0 || type == DType::q4_0 || type == DType::q5_0;
-}
 constexpr std::int64_t quantised_bytes(std::int64_t m, std::int64_t k) { return m * (k * 2 + k / 32 * 4); }
 
 // May this dtype be a matmul weight / embedding table?

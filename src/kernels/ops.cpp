@@ -24,7 +24,7 @@ struct Tiling {
   i64 items = 0;
 };
 
-Tiling tile(const Matmul& op, int threads) {
+Tiling tile(const KernelTable& table, const Matmul& op, int threads) {
   const i64 n = op.weight.rows();
   Tiling t;
   if (op.m <= 0 || n <= 0) return t;
@@ -39,7 +39,7 @@ Tiling tile(const Matmul& op, int threads) {
     t.m_tile = round_up(ceil_div(op.m, ceil_div(op.m, cpu::kMatmulRowsPerTile)), 3);
     const i64 m_tiles = ceil_div(op.m, t.m_tile);
     const int most =
-        quantises_activations(op.weight.dtype) ? cpu::kMatmulIntegerOutputsPerTile : cpu::kMatmulOutputsPerTile;
+        table.activation_bits(op.weight.dtype) != 0 ? cpu::kMatmulIntegerOutputsPerTile : cpu::kMatmulOutputsPerTile;
     t.n_tile = std::clamp<i64>(ceil_div(n, ceil_div(wanted, m_tiles)), 16, most);
   }
   t.n_tile = round_up(t.n_tile, 16);  // the widest group of outputs of any kernel
@@ -79,8 +79,8 @@ Workspace::Workspace(int threads, int max_head_dim)
       shared_(base_ + part_bytes_ * static_cast<std::size_t>(threads)) {}
 
 std::span<const Matmul> Workspace::prepare(const KernelTable& table, std::span<const Matmul> ops) {
-  const auto needed = [](const Matmul& op) {
-    return op.m > 0 && op.m <= kSkinnyRows && quantises_activations(op.weight.dtype);
+  const auto needed = [&table](const Matmul& op) {
+    return op.m > 0 && op.m <= kSkinnyRows && table.activation_bits(op.weight.dtype) != 0;
   };
   if (std::none_of(ops.begin(), ops.end(), needed)) return ops;
   prepared_.assign(ops.begin(), ops.end());
@@ -107,10 +107,10 @@ std::span<const Matmul> Workspace::prepare(const KernelTable& table, std::span<c
 void matmul(const KernelTable& table, WorkerPool& pool, Workspace& workspace, std::span<const Matmul> given) {
   const std::span<const Matmul> ops = workspace.prepare(table, given);
   i64 items = 0;
-  for (const Matmul& op : ops) items += tile(op, pool.size()).items;
+  for (const Matmul& op : ops) items += tile(table, op, pool.size()).items;
   run_items(pool, items, [&](i64 item, int thread) {
     for (const Matmul& op : ops) {
-      const Tiling t = tile(op, pool.size());
+      const Tiling t = tile(table, op, pool.size());
       if (item >= t.items) {
         item -= t.items;
         continue;

@@ -108,7 +108,7 @@ XGEN_INLINE void scaled_halves(B16 lo, B16 hi, V d0, V d1, V (&out)[4]) {
 }
 
 // Blocks of d and 32 integers: F::integers() gives the elements [0, 16) and [16, 32) as signed bytes. Their products
-// are computed with integers (integer_products.h), by what quantises_activations() says.
+// are computed with integers (integer_products.h).
 template <class F, int Bytes>
 struct IntegerFormat : BlockFormat<Bytes, 1> {
   static constexpr bool integer = true;
@@ -303,15 +303,6 @@ struct Format<DType::q6_k> : BlockFormat<210, 8> {  // ql[128], qh[64], scales[1
     }
   };
 };
-
-// ops.cpp splits the work by the same list.
-template <DType... T>
-constexpr bool same_integer_formats() {
-  return ((Format<T>::integer == quantises_activations(T)) && ...);
-}
-static_assert(
-    same_integer_formats<DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1,
-                         DType::q8_0, DType::q2_k, DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k>());
 
 // Calls fn.operator()<0>() … fn.operator()<N - 1>().
 template <class Fn, int... S>
@@ -620,6 +611,12 @@ XGEN_INLINE bool for_few_rows(i64 rows, Fn&& fn) {
     if (rows == 4) return fn.template operator()<4>(), true;
   }
   return false;
+}
+
+[[maybe_unused]] int activation_bits(DType type) {
+  int bits = 0;
+  with_format(type, [&]<class F>(F) { bits = F::integer ? 16 : 0; });
+  return bits;
 }
 
 void matmul(const Matmul& op, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
@@ -1067,11 +1064,11 @@ void kv_write(const KvCache& cache, const float* k, i64 k_stride, const float* v
 }  // namespace
 }  // namespace xgen::kernels::cpu
 
-// Fills in a table with the functions above.
-#define XGEN_KERNEL_TABLE(table_name, features)                                                            \
-  {                                                                                                        \
-    .name = table_name, .required_features = features, .quantise = quantise_rows, .matmul = matmul,        \
-    .dequantise_row = dequantise_row, .rms_norm = rms_norm, .rope = rope, .gated = gated, .add = add_rows, \
-    .scale = scale_rows, .softcap = softcap_rows, .max = max_row, .exp = exp_row, .attention = attention,  \
-    .kv_write = kv_write,                                                                                  \
+// Fills in a table with the functions above, and those of its products with quantised weights.
+#define XGEN_KERNEL_TABLE(table_name, features, bits_of, quantise_function, matmul_function)                         \
+  {                                                                                                                  \
+    .name = table_name, .required_features = features, .activation_bits = bits_of, .quantise = quantise_function,    \
+    .matmul = matmul_function, .dequantise_row = dequantise_row, .rms_norm = rms_norm, .rope = rope, .gated = gated, \
+    .add = add_rows, .scale = scale_rows, .softcap = softcap_rows, .max = max_row, .exp = exp_row,                   \
+    .attention = attention, .kv_write = kv_write,                                                                    \
   }

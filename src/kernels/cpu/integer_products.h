@@ -35,7 +35,7 @@ XGEN_INLINE void quantise_block(const float* x, std::int16_t* q, float* d) {
 }
 
 // out: int16 [m][k], then float [m][k / 32]; quantised_bytes() of them.
-void quantise_rows(const float* x, i64 stride, i64 m, i64 k, Byte* out) {
+[[maybe_unused]] void quantise_rows(const float* x, i64 stride, i64 m, i64 k, Byte* out) {
   auto* q = reinterpret_cast<std::int16_t*>(out);
   auto* d = reinterpret_cast<float*>(out + m * k * 2);
   for (i64 r = 0; r < m; ++r) {

@@ -9,6 +9,7 @@ namespace xgen::kernels::cpu {
 
 extern const KernelTable kScalar;
 extern const KernelTable kAvx2;
+extern const KernelTable kAvx512;
 
 inline constexpr int kMatmulRowsPerTile = 120;     // activation rows that stay packed in L2
 inline constexpr int kMatmulOutputsPerTile = 128;  // outputs whose partial sums are kept per pass
