@@ -260,7 +260,7 @@ SAME_EN = [
     ["large", "big", "huge"],
     ["send", "pass", "give", "supply", "provide", "submit"],
     ["shut down", "terminate", "halt"],
-    ["load", "open", "read", "import"],
+    ["load", "open", "read"],
     ["download", "pull"],
     ["build", "compile"],
     ["error", "failure", "problem", "fault"],

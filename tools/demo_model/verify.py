@@ -28,9 +28,9 @@ NOT_KEYS = {"on_demand", "least_loaded", "round_robin"}
 SNAKE = re.compile(r"(?<![\w.:/-])[a-z]+(?:_[a-z]+)+(?![\w/-])")
 ROUTE = re.compile(
     r"(?<![\w.])/(?:(?:v1|admin|api/management)(?=/[a-z])|health|tokenize|detokenize|version|metrics|loading-status|load(?!\w))"
-    r"(?:/[a-z]+|/\{id\})*"
+    r"(?:/[a-z]+(?:-[a-z]+)*|/\{id\})*"
 )
-KEY = re.compile(r"(?<![\w/])(?:server|log|memory|compute|sources|defaults|models)\.[a-z_]+")
+KEY = re.compile(r"(?<![\w/])(?:server|log|memory|compute|sources|tracing|defaults|models)\.[a-z_]+")
 
 
 def mentioned(facts, sections):
