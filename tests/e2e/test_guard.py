@@ -240,7 +240,8 @@ def test_large_requests_are_bounded_until_their_calls_end(tmp_path):
                     with contextlib.suppress(TimeoutError):
                         answers.append(held.enter_context(send()).recv(12))
                 assert answers == [b"HTTP/1.1 503"] * 8
-                assert resident_mb(server) - before < 600  # twice what is counted, and some more
+                more = resident_mb(server) - before
+                assert more < 600 or PATIENCE > 1, more  # twice what is counted, and some more; sanitizers need memory of their own
                 assert get(server.url + "/version") == 200
             with pytest.raises(TimeoutError):  # those that have gone have left their room
                 eventually(lambda: send().recv(12) != b"HTTP/1.1 503")
