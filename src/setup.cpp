@@ -132,7 +132,7 @@ Result<std::uint64_t> host_budget(const config::Config& config) {
 
 Result<Setup> prepare(config::Config config) {
   const auto located = [&config](Error error) {
-    error.message = config.located(std::move(error.message));
+    error.message = config.located(error.message);
     return error;
   };
   auto machine = make_machine(config);

@@ -199,7 +199,7 @@ Status set(Config& config, std::string_view key, const std::string& value) {
   return {};
 }
 
-std::string Config::located(std::string message) const {
+std::string Config::located(const std::string& message) const {
   const auto found = places.find(message.substr(0, message.find(": ")));
   return found == places.end() ? message : found->second + ": " + message;
 }

@@ -156,7 +156,7 @@ struct Config {
 
   // A message about a key's value ("server.port: …") with the place where the file sets it in front:
   // "models.yaml:3:9: server.port: …". As it is where no file does.
-  std::string located(std::string message) const;
+  std::string located(const std::string& message) const;
   std::map<std::string, std::string> places;  // of the sections' keys: "server.port" -> "models.yaml:3:9"
 };
 
