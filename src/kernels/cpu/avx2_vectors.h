@@ -159,8 +159,8 @@ XGEN_AVX V load_halves(const std::byte* const (&p)[8]) {
   for (int i = 0; i < 8; ++i) __builtin_memcpy(bits + i, p[i], 2);
   return {_mm256_cvtph_ps(_mm_setr_epi16(bits[0], bits[1], bits[2], bits[3], bits[4], bits[5], bits[6], bits[7]))};
 }
-// Lane i of the result is the sum of the lanes of v[i].
-XGEN_AVX I32 lane_sums(const I32 (&v)[8]) {
+// Lane i of lo and hi: the sums of the lower and of the upper four lanes of v[i].
+XGEN_AVX void half_sums(const I32 (&v)[8], I32& lo, I32& hi) {
   __m256i four[2];
   for (int i = 0; i < 2; ++i) {
     __m256i two[2];
@@ -171,8 +171,15 @@ XGEN_AVX I32 lane_sums(const I32 (&v)[8]) {
     }
     four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(two[0], two[1]), _mm256_unpackhi_epi64(two[0], two[1]));
   }
-  return {_mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20),
-                           _mm256_permute2x128_si256(four[0], four[1], 0x31))};
+  lo.v = _mm256_permute2x128_si256(four[0], four[1], 0x20);
+  hi.v = _mm256_permute2x128_si256(four[0], four[1], 0x31);
+}
+// Lane i of the result is the sum of the lanes of v[i].
+XGEN_AVX I32 lane_sums(const I32 (&v)[8]) {
+  I32 lo;
+  I32 hi;
+  half_sums(v, lo, hi);
+  return {_mm256_add_epi32(lo.v, hi.v)};
 }
 // An 8 x 8 matrix of 32-bit lanes, in place.
 XGEN_AVX void transpose(I32 (&v)[8]) {

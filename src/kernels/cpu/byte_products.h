@@ -34,6 +34,11 @@ XGEN_AVX Bytes32 join(B16 lo, B16 hi) { return {_mm256_blend_epi32(lo.v, hi.v, 0
 template <DType>
 struct ByteFormat;
 
+// to[0], to[stride], … = from[i] * factor
+XGEN_INLINE void scatter(const float* from, int count, float factor, float* to, i64 stride) {
+  for (int i = 0; i < count; ++i) to[i * stride] = from[i] * factor;
+}
+
 template <DType T, int Block, int Offset, bool Min = false>
 struct ByteFormatOf {
   static constexpr int kBytes = Format<T>::kBytes;
@@ -42,11 +47,22 @@ struct ByteFormatOf {
   static constexpr int kOffset = Offset;  // of the unsigned bytes
   static constexpr bool kMin = Min;
   static constexpr int kScales = 32 * kParts / Block;  // of a unit
+
+  XGEN_INLINE static void scales(const Byte* p, i64 stride, float* scale, float* minimum) {
+    if constexpr (kParts == 1) {  // halves that the unit begins with
+      *scale = read_half(p);
+      if constexpr (Min) *minimum = read_half(p + 2);
+    } else {
+      // generic.h's units have made floats of them, times 2^24 for its way to make floats of bytes.
+      const typename Format<T>::Unit unit(p);
+      scatter(unit.scale, kScales, 1.0f / kByteScale, scale, stride);
+      if constexpr (requires { unit.minimum; })
+        scatter(unit.minimum, kScales, 1, minimum, stride);
+      else if constexpr (Min)
+        scatter(unit.scale + kScales, kScales, 1, minimum, stride);
+    }
+  }
 };
-// One scale, the half that a unit begins with.
-XGEN_INLINE void scatter(const float* from, int count, i64 stride, float* to) {
-  for (int i = 0; i < count; ++i) to[i * stride] = from[i];
-}
 
 template <>
 struct ByteFormat<DType::q8_0> : ByteFormatOf<DType::q8_0, 32, 128> {
@@ -54,7 +70,6 @@ struct ByteFormat<DType::q8_0> : ByteFormatOf<DType::q8_0, 32, 128> {
   XGEN_INLINE static Bytes32 values(const Byte* p) {
     return {_mm256_xor_si256(load_bytes32(p + 2).v, _mm256_set1_epi8(-128))};
   }
-  XGEN_INLINE static void scales(const Byte* p, i64, float* scale, float*) { *scale = read_half(p); }
 };
 template <>
 struct ByteFormat<DType::q4_0> : ByteFormatOf<DType::q4_0, 32, 8> {
@@ -63,7 +78,6 @@ struct ByteFormat<DType::q4_0> : ByteFormatOf<DType::q4_0, 32, 8> {
     const B16 q = load16(p + 2);
     return join(nibble(q, 0), nibble(q, 1));
   }
-  XGEN_INLINE static void scales(const Byte* p, i64, float* scale, float*) { *scale = read_half(p); }
 };
 template <>
 struct ByteFormat<DType::q5_0> : ByteFormatOf<DType::q5_0, 32, 16> {
@@ -73,7 +87,6 @@ struct ByteFormat<DType::q5_0> : ByteFormatOf<DType::q5_0, 32, 16> {
     const B16 q = load16(p + 6);
     return join(five_bits(q, 0, high), five_bits(q, 1, high));
   }
-  XGEN_INLINE static void scales(const Byte* p, i64, float* scale, float*) { *scale = read_half(p); }
 };
 template <>
 struct ByteFormat<DType::q4_1> : ByteFormatOf<DType::q4_1, 32, 0, true> {
@@ -81,10 +94,6 @@ struct ByteFormat<DType::q4_1> : ByteFormatOf<DType::q4_1, 32, 0, true> {
   XGEN_INLINE static Bytes32 values(const Byte* p) {
     const B16 q = load16(p + 4);
     return join(nibble(q, 0), nibble(q, 1));
-  }
-  XGEN_INLINE static void scales(const Byte* p, i64, float* scale, float* minimum) {
-    *scale = read_half(p);
-    *minimum = read_half(p + 2);
   }
 };
 template <>
@@ -95,26 +104,13 @@ struct ByteFormat<DType::q5_1> : ByteFormatOf<DType::q5_1, 32, 0, true> {
     const B16 q = load16(p + 8);
     return join(five_bits(q, 0, high), five_bits(q, 1, high));
   }
-  XGEN_INLINE static void scales(const Byte* p, i64, float* scale, float* minimum) {
-    *scale = read_half(p);
-    *minimum = read_half(p + 2);
-  }
 };
-// K-quants: generic.h's units have made floats of the scales already, times 2^24 for its way to make floats of bytes.
-XGEN_INLINE void unscaled(const float* from, int count, i64 stride, float* to) {
-  for (int i = 0; i < count; ++i) to[i * stride] = from[i] * (1.0f / kByteScale);
-}
 template <>
 struct ByteFormat<DType::q2_k> : ByteFormatOf<DType::q2_k, 16, 0, true> {
   template <int S>
   XGEN_INLINE static Bytes32 values(const Byte* p) {
     const Byte* q = p + 16 + S / 4 * 32;
     return join(two_bits(load16(q), S % 4), two_bits(load16(q + 16), S % 4));
-  }
-  XGEN_INLINE static void scales(const Byte* p, i64 stride, float* scale, float* minimum) {
-    const Format<DType::q2_k>::Unit unit(p);
-    unscaled(unit.scale, 16, stride, scale);
-    scatter(unit.minimum, 16, stride, minimum);
   }
 };
 template <>
@@ -125,10 +121,6 @@ struct ByteFormat<DType::q3_k> : ByteFormatOf<DType::q3_k, 16, 4> {
     return join(combine(two_bits(load16(q), S % 4), bit_as<4>(load16(p), S)),
                 combine(two_bits(load16(q + 16), S % 4), bit_as<4>(load16(p + 16), S)));
   }
-  XGEN_INLINE static void scales(const Byte* p, i64 stride, float* scale, float*) {
-    const Format<DType::q3_k>::Unit unit(p);
-    unscaled(unit.scale, 16, stride, scale);
-  }
 };
 template <>
 struct ByteFormat<DType::q4_k> : ByteFormatOf<DType::q4_k, 32, 0, true> {
@@ -136,11 +128,6 @@ struct ByteFormat<DType::q4_k> : ByteFormatOf<DType::q4_k, 32, 0, true> {
   XGEN_INLINE static Bytes32 values(const Byte* p) {
     const Byte* q = p + 16 + S / 2 * 32;
     return join(nibble(load16(q), S % 2), nibble(load16(q + 16), S % 2));
-  }
-  XGEN_INLINE static void scales(const Byte* p, i64 stride, float* scale, float* minimum) {
-    const Format<DType::q4_k>::Unit unit(p);
-    unscaled(unit.scale, 8, stride, scale);
-    scatter(unit.scale + 8, 8, stride, minimum);
   }
 };
 template <>
@@ -150,11 +137,6 @@ struct ByteFormat<DType::q5_k> : ByteFormatOf<DType::q5_k, 32, 0, true> {
     const Byte* q = p + 48 + S / 2 * 32;
     return join(combine(nibble(load16(q), S % 2), bit_as<16>(load16(p + 16), S)),
                 combine(nibble(load16(q + 16), S % 2), bit_as<16>(load16(p + 32), S)));
-  }
-  XGEN_INLINE static void scales(const Byte* p, i64 stride, float* scale, float* minimum) {
-    const Format<DType::q5_k>::Unit unit(p);
-    unscaled(unit.scale, 8, stride, scale);
-    scatter(unit.scale + 8, 8, stride, minimum);
   }
 };
 template <>
@@ -166,32 +148,16 @@ struct ByteFormat<DType::q6_k> : ByteFormatOf<DType::q6_k, 16, 32> {
     return join(combine(nibble(load16(ql), S % 4 / 2), shift_left<4>(two_bits(load16(qh), S % 4))),
                 combine(nibble(load16(ql + 16), S % 4 / 2), shift_left<4>(two_bits(load16(qh + 16), S % 4))));
   }
-  XGEN_INLINE static void scales(const Byte* p, i64 stride, float* scale, float*) {
-    const Format<DType::q6_k>::Unit unit(p);
-    unscaled(unit.scale, 16, stride, scale);
-  }
 };
 
 // --- Activations.
 
-// d, the sixteen-wise sums of q, and q. Not finite values make d NaN, and with it every result.
+// d, the sixteen-wise sums of q, and q.
 XGEN_INLINE void quantise_bytes_block(const float* x, std::int8_t* q, float* d, std::int32_t* sums) {
   V v[4];
-  V size = zero();
-  V poison = zero();  // x * 0: NaN where x is not finite
-  for (int j = 0; j < 4; ++j) {
-    v[j] = load(x + j * kLanes);
-    size = max(size, max(v[j], sub(zero(), v[j])));
-    poison = fma(v[j], zero(), poison);
-  }
-  const float most = hmax(size);
-  const float nan = hsum(poison);
-  const V inverse = set1(most >= 1e-30f ? 127.0f / most : 0.0f);
-  if (nan != 0) {  // no integers to be had
-    for (V& each : v) each = zero();
-  }
+  *d = scale_block(x, 127.0f, v);
   __m256i i32[4];
-  for (int j = 0; j < 4; ++j) i32[j] = _mm256_cvtps_epi32(mul(v[j], inverse).v);
+  for (int j = 0; j < 4; ++j) i32[j] = _mm256_cvtps_epi32(v[j].v);
   const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(i32[0], i32[1]), _mm256_packs_epi32(i32[2], i32[3]));
   const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(q), ordered);
@@ -200,7 +166,6 @@ XGEN_INLINE void quantise_bytes_block(const float* x, std::int8_t* q, float* d, 
   _mm256_store_si256(reinterpret_cast<__m256i*>(parts), eights);
   sums[0] = static_cast<std::int32_t>(parts[0] + parts[1]) - 16 * 128;
   sums[1] = static_cast<std::int32_t>(parts[2] + parts[3]) - 16 * 128;
-  *d = most * (1.0f / 127.0f) + nan;
 }
 
 // q: int8 [m][k]; then d: float [m][k / 32]; then the sums: int32 [m][k / 16]. Fewer bytes than quantised_bytes().
@@ -215,23 +180,7 @@ void quantise_byte_rows(const float* x, i64 stride, i64 m, i64 k, Byte* out) {
 
 // --- Few rows: eight weight rows at a time, straight from the mapped file, meet M activation rows.
 
-// Lane i of lo and hi: the sums of the lower and of the upper four lanes of v[i].
-XGEN_AVX void half_sums(const I32 (&v)[8], I32& lo, I32& hi) {
-  __m256i four[2];
-  for (int i = 0; i < 2; ++i) {
-    __m256i two[2];
-    for (int j = 0; j < 2; ++j) {
-      const __m256i a = v[4 * i + 2 * j].v;
-      const __m256i b = v[4 * i + 2 * j + 1].v;
-      two[j] = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-    }
-    four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(two[0], two[1]), _mm256_unpackhi_epi64(two[0], two[1]));
-  }
-  lo.v = _mm256_permute2x128_si256(four[0], four[1], 0x20);
-  hi.v = _mm256_permute2x128_si256(four[0], four[1], 0x31);
-}
 XGEN_AVX I32 minus(I32 a, std::int32_t b) { return {_mm256_sub_epi32(a.v, _mm256_set1_epi32(b))}; }
-XGEN_AVX I32 plus(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
 
 // sum + the block's products, in the canonical order.
 template <class F>
@@ -334,6 +283,11 @@ struct ByteTile {
   i64 blocks;                // of 32
   float* sums;               // [rows][16]
 };
+
+static_assert(kMatmulRowsPerTile * (kByteDepth + kByteBlocks * 4 + kByteDepth / 16 * 4) +
+                  kBytePanel * (kByteDepth + 2 * (kByteDepth / 16) * 4) +
+                  kMatmulRowsPerTile * i64{kMatmulIntegerOutputsPerTile} * 4 <=
+              i64{kMatmulIntegerScratchBytes});
 
 template <class F>
 void byte_wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {

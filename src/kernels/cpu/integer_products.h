@@ -14,9 +14,9 @@ namespace {
 
 constexpr i64 kBlock = 32;
 
-// Not finite values make their block's scale NaN, and with it every result; below 1e-30 all counts as zero.
-XGEN_INLINE void quantise_block(const float* x, std::int16_t* q, float* d) {
-  V v[4];
+// The 32 floats at x as integers up to `most_integer`, still in floats and not yet rounded; what they are to be
+// multiplied with is returned. Not finite values make it NaN, and with it every result; below 1e-30 all counts as zero.
+XGEN_INLINE float scale_block(const float* x, float most_integer, V (&v)[4]) {
   V size = zero();
   V poison = zero();  // x * 0: NaN where x is not finite
   for (int j = 0; j < 4; ++j) {
@@ -26,12 +26,15 @@ XGEN_INLINE void quantise_block(const float* x, std::int16_t* q, float* d) {
   }
   const float most = hmax(size);
   const float nan = hsum(poison);
-  const V inverse = set1(most >= 1e-30f ? 32767.0f / most : 0.0f);
-  if (nan != 0) {  // no integers to be had
-    for (V& each : v) each = zero();
-  }
-  for (int j = 0; j < 4; j += 2) store_int16(q + j * kLanes, mul(v[j], inverse), mul(v[j + 1], inverse));
-  *d = most * (1.0f / 32767.0f) + nan;
+  const V inverse = set1(most >= 1e-30f ? most_integer / most : 0.0f);
+  for (V& each : v) each = nan != 0 ? zero() : mul(each, inverse);  // no integers to be had of what is not finite
+  return most * (1.0f / most_integer) + nan;
+}
+
+XGEN_INLINE void quantise_block(const float* x, std::int16_t* q, float* d) {
+  V v[4];
+  *d = scale_block(x, 32767.0f, v);
+  for (int j = 0; j < 4; j += 2) store_int16(q + j * kLanes, v[j], v[j + 1]);
 }
 
 // out: int16 [m][k], then float [m][k / 32]; quantised_bytes() of them.
