@@ -114,8 +114,12 @@ def test_replicas_are_restarted_one_after_the_other_and_one_is_killed(tmp_path):
 def test_a_replica_that_came_back_is_asked_when_no_other_is_left(tmp_path):
     """nginx leaves one alone for two seconds that it could not reach, but not where there is no other."""
     body = {"model": "xgen-demo", "messages": [{"role": "user", "content": "How do I add a model?"}]}
-    came, goes = Process(port=fixed_port()), Process(port=fixed_port())
-    with proxy(nginx, tmp_path, came.port, goes.port) as front, httpx.Client(timeout=60 * PATIENCE) as client:
+    with contextlib.ExitStack() as stack:
+        came, goes = Process(port=fixed_port()), Process(port=fixed_port())
+        for each in (came, goes):  # those that a fault, or a machine without nginx, leaves
+            stack.callback(each.child.kill)
+        front = stack.enter_context(proxy(nginx, tmp_path, came.port, goes.port))
+        client = stack.enter_context(httpx.Client(timeout=60 * PATIENCE))
         ask = lambda: client.post(front + "/v1/chat/completions", json=body).status_code
         came.stop()
         assert [ask() for _ in range(5)] == [200] * 5
