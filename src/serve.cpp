@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
@@ -370,6 +369,29 @@ void drain(int signal, const config::Server& settings, server::Lifecycle& lifecy
   log::warn("server", "stopped; drain_timeout cut off running requests", {{"requests", cut}});
 }
 
+// Both listeners' connections, counted on the threads of either: one that is being destroyed must not be asked.
+class Listeners {
+ public:
+  void add(const http::Server* server) {
+    const std::lock_guard lock(mutex_);
+    servers_.push_back(server);
+  }
+  void forget() {
+    const std::lock_guard lock(mutex_);
+    servers_.clear();
+  }
+  std::size_t open_connections() const {
+    const std::lock_guard lock(mutex_);
+    std::size_t open = 0;
+    for (const http::Server* server : servers_) open += server->open_connections();
+    return open;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<const http::Server*> servers_;
+};
+
 // A fault that ends the start, once it is known how the log is written.
 int not_started(int code, const std::string& reason) {
   if (log::format() != log::Format::json) return complain(code, reason);
@@ -404,15 +426,9 @@ int serve(const Flags& flags) {
   const bool has_file = !setup.config.file.empty();
   const bool can_reload = has_file || setup.keys != nullptr || setup.tls != nullptr;
   Reloads reloads(setup.tls);
-  std::atomic<http::Server*> http_server{nullptr};
-  std::atomic<http::Server*> admin_server{nullptr};
+  Listeners listeners;
   server::AppOptions options = app_options(setup);
-  options.open_connections = [&] {
-    std::size_t open = 0;
-    for (const http::Server* server : {http_server.load(), admin_server.load()})
-      if (server != nullptr) open += server->open_connections();
-    return open;
-  };
+  options.open_connections = [&] { return listeners.open_connections(); };
   options.make_model = [&](const server::LoadRequest& request) { return live.model_of(request); };
   if (can_reload) options.reload = [&](Reloader::Done done) { reloads.request(std::move(done)); };
   server::App app(std::move(options), registry, lifecycle);
@@ -421,10 +437,14 @@ int serve(const Flags& flags) {
   const auto http = http::Server::bind(http_options(settings, setup.tls), app.handler(serves), app.error_page(),
                                        app.head_check(serves));
   if (!http) return not_started(kFailed, http.error().message);
-  http_server.store(http->get());
   const auto admin = bind_for_operators(setup, app);
   if (!admin) return not_started(kFailed, admin.error().message);
-  admin_server.store(admin->get());
+  listeners.add(http->get());
+  if (*admin != nullptr) listeners.add(admin->get());
+  const struct Forget {
+    Listeners& all;
+    ~Forget() { all.forget(); }
+  } before_either_is_destroyed{listeners};
   setup.machine.remotes->run_on(**http);
   // Before the first request, which would find no model otherwise.
   if (Status status = registry.apply(std::move(setup.planned.definitions)); !status)
