@@ -33,36 +33,21 @@ std::set<std::string> mentioned(std::string_view list) {
   return names;
 }
 
-// Keys and routes that the demo model has not been taught yet; sorted. The next training takes them up and empties it.
-const std::set<std::string> kNotTaughtYet = {
-    "/admin/log-level",          "log.content",         "server.admin_host",      "server.admin_port",
-    "server.cors_origins",       "server.stall_limit",  "server.tls_cert_file",   "server.tls_client_auth",
-    "server.tls_client_ca_file", "server.tls_key_file", "server.tls_min_version", "server.trusted_proxies",
-    "tracing.ca_file",           "tracing.endpoint",    "tracing.sample",
-};
-
 TEST(DemoFacts, RoutesAreTodaysRoutes) {
   std::set<std::string> routes;
   for (const std::string& route : server::route_list()) routes.insert(route.substr(route.find(' ') + 1));
-  for (const std::string& name : kNotTaughtYet) {
-    if (!name.starts_with('/')) continue;
-    EXPECT_EQ(routes.erase(name), 1u) << name << " is no route";
-    EXPECT_FALSE(mentioned("routes").contains(name)) << name << " has been taught";
-  }
   EXPECT_EQ(mentioned("routes"), routes);
 }
 
 TEST(DemoFacts, KeysAreTodaysKeys) {
   const std::vector<std::string> names = config::key_names();
   const std::set<std::string> keys(names.begin(), names.end());
-  for (const std::string& name : kNotTaughtYet)
-    EXPECT_TRUE(name.starts_with('/') || keys.contains(name)) << name << " is no key";
   for (const std::string& key : mentioned("config_keys")) EXPECT_TRUE(keys.contains(key)) << key;
   // Keys whose names are everyday words are found among the words of the answers about their section.
   const auto& words = facts().at("words").as_object();
   for (const std::string& key : keys) {
     const std::string section = key.substr(0, key.find('.')), name = key.substr(key.find('.') + 1);
-    if (section == "defaults" || mentioned("config_keys").contains(key) || kNotTaughtYet.contains(key)) continue;
+    if (section == "defaults" || mentioned("config_keys").contains(key)) continue;
     const auto* spoken = words.if_contains(section);
     ASSERT_NE(spoken, nullptr) << key << " is spoken of nowhere";
     const auto& list = spoken->as_array();
