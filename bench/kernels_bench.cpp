@@ -1,5 +1,6 @@
 // Kernels against this machine's ceilings: read bandwidth and FP32 multiply-add rate are measured first, then the
-// products as a share of them. Usage: kernels_bench [--threads N] [--kernels NAME] [--quick]
+// products as a share of them. Usage: kernels_bench [--threads N] [--kernels NAME] [--type FORMAT]
+// [--rows M] [--quick] [--ceilings]
 #include <immintrin.h>
 
 #include <algorithm>
@@ -102,12 +103,16 @@ struct Shape2 {
 int main(int argc, char** argv) {
   int threads = 2;
   std::string name;
+  std::string only_type;
+  i64 only_rows = 0;
   double budget = 0.6;
   bool ceilings_only = false;
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     if (arg == "--threads" && i + 1 < argc) threads = std::max(1, std::atoi(argv[++i]));
     if (arg == "--kernels" && i + 1 < argc) name = argv[++i];
+    if (arg == "--type" && i + 1 < argc) only_type = argv[++i];
+    if (arg == "--rows" && i + 1 < argc) only_rows = std::atoi(argv[++i]);
     if (arg == "--quick") budget = 0.15;
     if (arg == "--ceilings") ceilings_only = true;
   }
@@ -127,6 +132,8 @@ int main(int argc, char** argv) {
               "best us", "median us", "GB/s", "GFLOP/s");
 
   const auto bench = [&](DType type, i64 m, Shape2 s) {
+    if (!only_type.empty() && only_type != dtype_info(type).name) return;
+    if (only_rows != 0 && only_rows != m) return;
     // For few rows: enough copies of the matrix that none stays in a cache, used in turn.
     const std::size_t bytes = TensorView{type, make_shape({s.n, s.k}), nullptr}.bytes();
     const i64 copies = m <= 4 ? static_cast<i64>((std::size_t{192} << 20) / bytes) + 1 : 1;
@@ -171,6 +178,7 @@ int main(int argc, char** argv) {
 
   // Attention: one layer of 32 heads over 8 kv heads of 64, F16 cache, decode and prefill at 2048 positions.
   for (const i64 rows : {1, 512}) {
+    if (!only_type.empty() || (only_rows != 0 && only_rows != rows)) continue;
     constexpr i64 kLength = 2048;
     kernels::KvCache cache{nullptr, nullptr, DType::f16, 8, 64, 16};
     std::vector<std::byte> k(cache.block_bytes() * (kLength / 16), std::byte{0x20});

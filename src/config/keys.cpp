@@ -459,11 +459,9 @@ const std::vector<Key<Compute>>& compute_keys() {
          return fault ? expected("auto, or an integer from 1 to 1024", node) : fault;
        },
        [](const Compute& c) { return c.threads == 0 ? std::string("auto") : std::to_string(c.threads); }},
-      choice(
-          "kernels", {"auto", "scalar", "avx2", "avx512"}, &Compute::kernels,
-          "Instruction set of the compute kernels; auto takes scalar or avx2, by what the CPU has. avx512 (with VNNI) "
-          "has to be asked for: it reads prompts two to three times as fast with quantised weights, rounding "
-          "activations to 8 bits."),
+      choice("kernels", {"auto", "scalar", "avx2", "avx512", "amx"}, &Compute::kernels,
+             "Instruction set of the compute kernels; auto takes the best that the CPU has. avx512 (with VNNI) and amx "
+             "round activations to 8 bits where the weights are quantised, as llama.cpp does; scalar and avx2 do not."),
   };
   return keys;
 }

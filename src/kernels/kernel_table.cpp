@@ -1,5 +1,8 @@
 #include "kernels/kernel_table.h"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <string>
 
@@ -9,15 +12,33 @@ namespace xgen::kernels {
 
 namespace {
 
-// Best first; what stands after the first that runs is taken only where it is named. The 8 bits of avx512 are still to
-// be compared with other engines' before they are anybody's default.
+// Best first.
 const KernelTable* const kTables[] = {
 #if defined(__x86_64__)
-    &cpu::kAvx2,
+    &cpu::kAmx,
     &cpu::kAvx512,
+    &cpu::kAvx2,
 #endif
     &cpu::kScalar,
 };
+
+#if defined(__x86_64__)
+struct Cpuid {
+  unsigned a, b, c, d;
+};
+Cpuid cpuid(unsigned leaf) {
+  Cpuid r{leaf, 0, 0, 0};
+  __asm__("cpuid" : "+a"(r.a), "=b"(r.b), "+c"(r.c), "=d"(r.d));
+  return r;
+}
+
+// The tiles' registers are large: Linux lets a process use them that has asked to.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 }  // namespace
 
@@ -31,13 +52,9 @@ std::uint32_t cpu_features() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
   if (avx512) features |= kCpuAvx512Vnni;
-  // No builtin of GCC 12 knows F16C: CPUID leaf 1, ECX bit 29.
-  unsigned a = 1;
-  unsigned b = 0;
-  unsigned c = 0;
-  unsigned d = 0;
-  __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-  if ((features & kCpuAvx2) != 0 && (c >> 29 & 1u) != 0) features |= kCpuF16c;
+  // No builtin of GCC 12 knows these: CPUID leaf 1, ECX bit 29; leaf 7, EDX bits 24 (tiles) and 25 (of bytes).
+  if ((features & kCpuAvx2) != 0 && (cpuid(1).c >> 29 & 1u) != 0) features |= kCpuF16c;
+  if (avx512 && (cpuid(7).d >> 24 & 3u) == 3 && may_use_tiles()) features |= kCpuAmxInt8;
 #endif
   return features;
 }

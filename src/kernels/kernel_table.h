@@ -32,7 +32,7 @@ struct Matmul {
   std::int64_t m = 0;
   const float* bias = nullptr;  // [n] or null
   bool accumulate = false;      // adds to what y holds (residual), after the bias
-  // Set by kernels::matmul() for few rows: all m rows of x as KernelTable::quantise gives them, or null.
+  // Set by kernels::matmul() where the table rounds activations: all m rows of x as KernelTable::quantise gives them.
   const std::byte* quantised = nullptr;
 };
 
@@ -96,18 +96,19 @@ inline constexpr int kAttentionPartition = 64;
 int attention_tile_positions(int heads, int kv_heads);
 
 struct KernelTable {
-  std::string_view name;            // "scalar", "avx2", "avx512"
+  std::string_view name;            // "scalar", "avx2", "avx512", "amx"
   std::uint32_t required_features;  // CpuFeature bits
 
   // To how many bits the products with weights of this dtype round the activations, with a scale for each 32: 16 (a
   // relative error of about 1e-5 of the largest of the 32) or 8 (4e-3); 0: they do not.
   int (*activation_bits)(DType type);
-  // m rows of k floats, k a multiple of 32, as those products take them: integers and their scales, in a layout of the
-  // table's own. At most quantised_bytes().
-  void (*quantise)(const float* x, std::int64_t x_stride, std::int64_t m, std::int64_t k, std::byte* out);
+  // Rows [m0, m1) of m rows of k floats, k a multiple of 32, as those products take them: integers and their scales, in
+  // a layout of the table's own. `out` takes quantised_bytes() for all m.
+  void (*quantise)(const float* x, std::int64_t x_stride, std::int64_t m, std::int64_t k, std::int64_t m0,
+                   std::int64_t m1, std::byte* out);
 
   // --- Matrix products; call them through kernels::matmul() in ops.h, which splits the work.
-  // Rows [m0, m1) x outputs [n0, n1); n0 is a multiple of 4. `scratch`: matmul_scratch_bytes, 64-byte aligned.
+  // Rows [m0, m1) x outputs [n0, n1); m0 is a multiple of 16 and n0 of 4. `scratch`: Workspace::part().
   void (*matmul)(const Matmul& op, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1,
                  std::byte* scratch);
   // out[0, k) = row `row` of a weight matrix, exactly as the products see it.
@@ -141,7 +142,7 @@ struct KernelTable {
 };
 
 // Bits of `required_features`.
-enum CpuFeature : std::uint32_t { kCpuAvx2 = 1, kCpuFma = 2, kCpuF16c = 4, kCpuAvx512Vnni = 8 };
+enum CpuFeature : std::uint32_t { kCpuAvx2 = 1, kCpuFma = 2, kCpuF16c = 4, kCpuAvx512Vnni = 8, kCpuAmxInt8 = 16 };
 std::uint32_t cpu_features();
 
 // The tables that this CPU can run, best first; never empty ("scalar" runs everywhere).
@@ -149,7 +150,8 @@ std::vector<const KernelTable*> available_kernels();
 // The best table, or the one named `forced`. Errors: invalid_argument for an unknown name or one this CPU cannot run.
 Result<const KernelTable*> select_kernels(std::string_view forced = {});
 
-constexpr std::int64_t quantised_bytes(std::int64_t m, std::int64_t k) { return m * (k * 2 + k / 32 * 4); }
+// With what kernels may read past the rows.
+constexpr std::int64_t quantised_bytes(std::int64_t m, std::int64_t k) { return m * (k * 2 + k / 32 * 4) + 512; }
 
 // May this dtype be a matmul weight / embedding table?
 bool is_weight_dtype(DType type);

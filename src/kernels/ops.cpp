@@ -36,13 +36,14 @@ Tiling tile(const KernelTable& table, const Matmul& op, int threads) {
     t.m_tile = op.m;
     t.n_tile = std::min(std::max<i64>(4, kBytes / row_bytes), ceil_div(n, wanted));
   } else {
-    t.m_tile = round_up(ceil_div(op.m, ceil_div(op.m, cpu::kMatmulRowsPerTile)), 3);
+    const bool quantised = table.activation_bits(op.weight.dtype) != 0;
+    const i64 most_rows = quantised ? cpu::kMatmulRows : cpu::kMatmulRowsPerTile;
+    t.m_tile = round_up(ceil_div(op.m, ceil_div(op.m, most_rows)), 48);  // of groups of 3, of 6 and of 16 rows
     const i64 m_tiles = ceil_div(op.m, t.m_tile);
-    const int most =
-        table.activation_bits(op.weight.dtype) != 0 ? cpu::kMatmulIntegerOutputsPerTile : cpu::kMatmulOutputsPerTile;
-    t.n_tile = std::clamp<i64>(ceil_div(n, ceil_div(wanted, m_tiles)), 16, most);
+    const i64 most_outputs = quantised ? n : cpu::kMatmulOutputsPerTile;
+    t.n_tile = std::clamp<i64>(ceil_div(n, ceil_div(wanted, m_tiles)), 1, most_outputs);
   }
-  t.n_tile = round_up(t.n_tile, 16);  // the widest group of outputs of any kernel
+  t.n_tile = round_up(t.n_tile, 32);  // the widest group of outputs of any kernel
   t.m_tiles = ceil_div(op.m, t.m_tile);
   t.items = t.m_tiles * ceil_div(n, t.n_tile);
   return t;
@@ -67,45 +68,72 @@ void run_items(WorkerPool& pool, i64 items, Fn&& fn) {
 
 }  // namespace
 
-Workspace::Workspace(int threads, int max_head_dim)
-    : threads_(threads),
-      part_bytes_((std::max({cpu::kMatmulScratchBytes, cpu::kMatmulIntegerScratchBytes,
-                             cpu::attention_scratch_bytes(max_head_dim)}) +
-                   4095) /
-                      4096 * 4096 +
-                  64),
-      storage_(new std::byte[bytes() + 64]),
-      base_(storage_.get() + (64 - reinterpret_cast<std::uintptr_t>(storage_.get()) % 64) % 64),
-      shared_(base_ + part_bytes_ * static_cast<std::size_t>(threads)) {}
+namespace {
 
-std::span<const Matmul> Workspace::prepare(const KernelTable& table, std::span<const Matmul> ops) {
-  const auto needed = [&table](const Matmul& op) {
-    return op.m > 0 && op.m <= kSkinnyRows && table.activation_bits(op.weight.dtype) != 0;
+std::size_t part_bytes(int max_head_dim) {
+  const std::size_t most =
+      std::max({cpu::kMatmulScratchBytes, cpu::kMatmulIntegerScratchBytes, cpu::attention_scratch_bytes(max_head_dim)});
+  return (most + 4095) / 4096 * 4096 + 64;
+}
+
+}  // namespace
+
+void Workspace::Memory::allocate(std::size_t bytes) {
+  storage.reset(new std::byte[bytes + 64]);
+  begin = storage.get() + (64 - reinterpret_cast<std::uintptr_t>(storage.get()) % 64) % 64;
+  size = bytes;
+}
+
+Workspace::Workspace(int threads, int max_head_dim, std::size_t activations)
+    : threads_(threads), part_bytes_(part_bytes(max_head_dim)) {
+  parts_.allocate(part_bytes_ * static_cast<std::size_t>(threads));
+  activations_.allocate(activations);
+}
+
+std::size_t Workspace::bytes(int threads, int max_head_dim, std::size_t activations) {
+  return part_bytes(max_head_dim) * static_cast<std::size_t>(threads) + activations;
+}
+
+std::span<const Matmul> Workspace::prepare(const KernelTable& table, WorkerPool& pool, std::span<const Matmul> ops) {
+  const auto needed = [&table](const Matmul& op) { return op.m > 0 && table.activation_bits(op.weight.dtype) != 0; };
+  const auto bytes_of = [](const Matmul& op) {
+    return static_cast<std::size_t>(round_up(quantised_bytes(op.m, op.weight.cols()), 64));
   };
-  if (std::none_of(ops.begin(), ops.end(), needed)) return ops;
-  prepared_.assign(ops.begin(), ops.end());
-  std::byte* out = shared_;
+  const auto alike = [](const Matmul& a, const Matmul& b) {
+    return a.x == b.x && a.m == b.m && a.x_stride == b.x_stride && a.weight.cols() == b.weight.cols();
+  };
+  prepared_.clear();
+  std::size_t total = 0;
   const Matmul* last = nullptr;
+  for (const Matmul& op : ops) {
+    if (!needed(op)) continue;
+    if (last == nullptr || !alike(*last, op)) total += bytes_of(op);
+    last = &op;
+  }
+  if (last == nullptr) return ops;
+  if (total > activations_.size) activations_.allocate(total);
+  prepared_.assign(ops.begin(), ops.end());
+  std::byte* out = activations_.begin;
+  last = nullptr;
   for (Matmul& op : prepared_) {
     if (!needed(op)) continue;
-    const i64 k = op.weight.cols();
-    if (last != nullptr && last->x == op.x && last->m == op.m && last->x_stride == op.x_stride &&
-        last->weight.cols() == k) {
+    if (last != nullptr && alike(*last, op)) {
       op.quantised = last->quantised;
       continue;
     }
-    const i64 bytes = round_up(quantised_bytes(op.m, k), 64);
-    if (bytes > shared_ + kSharedBytes - out) continue;
-    table.quantise(op.x, op.x_stride, op.m, k, out);
+    const i64 k = op.weight.cols();
+    constexpr i64 kFloats = 32 << 10;  // that one thread is done with sooner than others could be told
+    parallel_rows(pool, op.m, std::max<i64>(1, kFloats / k),
+                  [&](i64 m0, i64 m1) { table.quantise(op.x, op.x_stride, op.m, k, m0, m1, out); });
     op.quantised = out;
-    out += bytes;
+    out += bytes_of(op);
     last = &op;
   }
   return prepared_;
 }
 
 void matmul(const KernelTable& table, WorkerPool& pool, Workspace& workspace, std::span<const Matmul> given) {
-  const std::span<const Matmul> ops = workspace.prepare(table, given);
+  const std::span<const Matmul> ops = workspace.prepare(table, pool, given);
   i64 items = 0;
   for (const Matmul& op : ops) items += tile(table, op, pool.size()).items;
   run_items(pool, items, [&](i64 item, int thread) {

@@ -13,30 +13,36 @@
 
 namespace xgen::kernels {
 
-// Scratch memory of the split ops, one part per thread. Make one per engine loop and reuse it; not shareable between
-// concurrent calls.
+// Scratch memory of the split ops, one part per thread, and the activations as the products take them. Make one per
+// engine loop and reuse it; not shareable between concurrent calls.
 class Workspace {
  public:
-  // max_head_dim bounds the attention calls that will use it.
-  Workspace(int threads, int max_head_dim);
+  // max_head_dim bounds the attention calls that will use it. `activations`: bytes that quantised_bytes() gives for the
+  // different activations of a section, all together; more is had when it is first needed.
+  Workspace(int threads, int max_head_dim, std::size_t activations = 0);
 
   int threads() const { return threads_; }
-  std::byte* part(int thread) { return base_ + static_cast<std::size_t>(thread) * part_bytes_; }
-  std::size_t bytes() const { return kSharedBytes + part_bytes_ * static_cast<std::size_t>(threads_); }
+  std::byte* part(int thread) { return parts_.begin + static_cast<std::size_t>(thread) * part_bytes_; }
+  // What a workspace of these sizes takes.
+  static std::size_t bytes(int threads, int max_head_dim, std::size_t activations);
 
-  // The products with what the few-rows kernels need: their activations quantised, in the part that all threads share.
-  // Products that find no room there stay as they are; other kernels then give the same bits.
-  std::span<const Matmul> prepare(const KernelTable& table, std::span<const Matmul> ops);
+  // The products with their activations quantised where the table wants that.
+  std::span<const Matmul> prepare(const KernelTable& table, WorkerPool& pool, std::span<const Matmul> ops);
 
  private:
-  static constexpr std::size_t kSharedBytes = std::size_t{512} << 10;
+  // Not initialised, and aligned to cache lines.
+  struct Memory {
+    std::unique_ptr<std::byte[]> storage;
+    std::byte* begin = nullptr;
+    std::size_t size = 0;
+    void allocate(std::size_t bytes);
+  };
 
   int threads_;
   std::size_t part_bytes_;
   std::vector<Matmul> prepared_;
-  std::unique_ptr<std::byte[]> storage_;
-  std::byte* base_;
-  std::byte* shared_;
+  Memory parts_;
+  Memory activations_;
 };
 
 // Runs the products as one parallel section (one barrier): q, k and v together, or gate and up. They must not depend

@@ -9,6 +9,6 @@ set_source_files_properties(src/kernels/cpu/scalar.cpp PROPERTIES COMPILE_OPTION
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(src/kernels/cpu/avx2.cpp PROPERTIES
     COMPILE_OPTIONS "${kernel_optimisation};-mavx2;-mfma;-mf16c")
-  set_source_files_properties(src/kernels/cpu/avx512.cpp PROPERTIES
+  set_source_files_properties(src/kernels/cpu/avx512.cpp src/kernels/cpu/amx.cpp PROPERTIES
     COMPILE_OPTIONS "${kernel_optimisation};-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mprefer-vector-width=256;-Wno-maybe-uninitialized")
 endif()

@@ -54,6 +54,7 @@ struct Layout {
   std::size_t mlp = 0;        // gate and up, or the experts' buffers
   std::size_t rope = 0;       // cos and sin of every RoPE
   std::size_t logits = 0;
+  std::size_t activations = 0;  // bytes: what the products with quantised weights make of their inputs
 
   Layout(const DecoderSpec& spec, std::int64_t vocab, int rows, int logit_rows) {
     const auto r = index(rows);
@@ -62,11 +63,19 @@ struct Layout {
     hidden = r * index(spec.hidden_size);
     attention = r * 2 * (heads_dim + kv_dim);
     mlp = r * 2 * index(spec.intermediate_size);
+    std::size_t inputs =
+        r * index(std::max({spec.hidden_size, spec.num_heads * spec.head_dim, spec.intermediate_size}));
     if (spec.num_experts > 0) {
       const std::size_t assignments = r * index(spec.experts_per_token);
       mlp = std::max(mlp, r * index(spec.num_experts) +
                               assignments * (index(spec.hidden_size) + 2 * index(spec.expert_intermediate_size)));
+      inputs = std::max(inputs, assignments * index(std::max(spec.hidden_size, spec.expert_intermediate_size)));
     }
+    // Each expert's activations begin anew, at a cache line.
+    const auto bytes = [](std::size_t n) {
+      return static_cast<std::size_t>(kernels::quantised_bytes(1, static_cast<std::int64_t>(n)));
+    };
+    activations = bytes(inputs) + (bytes(0) + 64) * index(std::max(1, spec.num_experts));
     for (const RopeSpec& rope_spec : spec.ropes) rope += r * index(rope_spec.rotary_dim);
     logits = index(logit_rows) * static_cast<std::size_t>(vocab);
   }
@@ -147,8 +156,9 @@ class DecoderImpl final : public Decoder {
   std::uint64_t workspace_bytes(int max_rows, int max_logit_rows, int threads) const override {
     const std::uint64_t per_row = sizeof(std::int64_t) + sizeof(std::int32_t) +
                                   index(spec_.experts_per_token) * (sizeof(Assignment) + sizeof(std::int32_t));
-    return Layout(spec_, info_.vocab_size, max_rows, max_logit_rows).floats() * sizeof(float) +
-           per_row * static_cast<std::uint64_t>(max_rows) + kernels::Workspace(threads, spec_.head_dim).bytes();
+    const Layout layout(spec_, info_.vocab_size, max_rows, max_logit_rows);
+    return layout.floats() * sizeof(float) + per_row * static_cast<std::uint64_t>(max_rows) +
+           kernels::Workspace::bytes(threads, spec_.head_dim, layout.activations);
   }
 
   Status reserve(int max_rows, int max_logit_rows, int threads) override {
@@ -168,7 +178,7 @@ class DecoderImpl final : public Decoder {
     assignments_.resize(index(max_rows) * index(spec_.experts_per_token));
     order_.resize(assignments_.size());
     expert_begin_.resize(index(spec_.num_experts) + 1);
-    workspace_ = std::make_unique<kernels::Workspace>(threads, spec_.head_dim);
+    workspace_ = std::make_unique<kernels::Workspace>(threads, spec_.head_dim, layout.activations);
     return {};
   }
 

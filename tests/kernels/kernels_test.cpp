@@ -224,6 +224,29 @@ TEST_P(Kernels, MatmulBitsDoNotDependOnTheBatch) {
   }
 }
 
+TEST(Selection, TilesGiveTheBitsOfVectors) {
+  const auto vectors = select_kernels("avx512");
+  const auto tiles = select_kernels("amx");
+  if (!vectors.ok() || !tiles.ok()) GTEST_SKIP() << "this CPU has no AMX";
+  for (const DType type : kFormats) {
+    if (!is_quantised(type)) continue;
+    const i64 m = 45;
+    const i64 n = 70;
+    const i64 k = 1280;
+    const Weights w = random_weights(type, n, k, 5);
+    const std::vector<float> x = random_floats(static_cast<std::size_t>(m * k), 6);
+    std::vector<float> y[2];
+    for (int i = 0; i < 2; ++i) {
+      y[i].assign(static_cast<std::size_t>(m * n), 0.0f);
+      WorkerPool pool(2);
+      Workspace workspace(2, 64);
+      matmul(i == 0 ? **vectors : **tiles, pool, workspace,
+             Matmul{.weight = w.view, .x = x.data(), .x_stride = k, .y = y[i].data(), .y_stride = n, .m = m});
+    }
+    EXPECT_TRUE(same_bits(y[0], y[1])) << dtype_info(type).name;
+  }
+}
+
 TEST_P(Kernels, ExtremeMatmulInputs) {
   // Denormals, huge values and signed zeros keep their bits too; NaN and infinity stay in their own row.
   for (const DType type : {DType::f32, DType::q8_0}) {
@@ -273,8 +296,8 @@ TEST_P(Kernels, IntegerSumsAreExactAtTheirLimits) {
   }
 }
 
-TEST_P(Kernels, ProductsBeyondTheSharedMemoryKeepTheirBits) {
-  // More distinct activations than the few-rows kernels find room for: other kernels compute the rest.
+TEST_P(Kernels, ManyActivationsInOneSectionKeepTheirBits) {
+  // More of them than the workspace was made for.
   const i64 k = 16384;
   const Weights w = random_weights(DType::q8_0, 5, k, 31);
   const std::vector<float> x = random_floats(static_cast<std::size_t>(20 * k), 32);

@@ -8,7 +8,7 @@
 // sum of the blocks before it, with one rounding. A minimum times d times the sum of the block's q is added next, with
 // another. Since the integer sums are exact, any order inside a block gives the same bits.
 //
-// Include it once, after generic.h. Beyond the vector types of AVX2 it needs: dot(sum, u, q), and byte_tile().
+// Include it once, after generic.h. Beyond the vector types of AVX2 it needs dot(sum, u, q).
 #pragma once
 
 #include "kernels/cpu/generic.h"
@@ -16,10 +16,9 @@
 namespace xgen::kernels::cpu {
 namespace {
 
-constexpr i64 kBytePanel = 16;   // outputs whose weights lie interleaved: [k / 4][16][4] bytes
-constexpr i64 kByteDepth = 512;  // K elements per pass; the stride of quantised rows
-constexpr i64 kByteBlocks = kByteDepth / 32;
-constexpr int kByteRows = 12;  // rows that meet a panel at once
+constexpr i64 kBytePanel = 32;   // outputs whose weights lie interleaved: [k / 4][32][4] bytes
+constexpr i64 kByteDepth = 512;  // K elements per pass
+constexpr i64 kByteGroup = 16;   // rows whose activations lie side by side
 
 // 32 unsigned or signed bytes.
 struct Bytes32 {
@@ -150,53 +149,81 @@ struct ByteFormat<DType::q6_k> : ByteFormatOf<DType::q6_k, 16, 32> {
   }
 };
 
-// --- Activations.
+// --- Activations. Rows lie in groups of kByteGroup, of which the last may have fewer, block by block of 32:
+//   q: int8 [group][k / 32][rows of the group][32]
+//   facts: 32-bit words [kFacts][group][k / 32][rows of the group]
+// Fewer bytes than quantised_bytes().
 
-// d, the sixteen-wise sums of q, and q.
-XGEN_INLINE void quantise_bytes_block(const float* x, std::int8_t* q, float* d, std::int32_t* sums) {
-  V v[4];
-  *d = scale_block(x, 127.0f, v);
-  __m256i i32[4];
-  for (int j = 0; j < 4; ++j) i32[j] = _mm256_cvtps_epi32(v[j].v);
-  const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(i32[0], i32[1]), _mm256_packs_epi32(i32[2], i32[3]));
-  const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-  _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(q), ordered);
-  const __m256i eights = _mm256_sad_epu8(_mm256_xor_si256(ordered, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
-  alignas(32) std::int64_t parts[4];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(parts), eights);
-  sums[0] = static_cast<std::int32_t>(parts[0] + parts[1]) - 16 * 128;
-  sums[1] = static_cast<std::int32_t>(parts[2] + parts[3]) - 16 * 128;
+// The words of a block: floats, and integers where it says so.
+enum Fact {
+  kFactScale,       // d
+  kFactLess,        // int: -(the sum of q)
+  kFactMore,        // d * the sum of q
+  kFactHalvesLess,  // two: the same of the block's halves of 16
+  kFactHalvesMore = kFactHalvesLess + 2,
+  kFacts = kFactHalvesMore + 2,
+};
+
+// A group of rows; begins with block 0.
+struct ByteRows {
+  const std::int8_t* q;
+  const float* facts;
+  i64 plane;  // words of a fact
+  i64 rows;
+};
+XGEN_INLINE ByteRows byte_rows(const Byte* quantised, i64 m, i64 k, i64 row) {
+  const i64 first = row / kByteGroup * kByteGroup;
+  const auto* facts = reinterpret_cast<const float*>(quantised + m * k);
+  return {reinterpret_cast<const std::int8_t*>(quantised) + first * k, facts + first * (k / 32), m * (k / 32),
+          min_of(kByteGroup, m - first)};
 }
 
-// q: int8 [m][k]; then d: float [m][k / 32]; then the sums: int32 [m][k / 16]. Fewer bytes than quantised_bytes().
-void quantise_byte_rows(const float* x, i64 stride, i64 m, i64 k, Byte* out) {
-  auto* q = reinterpret_cast<std::int8_t*>(out);
-  auto* d = reinterpret_cast<float*>(out + m * k);
-  auto* sums = reinterpret_cast<std::int32_t*>(d + m * (k / 32));
-  for (i64 r = 0; r < m; ++r) {
-    for (i64 i = 0; i < k; i += 32, sums += 2) quantise_bytes_block(x + r * stride + i, q + r * k + i, d++, sums);
+void quantise_byte_rows(const float* x, i64 stride, i64 m, i64 k, i64 m0, i64 m1, Byte* out) {
+  for (i64 row = m0; row < m1; ++row) {
+    const ByteRows group = byte_rows(out, m, k, row);
+    auto* q = const_cast<std::int8_t*>(group.q) + row % kByteGroup * 32;
+    auto* facts = const_cast<float*>(group.facts) + row % kByteGroup;
+    for (i64 i = 0; i < k; i += 32, q += group.rows * 32, facts += group.rows) {
+      V v[4];
+      const float d = scale_block(x + row * stride + i, 127.0f, v);
+      __m256i i32[4];
+      for (int j = 0; j < 4; ++j) i32[j] = _mm256_cvtps_epi32(v[j].v);
+      const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(i32[0], i32[1]), _mm256_packs_epi32(i32[2], i32[3]));
+      const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+      _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(q), ordered);
+      const __m256i eights = _mm256_sad_epu8(_mm256_xor_si256(ordered, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+      alignas(32) std::int64_t parts[4];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(parts), eights);
+      const std::int32_t halves[2] = {static_cast<std::int32_t>(parts[0] + parts[1]) - 16 * 128,
+                                      static_cast<std::int32_t>(parts[2] + parts[3]) - 16 * 128};
+      const auto put = [&](int fact, float value) { facts[fact * group.plane] = value; };
+      const auto put_sum = [&](int less, int more, std::int32_t sum) {
+        put(less, __builtin_bit_cast(float, -sum));
+        put(more, d * static_cast<float>(sum));
+      };
+      put(kFactScale, d);
+      put_sum(kFactLess, kFactMore, halves[0] + halves[1]);
+      for (int h = 0; h < 2; ++h) put_sum(kFactHalvesLess + h, kFactHalvesMore + h, halves[h]);
+    }
   }
 }
 
 // --- Few rows: eight weight rows at a time, straight from the mapped file, meet M activation rows.
 
-XGEN_AVX I32 minus(I32 a, std::int32_t b) { return {_mm256_sub_epi32(a.v, _mm256_set1_epi32(b))}; }
-
-// sum + the block's products, in the canonical order.
+// sum + the block's products, in the canonical order. `less` and `more` are the facts of the same elements.
 template <class F>
-XGEN_INLINE V add_block(V sum, I32 products, V scale, V minimum, float d, std::int32_t q_sum) {
-  sum = fma(to_float(minus(products, F::kOffset * q_sum)), mul(scale, set1(d)), sum);
-  if constexpr (F::kMin) sum = fma(minimum, set1(d * static_cast<float>(q_sum)), sum);
+XGEN_INLINE V add_block(V sum, I32 products, V scale, V minimum, float d, float less, float more) {
+  const __m256i offset = _mm256_set1_epi32(__builtin_bit_cast(std::int32_t, less) * F::kOffset);
+  sum = fma(to_float(I32{_mm256_add_epi32(products.v, offset)}), mul(scale, set1(d)), sum);
+  if constexpr (F::kMin) sum = fma(minimum, set1(more), sum);
   return sum;
 }
 
+// op.m == M
 template <class F, int M>
-void byte_skinny(const Matmul& op, const Rows& w, i64 m0, i64 n0, i64 n1) {
+void byte_skinny(const Matmul& op, const Rows& w, i64 n0, i64 n1) {
   constexpr int R = 8;
-  const auto* q = reinterpret_cast<const std::int8_t*>(op.quantised) + m0 * w.k;
-  const auto* d = reinterpret_cast<const float*>(op.quantised + op.m * w.k) + m0 * (w.k / 32);
-  const auto* sums =
-      reinterpret_cast<const std::int32_t*>(op.quantised + op.m * (w.k + w.k / 32 * 4)) + m0 * (w.k / 16);
+  const ByteRows x = byte_rows(op.quantised, M, w.k, 0);
   for (i64 n = n0; n < n1; n += R) {
     const Byte* p[R];
     for (int r = 0; r < R; ++r) p[r] = w.row(min_of(n + r, n1 - 1));
@@ -215,20 +242,22 @@ void byte_skinny(const Matmul& op, const Rows& w, i64 m0, i64 n0, i64 n1) {
         for (int r = 0; r < R; ++r) values[r] = F::template values<S>(p[r]);
         const i64 b = unit * F::kParts + S;
         for (int i = 0; i < M; ++i) {
-          const Bytes32 x = load_bytes32(q + i * w.k + b * 32);
+          const Bytes32 q = load_bytes32(x.q + (b * M + i) * 32);
+          const float* const facts = x.facts + b * M + i;
+          const float d = facts[kFactScale * x.plane];
           I32 part[R];
-          for (int r = 0; r < R; ++r) part[r] = dot(zero_int(), values[r], x);
-          const float* const rows_d = d + i * (w.k / 32) + b;
-          const std::int32_t* const q_sums = sums + i * (w.k / 16) + 2 * b;
+          for (int r = 0; r < R; ++r) part[r] = dot(zero_int(), values[r], q);
           if constexpr (F::kBlock == 32) {
             const V least = F::kMin ? load(minimum + S * R) : zero();
-            sum[i] = add_block<F>(sum[i], lane_sums(part), load(scale + S * R), least, *rows_d, q_sums[0] + q_sums[1]);
+            sum[i] = add_block<F>(sum[i], lane_sums(part), load(scale + S * R), least, d, facts[kFactLess * x.plane],
+                                  facts[kFactMore * x.plane]);
           } else {
             I32 half[2];
             half_sums(part, half[0], half[1]);
             for (int h = 0; h < 2; ++h) {
               const V least = F::kMin ? load(minimum + (2 * S + h) * R) : zero();
-              sum[i] = add_block<F>(sum[i], half[h], load(scale + (2 * S + h) * R), least, *rows_d, q_sums[h]);
+              sum[i] = add_block<F>(sum[i], half[h], load(scale + (2 * S + h) * R), least, d,
+                                    facts[(kFactHalvesLess + h) * x.plane], facts[(kFactHalvesMore + h) * x.plane]);
             }
           }
         }
@@ -238,114 +267,89 @@ void byte_skinny(const Matmul& op, const Rows& w, i64 m0, i64 n0, i64 n1) {
     for (int i = 0; i < M; ++i) {
       alignas(32) float out[R];
       store(out, sum[i]);
-      write_outputs(op, m0 + i, n, static_cast<int>(min_of(R, n1 - n)), out);
+      write_outputs(op, i, n, static_cast<int>(min_of(R, n1 - n)), out);
     }
   }
 }
 
 // --- Many rows.
 
-// Elements [k0, k0 + depth) of weight rows n..n+15, rows past n_end repeated; scales and minimums as
-// [depth / kBlock][16].
-template <class F>
+// Elements [k0, k0 + depth) of weight rows n..n+31, rows past n_end repeated; scales and minimums as
+// [depth / kBlock][32]. Signed: the bytes less their offset.
+template <class F, bool Signed>
 XGEN_INLINE void byte_panel(const Rows& w, i64 n, i64 n_end, i64 k0, i64 depth, std::uint8_t* panel, float* scales,
                             float* minimums) {
   const i64 units = depth / (32 * F::kParts);
-  for (int half = 0; half < 2; ++half) {
+  for (i64 eight = 0; eight < kBytePanel; eight += 8) {
     const Byte* p[8];
-    for (int r = 0; r < 8; ++r) p[r] = w.row(min_of(n + 8 * half + r, n_end - 1)) + k0 / (32 * F::kParts) * F::kBytes;
+    for (int r = 0; r < 8; ++r) {
+      p[r] = w.row(min_of(n + eight + r, n_end - 1)) + k0 / (32 * F::kParts) * F::kBytes;
+      // The elements after these: hardware does not look ahead across so many short streams.
+      const Byte* const next =
+          k0 + depth < w.k ? p[r] + units * F::kBytes : w.row(min_of(n + kBytePanel + eight + r, n_end - 1));
+      for (i64 line = 0; line < units * F::kBytes + 63; line += 64) __builtin_prefetch(next + line, 0, 2);
+    }
     for (i64 unit = 0; unit < units; ++unit) {
-      const i64 first = unit * F::kScales * kBytePanel + 8 * half;
+      const i64 first = unit * F::kScales * kBytePanel + eight;
       for (int r = 0; r < 8; ++r) F::scales(p[r], kBytePanel, scales + first + r, minimums + first + r);
       unroll<F::kParts>([&]<int S>() {
         I32 rows[8];
-        for (int r = 0; r < 8; ++r) rows[r].v = F::template values<S>(p[r]).v;
+        for (int r = 0; r < 8; ++r) {
+          rows[r].v = F::template values<S>(p[r]).v;
+          if constexpr (Signed) rows[r].v = _mm256_sub_epi8(rows[r].v, _mm256_set1_epi8(static_cast<char>(F::kOffset)));
+        }
         transpose(rows);
         for (int four = 0; four < 8; ++four)
           _mm256_storeu_si256(
-              reinterpret_cast<__m256i_u*>(panel + ((unit * F::kParts + S) * 8 + four) * 64 + half * 32), rows[four].v);
+              reinterpret_cast<__m256i_u*>(panel + (((unit * F::kParts + S) * 8 + four) * kBytePanel + eight) * 4),
+              rows[four].v);
       });
       for (const Byte*& row : p) row += F::kBytes;
     }
   }
 }
 
-// Quantised rows for a pass over K: q [rows][kByteDepth], d [rows][kByteBlocks]; and for each block of a format what
-// its offset takes away, or what its minimum is multiplied with.
+// Rows of a group meet a panel: sums[row][32] += their products over `blocks` blocks.
 struct ByteTile {
   const std::uint8_t* panel;
   const float* scales;
   const float* minimums;
-  const std::int8_t* q;
-  const float* d;
-  const std::int32_t* less;  // [rows][kByteDepth / kBlock]: -kOffset * sum of q; not with minimums
-  const float* more;         // the same: d * sum of q; only with minimums
-  i64 blocks;                // of 32
-  float* sums;               // [rows][16]
+  const std::int8_t* q;  // of the first block and row
+  const float* facts;
+  i64 plane;
+  i64 group;  // rows of the group
+  i64 blocks;
+  float* sums;
+  const std::int8_t* next;  // q of the group after it, or past the last one
 };
 
-static_assert(kMatmulRowsPerTile * (kByteDepth + kByteBlocks * 4 + kByteDepth / 16 * 4) +
-                  kBytePanel * (kByteDepth + 2 * (kByteDepth / 16) * 4) +
-                  kMatmulRowsPerTile * i64{kMatmulIntegerOutputsPerTile} * 4 <=
-              i64{kMatmulIntegerScratchBytes});
+constexpr i64 kByteSums = i64{kMatmulRows + kByteGroup} * kBytePanel;  // tiles may write past the last row
+static_assert(kBytePanel * (kByteDepth + 2 * (kByteDepth / 16) * 4) + kByteSums * 4 <= i64{kMatmulIntegerScratchBytes});
 
-template <class F>
+// m0 begins a group. Tiles::meet<F>(tile, rows) is the instruction set's; Tiles::kSigned says which panels it takes,
+// and Tiles::Setup<Block> lives while it is called.
+template <class F, class Tiles>
 void byte_wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
-  constexpr i64 kScaled = kByteDepth / F::kBlock;  // blocks of the format in a pass
   auto* sums = reinterpret_cast<float*>(scratch);
-  auto* panel = reinterpret_cast<std::uint8_t*>(sums + i64{kMatmulRowsPerTile} * kMatmulIntegerOutputsPerTile);
-  auto* q = reinterpret_cast<std::int8_t*>(panel + kBytePanel * kByteDepth);
-  auto* d = reinterpret_cast<float*>(q + kMatmulRowsPerTile * kByteDepth);
-  auto* less = reinterpret_cast<std::int32_t*>(d + kMatmulRowsPerTile * kByteBlocks);
-  auto* more = reinterpret_cast<float*>(less);
-  auto* scales = reinterpret_cast<float*>(less + kMatmulRowsPerTile * (kByteDepth / 16));
+  auto* panel = reinterpret_cast<std::uint8_t*>(sums + kByteSums);
+  auto* scales = reinterpret_cast<float*>(panel + kBytePanel * kByteDepth);
   float* const minimums = scales + kBytePanel * (kByteDepth / 16);
-  for (i64 mc = m0; mc < m1; mc += kMatmulRowsPerTile) {
-    const i64 rows = min_of(kMatmulRowsPerTile, m1 - mc);
-    for (i64 nc = n0; nc < n1; nc += kMatmulIntegerOutputsPerTile) {
-      const i64 n_end = min_of(nc + kMatmulIntegerOutputsPerTile, n1);
-      for (i64 k0 = 0; k0 < w.k; k0 += kByteDepth) {
-        const i64 depth = min_of(kByteDepth, w.k - k0);
-        const i64 blocks = depth / 32;
-        for (i64 r = 0; r < rows; ++r) {
-          for (i64 b = 0; b < blocks; ++b) {
-            std::int32_t q_sums[2];
-            float& scale = d[r * kByteBlocks + b];
-            quantise_bytes_block(op.x + (mc + r) * op.x_stride + k0 + b * 32, q + r * kByteDepth + b * 32, &scale,
-                                 q_sums);
-            if constexpr (F::kBlock == 32) q_sums[0] += q_sums[1];
-            for (int h = 0; h < 32 / F::kBlock; ++h) {
-              const i64 at = r * kScaled + b * (32 / F::kBlock) + h;
-              if constexpr (F::kMin)
-                more[at] = scale * static_cast<float>(q_sums[h]);
-              else
-                less[at] = -F::kOffset * q_sums[h];
-            }
-          }
-        }
-        for (i64 n = nc; n < n_end; n += kBytePanel) {
-          byte_panel<F>(w, n, n_end, k0, depth, panel, scales, minimums);
-          float* tile = sums + (n - nc) * rows;
-          if (k0 == 0) {
-            for (i64 i = 0; i < rows * kBytePanel; i += kLanes) store(tile + i, zero());
-          }
-          const auto meet = [&]<int R>(GroupSize<R>, i64 r) {
-            byte_tile<R, F::kBlock, F::kMin>({panel, scales, minimums, q + r * kByteDepth, d + r * kByteBlocks,
-                                              less + r * kScaled, more + r * kScaled, blocks, tile + r * kBytePanel});
-          };
-          i64 r = 0;
-          for (; r + kByteRows <= rows; r += kByteRows) meet(GroupSize<kByteRows>{}, r);
-          for (; r + 4 <= rows; r += 4) meet(GroupSize<4>{}, r);
-          for_groups(rows - r, [&]<int R>(GroupSize<R> size, i64 i) { meet(size, r + i); });
-        }
-      }
-      for (i64 n = nc; n < n_end; n += kBytePanel) {
-        for (i64 r = 0; r < rows; ++r) {
-          write_outputs(op, mc + r, n, static_cast<int>(min_of(kBytePanel, n_end - n)),
-                        sums + (n - nc) * rows + r * kBytePanel);
-        }
+  [[maybe_unused]] const typename Tiles::template Setup<F::kBlock> setup;
+  for (i64 n = n0; n < n1; n += kBytePanel) {
+    for (i64 i = 0; i < (m1 - m0) * kBytePanel; i += kLanes) store(sums + i, zero());
+    for (i64 k0 = 0; k0 < w.k; k0 += kByteDepth) {
+      const i64 depth = min_of(kByteDepth, w.k - k0);
+      byte_panel<F, Tiles::kSigned>(w, n, n1, k0, depth, panel, scales, minimums);
+      for (i64 m = m0; m < m1; m += kByteGroup) {
+        const ByteRows x = byte_rows(op.quantised, op.m, w.k, m);
+        const std::int8_t* const q = x.q + k0 * x.rows;
+        Tiles::template meet<F>({panel, scales, minimums, q, x.facts + k0 / 32 * x.rows, x.plane, x.rows, depth / 32,
+                                 sums + (m - m0) * kBytePanel, q + kByteGroup * w.k},
+                                min_of(x.rows, m1 - m));
       }
     }
+    for (i64 m = m0; m < m1; ++m)
+      write_outputs(op, m, n, static_cast<int>(min_of(kBytePanel, n1 - n)), sums + (m - m0) * kBytePanel);
   }
 }
 
@@ -355,17 +359,20 @@ int byte_activation_bits(DType type) {
   return bits;
 }
 
+// Tiles of few rows and of more.
+template <class FewTiles, class Tiles, i64 FewRows>
 void byte_matmul(const Matmul& op, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
   const Rows w = rows_of(op.weight);
-  const i64 rows = m1 - m0;
   with_format(op.weight.dtype, [&]<DType T>(Format<T>) {
     if constexpr (Format<T>::plain) {
       matmul(op, m0, m1, n0, n1, scratch);
     } else {
       using F = ByteFormat<T>;
-      const auto few = [&]<int M>() { byte_skinny<F, M>(op, w, m0, n0, n1); };
-      if (op.quantised != nullptr && for_few_rows<true>(rows, few)) return;
-      byte_wide<F>(op, w, m0, m1, n0, n1, scratch);
+      if (for_few_rows<true>(op.m, [&]<int M>() { byte_skinny<F, M>(op, w, n0, n1); })) return;
+      if (op.m <= FewRows)
+        byte_wide<F, FewTiles>(op, w, m0, m1, n0, n1, scratch);
+      else
+        byte_wide<F, Tiles>(op, w, m0, m1, n0, n1, scratch);
     }
   });
 }

@@ -410,7 +410,14 @@ void dequantise_row(const TensorView& weight, i64 row, float* out) {
 
 XGEN_INLINE void write_outputs(const Matmul& op, i64 row, i64 n, int count, const float* sums) {
   float* y = op.y + row * op.y_stride + n;
-  for (int r = 0; r < count; ++r) {
+  int r = 0;
+  for (; r + kLanes <= count; r += kLanes) {
+    V value = load(sums + r);
+    if (op.bias != nullptr) value = add(value, load(op.bias + n + r));
+    if (op.accumulate) value = add(value, load(y + r));
+    store(y + r, value);
+  }
+  for (; r < count; ++r) {
     float value = sums[r];
     if (op.bias != nullptr) value += op.bias[n + r];
     if (op.accumulate) value += y[r];
@@ -625,7 +632,7 @@ void matmul(const Matmul& op, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
     const i64 rows = m1 - m0;
     if constexpr (F::integer) {
       const auto few = [&]<int M>() { integer_skinny<F, M>(op, w, m0, n0, n1); };
-      if (op.quantised != nullptr && for_few_rows<true>(rows, few)) return;
+      if (for_few_rows<true>(rows, few)) return;
       integer_wide<F>(op, w, m0, m1, n0, n1, scratch);
     } else {
       const auto few = [&]<int M>() { skinny<F, M>(op, w, m0, n0, n1); };

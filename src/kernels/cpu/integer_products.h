@@ -38,20 +38,29 @@ XGEN_INLINE void quantise_block(const float* x, std::int16_t* q, float* d) {
 }
 
 // out: int16 [m][k], then float [m][k / 32]; quantised_bytes() of them.
-[[maybe_unused]] void quantise_rows(const float* x, i64 stride, i64 m, i64 k, Byte* out) {
-  auto* q = reinterpret_cast<std::int16_t*>(out);
-  auto* d = reinterpret_cast<float*>(out + m * k * 2);
-  for (i64 r = 0; r < m; ++r) {
-    for (i64 i = 0; i < k; i += kBlock) quantise_block(x + r * stride + i, q + r * k + i, d++);
+[[maybe_unused]] void quantise_rows(const float* x, i64 stride, i64 m, i64 k, i64 m0, i64 m1, Byte* out) {
+  auto* q = reinterpret_cast<std::int16_t*>(out) + m0 * k;
+  auto* d = reinterpret_cast<float*>(out + m * k * 2) + m0 * (k / kBlock);
+  for (i64 r = m0; r < m1; ++r) {
+    for (i64 i = 0; i < k; i += kBlock, q += kBlock) quantise_block(x + r * stride + i, q, d++);
   }
+}
+
+// Row r of op.quantised, from element k on.
+struct IntegerRow {
+  const std::int16_t* q;
+  const float* d;
+};
+XGEN_INLINE IntegerRow integer_row(const Matmul& op, const Rows& w, i64 r, i64 k) {
+  const auto* d = reinterpret_cast<const float*>(op.quantised + op.m * w.k * 2);
+  return {reinterpret_cast<const std::int16_t*>(op.quantised) + r * w.k + k, d + (r * w.k + k) / kBlock};
 }
 
 // Few rows: eight weight rows at a time, straight from the mapped file, meet M activation rows.
 template <class F, int M>
 void integer_skinny(const Matmul& op, const Rows& w, i64 m0, i64 n0, i64 n1) {
   constexpr int R = 8;
-  const auto* q = reinterpret_cast<const std::int16_t*>(op.quantised) + m0 * w.k;
-  const auto* d = reinterpret_cast<const float*>(op.quantised + op.m * w.k * 2) + m0 * (w.k / kBlock);
+  const auto [q, d] = integer_row(op, w, m0, 0);
   for (i64 n = n0; n < n1; n += R) {
     const Byte* p[R];
     for (int r = 0; r < R; ++r) p[r] = w.row(min_of(n + r, n1 - 1));
@@ -142,51 +151,31 @@ template <int R>
   }
 }
 
-// Many rows: a block of rows is quantised once for a tile's outputs, each sixteen weight rows are widened and
-// interleaved in L1 and meet all of them.
+static_assert(kPanel * (kIntegerDepth * 2 + kIntegerDepth / kBlock * 4) + kMatmulRows * kPanel * 4 <=
+              i64{kMatmulIntegerScratchBytes});
+
+// Many rows: each sixteen weight rows are widened and interleaved in L1 and meet all of them.
 template <class F>
 void integer_wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
   constexpr i64 kRows = 6;
-  auto* q = reinterpret_cast<std::int16_t*>(scratch);
-  auto* d = reinterpret_cast<float*>(q + kMatmulRowsPerTile * kIntegerDepth);
-  auto* panel = reinterpret_cast<std::int16_t*>(d + kMatmulRowsPerTile * (kIntegerDepth / kBlock));
-  auto* scales = reinterpret_cast<float*>(panel + kPanel * kIntegerDepth);
-  float* sums = scales + kPanel * (kIntegerDepth / kBlock);
-  for (i64 mc = m0; mc < m1; mc += kMatmulRowsPerTile) {
-    const i64 rows = min_of(kMatmulRowsPerTile, m1 - mc);
-    for (i64 nc = n0; nc < n1; nc += kMatmulIntegerOutputsPerTile) {
-      const i64 n_end = min_of(nc + kMatmulIntegerOutputsPerTile, n1);
-      for (i64 k0 = 0; k0 < w.k; k0 += kIntegerDepth) {
-        const i64 depth = min_of(kIntegerDepth, w.k - k0);
-        const i64 blocks = depth / kBlock;
-        for (i64 r = 0; r < rows; ++r) {
-          for (i64 b = 0; b < blocks; ++b) {
-            quantise_block(op.x + (mc + r) * op.x_stride + k0 + b * kBlock, q + r * depth + b * kBlock,
-                           d + r * blocks + b);
-          }
-        }
-        for (i64 n = nc; n < n_end; n += kPanel) {
-          decode_panel<F>(w, n, n_end, k0, depth, panel, scales);
-          float* tile = sums + (n - nc) * rows;
-          if (k0 == 0) {
-            for (i64 i = 0; i < rows * kPanel; i += kLanes) store(tile + i, zero());
-          }
-          const auto meet = [&]<int R>(GroupSize<R>, i64 r) {
-            integer_tile<R>(panel, scales, q + r * depth, depth, d + r * blocks, blocks, blocks, tile + r * kPanel,
-                            kPanel);
-          };
-          i64 r = 0;
-          for (; r + kRows <= rows; r += kRows) meet(GroupSize<kRows>{}, r);
-          for_groups(rows - r, [&]<int R>(GroupSize<R> size, i64 i) { meet(size, r + i); });
-        }
-      }
-      for (i64 n = nc; n < n_end; n += kPanel) {
-        for (i64 r = 0; r < rows; ++r) {
-          write_outputs(op, mc + r, n, static_cast<int>(min_of(kPanel, n_end - n)),
-                        sums + (n - nc) * rows + r * kPanel);
-        }
-      }
+  auto* sums = reinterpret_cast<float*>(scratch);
+  auto* scales = sums + kMatmulRows * kPanel;
+  auto* panel = reinterpret_cast<std::int16_t*>(scales + kPanel * (kIntegerDepth / kBlock));
+  for (i64 n = n0; n < n1; n += kPanel) {
+    for (i64 i = 0; i < (m1 - m0) * kPanel; i += kLanes) store(sums + i, zero());
+    for (i64 k0 = 0; k0 < w.k; k0 += kIntegerDepth) {
+      const i64 depth = min_of(kIntegerDepth, w.k - k0);
+      decode_panel<F>(w, n, n1, k0, depth, panel, scales);
+      const auto meet = [&]<int R>(GroupSize<R>, i64 r) {
+        const auto [q, d] = integer_row(op, w, m0 + r, k0);
+        integer_tile<R>(panel, scales, q, w.k, d, w.k / kBlock, depth / kBlock, sums + r * kPanel, kPanel);
+      };
+      i64 r = 0;
+      for (; r + kRows <= m1 - m0; r += kRows) meet(GroupSize<kRows>{}, r);
+      for_groups(m1 - m0 - r, [&]<int R>(GroupSize<R> size, i64 i) { meet(size, r + i); });
     }
+    for (i64 m = m0; m < m1; ++m)
+      write_outputs(op, m, n, static_cast<int>(min_of(kPanel, n1 - n)), sums + (m - m0) * kPanel);
   }
 }
 

@@ -1,0 +1,107 @@
+// Tiles of byte_products.h with AVX-512's VNNI: eight rows by 32 outputs. Include it once, after avx2_vectors.h.
+#pragma once
+
+#include "kernels/cpu/generic.h"
+
+namespace xgen::kernels::cpu {
+namespace {
+
+// sum + the products of unsigned with signed bytes, four to a lane
+struct Bytes32;
+XGEN_AVX I32 dot(I32 sum, Bytes32 u, Bytes32 q);
+
+}  // namespace
+}  // namespace xgen::kernels::cpu
+
+#include "kernels/cpu/byte_products.h"
+
+namespace xgen::kernels::cpu {
+namespace {
+
+XGEN_AVX I32 dot(I32 sum, Bytes32 u, Bytes32 q) { return {_mm256_dpbusd_epi32(sum.v, u.v, q.v)}; }
+
+XGEN_AVX __m512i repeat_four(const std::int8_t* p) {
+  std::int32_t four;
+  __builtin_memcpy(&four, p, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+// Not inlined: it needs every vector register. Two vectors of outputs share a broadcast of the activations, which is a
+// load: one vector would wait for loads rather than for products.
+template <int R, int Block, bool Min, int Offset>
+[[gnu::noinline]] void vnni_tile(const ByteTile& t) {
+  constexpr int kHalves = 32 / Block;
+  constexpr int P = kBytePanel / 16;
+  constexpr int kLess = Block == 32 ? kFactLess : kFactHalvesLess;
+  constexpr int kMore = Block == 32 ? kFactMore : kFactHalvesMore;
+  const std::uint8_t* panel = t.panel;
+  const float* scales = t.scales;
+  const float* minimums = t.minimums;
+  const std::int8_t* q = t.q;
+  const float* facts = t.facts;
+  for (i64 b = 0; b < t.blocks; ++b) {
+    for (int h = 0; h < kHalves; ++h) {
+      const float* const less = facts + (kLess + h) * t.plane;
+      const float* const more = facts + (kMore + h) * t.plane;
+      __m512i part[R][P];
+      for (int r = 0; r < R; ++r) {
+        const __m512i first =
+            Min ? _mm512_setzero_si512()
+                : _mm512_slli_epi32(_mm512_castps_si512(_mm512_set1_ps(less[r])), __builtin_ctz(Offset | 1 << 30));
+        for (int p = 0; p < P; ++p) part[r][p] = first;
+      }
+#pragma GCC unroll 8
+      for (int four = 0; four < Block / 4; ++four) {
+        __m512i w[P];
+        for (int p = 0; p < P; ++p) w[p] = _mm512_loadu_si512(panel + p * 64);
+        panel += kBytePanel * 4;
+        for (int r = 0; r < R; ++r) {
+          const __m512i x = repeat_four(q + r * 32 + h * Block + four * 4);
+          for (int p = 0; p < P; ++p) {
+            part[r][p] = _mm512_dpbusd_epi32(part[r][p], w[p], x);
+            __asm__("" : "+v"(part[r][p]));  // here: GCC would make all broadcasts first, and run out of registers
+          }
+        }
+      }
+      for (int p = 0; p < P; ++p) {
+        const __m512 scale = _mm512_loadu_ps(scales + p * 16);
+        const __m512 minimum = Min ? _mm512_loadu_ps(minimums + p * 16) : _mm512_setzero_ps();
+        for (int r = 0; r < R; ++r) {
+          float* const to = t.sums + r * kBytePanel + p * 16;
+          const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(facts[kFactScale * t.plane + r]));
+          __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r][p]), both, _mm512_loadu_ps(to));
+          if constexpr (Min) sum = _mm512_fmadd_ps(minimum, _mm512_set1_ps(more[r]), sum);
+          _mm512_storeu_ps(to, sum);
+        }
+      }
+      scales += kBytePanel;
+      minimums += kBytePanel;
+    }
+    q += t.group * 32;
+    facts += t.group;
+  }
+}
+
+struct VnniTiles {
+  static constexpr bool kSigned = false;
+  template <int Block>
+  struct Setup {};
+  template <class F>
+  static void meet(ByteTile t, i64 rows) {
+    const auto next = [&]<int R>(GroupSize<R>) {
+      vnni_tile<R, F::kBlock, F::kMin, F::kOffset>(t);
+      t.q += R * 32;
+      t.facts += R;
+      t.sums += R * kBytePanel;
+      rows -= R;
+    };
+    while (rows >= 8) next(GroupSize<8>{});
+    if (rows >= 4) next(GroupSize<4>{});
+    if (rows == 3) next(GroupSize<3>{});
+    if (rows == 2) next(GroupSize<2>{});
+    if (rows == 1) next(GroupSize<1>{});
+  }
+};
+
+}  // namespace
+}  // namespace xgen::kernels::cpu
