@@ -1,6 +1,6 @@
 // Kernels against this machine's ceilings: read bandwidth and FP32 multiply-add rate are measured first, then the
 // products as a share of them. Usage: kernels_bench [--threads N] [--kernels NAME] [--type FORMAT]
-// [--rows M] [--quick] [--ceilings]
+// [--rows M] [--as-stored] [--quick] [--ceilings]
 #include <immintrin.h>
 
 #include <algorithm>
@@ -107,6 +107,7 @@ int main(int argc, char** argv) {
   i64 only_rows = 0;
   double budget = 0.6;
   bool ceilings_only = false;
+  bool as_stored = false;
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     if (arg == "--threads" && i + 1 < argc) threads = std::max(1, std::atoi(argv[++i]));
@@ -114,6 +115,7 @@ int main(int argc, char** argv) {
     if (arg == "--type" && i + 1 < argc) only_type = argv[++i];
     if (arg == "--rows" && i + 1 < argc) only_rows = std::atoi(argv[++i]);
     if (arg == "--quick") budget = 0.15;
+    if (arg == "--as-stored") as_stored = true;
     if (arg == "--ceilings") ceilings_only = true;
   }
   const auto table = kernels::select_kernels(name);
@@ -138,6 +140,13 @@ int main(int argc, char** argv) {
     const std::size_t bytes = TensorView{type, make_shape({s.n, s.k}), nullptr}.bytes();
     const i64 copies = m <= 4 ? static_cast<i64>((std::size_t{192} << 20) / bytes) + 1 : 1;
     const Weights w = make_weights(type, s.n * copies, s.k);
+    const auto packed_bytes = as_stored ? 0 : static_cast<std::size_t>((*table)->packed_bytes(type, s.n, s.k));
+    std::vector<std::byte> packed(packed_bytes * static_cast<std::size_t>(copies));
+    const auto matrix = [&](i64 i) {
+      return TensorView{type, make_shape({s.n, s.k}), w.view.data + static_cast<std::size_t>(i) * bytes};
+    };
+    for (i64 i = 0; i < copies && packed_bytes > 0; ++i)
+      (*table)->pack(matrix(i), 0, s.n, packed.data() + static_cast<std::size_t>(i) * packed_bytes);
     std::vector<float> x(static_cast<std::size_t>(m * s.k));
     std::mt19937 random(2);
     std::normal_distribution<float> normal;
@@ -151,7 +160,8 @@ int main(int argc, char** argv) {
     op.y_stride = s.n;
     op.m = m;
     const Times t = measure(budget, [&] {
-      op.weight = {type, make_shape({s.n, s.k}), w.view.data + static_cast<std::size_t>(copy) * bytes};
+      op.weight = matrix(copy);
+      if (packed_bytes > 0) op.packed = packed.data() + static_cast<std::size_t>(copy) * packed_bytes;
       copy = (copy + 1) % copies;
       kernels::matmul(**table, pool, workspace, op);
     });

@@ -3,8 +3,8 @@
 
 usage: bench/serve_bench.py BUILD_FOLDER [--model PATH] [--shape NAME] [--runs N] [--pairs N] [--threads T]
 
-Start-up is the time from exec to the first 200 of /health/ready; memory is what is resident after one answer, above weights and
-KV cache (private memory: mapped weights are not counted). Decode is the rate of one stream after its first token; prefill is
+Start-up is the time from exec to the first 200 of /health/ready; memory is what is resident after one answer, and how much of
+it is not weights: those are mapped from their files, or laid out anew in memory. Decode is the rate of one stream after its first token; prefill is
 512 tokens over the time of a request for one token. Every figure is a median, of --pairs for decode and of --runs for the rest.
 The machine's ceilings (read bandwidth, FP32 multiply-adds) change from minute to minute, so each measurement is compared with the mean
 of those measured right before and right after it; a share is the median of these ratios. Decode reads every matrix once a token,
@@ -145,7 +145,7 @@ def main():
         anonymous, resident = server.private_bytes()
         weights, kv = plan(program, serve_args)
         print(f"resident after one answer: {resident / 2**20:.1f} MiB, of it not mapped from files {anonymous / 2**20:.1f} MiB "
-              f"(planned: weights {weights / 2**20:.1f} MiB, KV cache {kv / 2**20:.1f} MiB, touched as it is used)")
+              f"and not weights {(resident - weights) / 2**20:.1f} MiB (planned: weights {weights / 2**20:.1f} MiB, KV cache {kv / 2**20:.1f} MiB, touched as it is used)")
 
         def decode():
             body = {"model": name, "prompt": prompt(16), "max_tokens": 64, "ignore_eos": True, "temperature": 0, "stream": True}

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -73,6 +74,14 @@ Result<Bytes> map_file(const std::string& path, std::shared_ptr<FileDamage> dama
                       path + ": " + std::to_string(kMaxGuardedFiles) + " files are mapped already, the most at a time");
   }
   return Bytes{{static_cast<const std::byte*>(data), size}, std::move(owner)};
+}
+
+void let_pages_go(std::span<const std::byte> range) {
+  if (range.empty() || !GuardedRange::holds(range.data(), range.size())) return;
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<std::uintptr_t>(range.data()) + page - 1) / page * page;
+  const auto end = reinterpret_cast<std::uintptr_t>(range.data() + range.size()) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 }  // namespace xgen

@@ -33,4 +33,8 @@ class Bytes {
 // Error unavailable beyond kMaxGuardedFiles.
 Result<Bytes> map_file(const std::string& path, std::shared_ptr<FileDamage> damage = {});
 
+// Takes whole pages of `range` out of this process's memory where they are those of a file mapped with a `damage`. They
+// stay in the system's cache, and come back when they are read. Other memory is left alone.
+void let_pages_go(std::span<const std::byte> range);
+
 }  // namespace xgen

@@ -119,6 +119,16 @@ GuardedRange::~GuardedRange() {
   place_->set(0, 0, nullptr, nullptr);
 }
 
+bool GuardedRange::holds(const void* data, std::size_t size) {
+  std::lock_guard lock(Handler::mutex);
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  for (const Place& place : Handler::places) {
+    const std::uintptr_t end = place.end.load(std::memory_order_relaxed);
+    if (end != 0 && place.begin.load(std::memory_order_relaxed) <= begin && begin + size <= end) return true;
+  }
+  return false;
+}
+
 Status FileDamage::status() const {
   if (!any()) return {};
   return make_error(ErrorCode::unavailable, *file_.load(std::memory_order_acquire) +

@@ -46,6 +46,8 @@ class GuardedRange {
 
   // False: the table is full.
   bool ok() const { return place_ != nullptr; }
+  // Whether all of these bytes are in one guarded mapping.
+  static bool holds(const void* data, std::size_t size);
 
  private:
   struct Place;

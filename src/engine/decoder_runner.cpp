@@ -44,6 +44,11 @@ void DecoderRunner::run(const StepPlan& plan, StepResult& result) {
   use_logits(plan, logits, result);
 }
 
+bool DecoderRunner::improve() {
+  const WorkerPool::Turn turn(*pool_);
+  return decoder_->improve(*pool_);
+}
+
 void DecoderRunner::use_logits(const StepPlan& plan, std::span<const float> logits, StepResult& result) {
   if (rows_.empty()) return;
   const auto vocab = static_cast<std::size_t>(decoder_->info().vocab_size);

@@ -22,6 +22,7 @@ class DecoderRunner final : public ModelRunner {
   ~DecoderRunner() override;
 
   void run(const StepPlan& plan, StepResult& result) override;
+  bool improve() override;
   void rest() override { pool_->rest(); }
   Status fault() const override { return files_->status(); }
   void discard(std::span<const BlockId> blocks) override { cache_->discard(blocks); }

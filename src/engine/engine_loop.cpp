@@ -151,6 +151,7 @@ Status EngineLoop::step() {
   runner_->run(plan, result_);
   if (Status fault = runner_->fault(); !fault.ok()) return fault;
   deliver(scheduler_.commit(result_));
+  improvable_ = improvable_ && runner_->improve();
   return {};
 }
 
@@ -184,6 +185,12 @@ bool EngineLoop::receive() {
       std::unique_lock lock(inbox_->mutex);
       if (!scheduler_.has_work() && inbox_->submitted.empty() && inbox_->cancelled.empty() && !inbox_->stopping &&
           !inbox_->reclaims()) {
+        if (improvable_) {
+          lock.unlock();
+          step_began_.store(0, std::memory_order_relaxed);
+          improvable_ = runner_->improve();
+          continue;
+        }
         runner_->rest();
         step_began_.store(0, std::memory_order_relaxed);
         if (scheduler_.pool().used() != 0) {

@@ -120,6 +120,7 @@ class EngineLoop final : private BlockLender {
   const EngineLoopOptions options_;
   Scheduler scheduler_;
   std::unique_ptr<ModelRunner> runner_;
+  bool improvable_ = true;  // the runner may have something to improve; the loop's thread alone
   std::shared_ptr<const text::Tokenizer> tokenizer_;
   std::shared_ptr<Inbox> inbox_;
 

@@ -47,7 +47,7 @@ Result<MemoryPlan> plan_memory(const model::ModelInfo& info,
 
   MemoryPlan plan;
   plan.budget = options.budget;
-  plan.weights = info.weight_bytes;
+  plan.weights = info.weight_bytes + info.packing_bytes;
   plan.block_size = options.block_size;
   plan.kv_dtype = options.kv_dtype.value_or(info.weight_format == "F32" ? DType::f32 : DType::f16);
   plan.max_num_seqs = options.max_num_seqs;

@@ -51,6 +51,8 @@ class ModelRunner {
   // Computes keys and values of every row, and what the plan asks of their logits. May change a sequence's sampling
   // state and nothing else of it.
   virtual void run(const StepPlan& plan, StepResult& result) = 0;
+  // Does a piece of what makes later steps faster, milliseconds of work. False: there is no more to do.
+  virtual bool improve() { return false; }
   // No step follows soon.
   virtual void rest() {}
   // Why nothing that run() has computed last can be believed, nor anything further: the model's files or its device

@@ -30,8 +30,9 @@ struct Matmul {
   float* y = nullptr;
   std::int64_t y_stride = 0;
   std::int64_t m = 0;
-  const float* bias = nullptr;  // [n] or null
-  bool accumulate = false;      // adds to what y holds (residual), after the bias
+  const float* bias = nullptr;        // [n] or null
+  bool accumulate = false;            // adds to what y holds (residual), after the bias
+  const std::byte* packed = nullptr;  // the weight as KernelTable::pack gives it, or null: the products are the same
   // Set by kernels::matmul() where the table rounds activations: all m rows of x as KernelTable::quantise gives them.
   const std::byte* quantised = nullptr;
 };
@@ -106,6 +107,13 @@ struct KernelTable {
   // a layout of the table's own. `out` takes quantised_bytes() for all m.
   void (*quantise)(const float* x, std::int64_t x_stride, std::int64_t m, std::int64_t k, std::int64_t m0,
                    std::int64_t m1, std::byte* out);
+
+  // Bytes of an {n, k} weight that is packed: laid out anew so that products read it in one stream. 0: this table reads
+  // weights of this dtype as they are.
+  std::int64_t (*packed_bytes)(DType type, std::int64_t n, std::int64_t k);
+  // Packs rows [n0, n1) of a weight whose packed form begins at `out`; n0 is a multiple of 32, as is n1 or it is the
+  // end.
+  void (*pack)(const TensorView& weight, std::int64_t n0, std::int64_t n1, std::byte* out);
 
   // --- Matrix products; call them through kernels::matmul() in ops.h, which splits the work.
   // Rows [m0, m1) x outputs [n0, n1); m0 is a multiple of 16 and n0 of 4. `scratch`: Workspace::part().

@@ -15,6 +15,7 @@
 #include "kernels/ops.h"
 #include "model/decoder_spec.h"
 #include "model/decoder_weights.h"
+#include "model/weight_packer.h"
 #include "weights/metadata.h"
 #include "weights/tensor_store.h"
 
@@ -111,7 +112,8 @@ class DecoderImpl final : public Decoder {
         store_(std::move(store)),
         weights_(std::move(weights)),
         metadata_(std::move(metadata)),
-        defaults_(std::move(defaults)) {
+        defaults_(std::move(defaults)),
+        packer_(kernels, matrices(weights_)) {
     info_.architecture = spec_.arch->name;
     info_.vocab_size = static_cast<std::int32_t>(weights_.head.rows());
     info_.hidden_size = spec_.hidden_size;
@@ -120,6 +122,7 @@ class DecoderImpl final : public Decoder {
     info_.head_dim = spec_.head_dim;
     info_.max_position = spec_.max_position;
     info_.weight_bytes = store_.bytes();
+    info_.packing_bytes = packer_.more_bytes();
     std::map<DType, std::size_t> bytes;
     for (const weights::NamedTensor& tensor : store_.tensors()) bytes[tensor.view.dtype] += tensor.view.bytes();
     std::size_t most = 0;
@@ -185,7 +188,10 @@ class DecoderImpl final : public Decoder {
   void release() override {
     for (FloatBuffer* buffer : {&residual_, &hidden_, &scratch_, &rope_, &logits_}) buffer->allocate(0);
     workspace_.reset();
+    packer_.clear();
   }
+
+  bool improve(WorkerPool& pool) override { return packer_.advance(pool); }
 
   // The whole pass: embed, then attention and MLP layer by layer on one residual stream, then logits of the rows that
   // were asked for. Every op works on rows one by one (attention: on a row and its sequence's cache), so that no row's
@@ -213,6 +219,30 @@ class DecoderImpl final : public Decoder {
     std::int64_t rows;  // of the residual stream: all, after the last attention only those with logits
     std::vector<kernels::AttentionSequence> sequences;
   };
+
+  // What products read.
+  static std::vector<TensorView> matrices(const DecoderWeights& weights) {
+    std::vector<TensorView> all;
+    const auto add = [&all](const TensorView& view) {
+      if (view.data != nullptr) all.push_back(view);
+    };
+    for (const LayerWeights& layer : weights.layers) {
+      for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
+        add(linear->weight);
+      add(layer.router);
+      for (const ExpertWeights& expert : layer.experts) {
+        for (const TensorView* view : {&expert.gate, &expert.up, &expert.down}) add(*view);
+      }
+    }
+    add(weights.head);
+    return all;
+  }
+
+  void multiply(Step& step, std::span<Matmul> products) {
+    for (Matmul& product : products) product.packed = packer_.find(product.weight);
+    kernels::matmul(kernels_, step.pool, *workspace_, products);
+  }
+  void multiply(Step& step, Matmul product) { multiply(step, std::span(&product, 1)); }
 
   // Positions, cache slots and RoPE tables of the step's rows.
   void place(Step& step) {
@@ -273,15 +303,14 @@ class DecoderImpl final : public Decoder {
   // The last product of a block: into the residual, or through the block's output norm.
   void project_out(Step& step, const Linear& linear, const float* x, std::int64_t x_width, const float* out_norm) {
     const bool direct = adds_directly(out_norm);
-    kernels::matmul(kernels_, step.pool, *workspace_,
-                    Matmul{.weight = linear.weight,
-                           .x = x,
-                           .x_stride = x_width,
-                           .y = direct ? residual_.data() : hidden_.data(),
-                           .y_stride = spec_.hidden_size,
-                           .m = step.rows,
-                           .bias = linear.bias,
-                           .accumulate = direct});
+    multiply(step, Matmul{.weight = linear.weight,
+                          .x = x,
+                          .x_stride = x_width,
+                          .y = direct ? residual_.data() : hidden_.data(),
+                          .y_stride = spec_.hidden_size,
+                          .m = step.rows,
+                          .bias = linear.bias,
+                          .accumulate = direct});
     if (!direct) add_to_residual(step, out_norm);
   }
 
@@ -310,9 +339,8 @@ class DecoderImpl final : public Decoder {
     float* out = v + step.rows * kv_dim;
 
     const float* x = pre_norm(step, weights.attention_norm);
-    const std::array products{product(step, weights.q, x, q), product(step, weights.k, x, k),
-                              product(step, weights.v, x, v)};
-    kernels::matmul(kernels_, step.pool, *workspace_, products);
+    std::array products{product(step, weights.q, x, q), product(step, weights.k, x, k), product(step, weights.v, x, v)};
+    multiply(step, products);
 
     const kernels::KvCache kv{step.cache.keys(layer), step.cache.values(layer), step.cache.dtype(),
                               spec_.num_kv_heads,     spec_.head_dim,           step.cache.block_size()};
@@ -385,8 +413,8 @@ class DecoderImpl final : public Decoder {
     const std::int64_t inner = spec_.intermediate_size;
     float* gate = scratch_.data();
     float* up = gate + step.rows * inner;
-    const std::array products{product(step, weights.gate, x, gate), product(step, weights.up, x, up)};
-    kernels::matmul(kernels_, step.pool, *workspace_, products);
+    std::array products{product(step, weights.gate, x, gate), product(step, weights.up, x, up)};
+    multiply(step, products);
     gated(step, gate, up, step.rows, inner);
     project_out(step, weights.down, gate, inner, weights.mlp_out_norm);
   }
@@ -412,7 +440,7 @@ class DecoderImpl final : public Decoder {
     float* gate = gathered + count * hidden;
     float* up = gate + count * inner;
 
-    kernels::matmul(kernels_, step.pool, *workspace_, product(step, Linear{weights.router, nullptr}, x, scores));
+    multiply(step, product(step, Linear{weights.router, nullptr}, x, scores));
     kernels::parallel_rows(step.pool, step.rows, kRowGrain, [&](std::int64_t m0, std::int64_t m1) {
       for (std::int64_t r = m0; r < m1; ++r) {
         route(static_cast<std::int32_t>(r), scores + r * experts, &assignments_[static_cast<std::size_t>(r * top)]);
@@ -440,7 +468,7 @@ class DecoderImpl final : public Decoder {
       products_.push_back(
           {.weight = expert.up, .x = in, .x_stride = hidden, .y = up + begin * inner, .y_stride = inner, .m = m});
     });
-    kernels::matmul(kernels_, step.pool, *workspace_, products_);
+    multiply(step, products_);
     gated(step, gate, up, count, inner);
     products_.clear();
     for_each_expert(weights, [&](const ExpertWeights& expert, std::int64_t begin, std::int64_t m) {
@@ -451,7 +479,7 @@ class DecoderImpl final : public Decoder {
                            .y_stride = hidden,
                            .m = m});
     });
-    kernels::matmul(kernels_, step.pool, *workspace_, products_);
+    multiply(step, products_);
 
     kernels::parallel_rows(step.pool, step.rows, kRowGrain, [&](std::int64_t m0, std::int64_t m1) {
       for (std::int64_t r = m0; r < m1; ++r) {
@@ -504,9 +532,8 @@ class DecoderImpl final : public Decoder {
     const std::int64_t vocab = info_.vocab_size;
     const float* x = pre_norm(step, weights_.final_norm);
     float* out = logits_.data();
-    kernels::matmul(
-        kernels_, step.pool, *workspace_,
-        Matmul{.weight = weights_.head, .x = x, .x_stride = hidden, .y = out, .y_stride = vocab, .m = step.rows});
+    multiply(step,
+             Matmul{.weight = weights_.head, .x = x, .x_stride = hidden, .y = out, .y_stride = vocab, .m = step.rows});
     if (spec_.logits_divisor != 1.0F || spec_.logits_softcap > 0) {
       kernels::parallel_rows(step.pool, step.rows, 1, [&](std::int64_t m0, std::int64_t m1) {
         float* y = out + m0 * vocab;
@@ -524,6 +551,7 @@ class DecoderImpl final : public Decoder {
   const weights::Metadata metadata_;
   const GenerationDefaults defaults_;
   ModelInfo info_;
+  WeightPacker packer_;
   float embedding_scale_ = 1;
 
   int max_rows_ = 0;

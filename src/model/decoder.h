@@ -34,6 +34,7 @@ struct ModelInfo {
   std::int32_t head_dim = 0;
   std::int32_t max_position = 0;  // tokens the model was made for
   std::uint64_t weight_bytes = 0;
+  std::uint64_t packing_bytes = 0;  // that improve() will add to them
 };
 
 // Sampling defaults and end tokens that the model's own files state.
@@ -120,8 +121,12 @@ class Decoder {
   virtual std::uint64_t workspace_bytes(int max_rows, int max_logit_rows, int threads) const = 0;
   // Allocates it; must be called before forward().
   virtual Status reserve(int max_rows, int max_logit_rows, int threads) = 0;
-  // Frees it.
+  // Frees it, and what improve() has made.
   virtual void release() = 0;
+
+  // Does a piece of what makes later passes faster, milliseconds of work; their bits stay the same. False: there is no
+  // more to do. Not during a forward().
+  virtual bool improve(WorkerPool& pool) = 0;
 
   // Runs the batch, writes K/V of every row into `cache`, and returns logits [logit_rows, vocab_size] in the
   // workspace, valid until the next call. The bits of a row's logits depend on its sequence's tokens alone: not on

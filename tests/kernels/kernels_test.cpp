@@ -110,8 +110,8 @@ class Kernels : public testing::TestWithParam<const KernelTable*> {
 
   // y[m, n] through ops.h with the given threads.
   std::vector<float> product(const TensorView& w, const std::vector<float>& x, i64 m, int threads,
-                             const std::vector<float>* bias = nullptr,
-                             const std::vector<float>* residual = nullptr) const {
+                             const std::vector<float>* bias = nullptr, const std::vector<float>* residual = nullptr,
+                             const std::vector<std::byte>& packed = {}) const {
     WorkerPool pool(threads);
     Workspace workspace(threads, 64);
     std::vector<float> y =
@@ -125,6 +125,7 @@ class Kernels : public testing::TestWithParam<const KernelTable*> {
     op.m = m;
     op.bias = bias != nullptr ? bias->data() : nullptr;
     op.accumulate = residual != nullptr;
+    op.packed = packed.empty() ? nullptr : packed.data();
     matmul(table(), pool, workspace, op);
     return y;
   }
@@ -220,6 +221,30 @@ TEST_P(Kernels, MatmulBitsDoNotDependOnTheBatch) {
         ASSERT_TRUE(same_bits(product(w.view, rows, m, threads), expected))
             << dtype_info(type).name << " m=" << m << " threads=" << threads;
       }
+    }
+  }
+}
+
+TEST_P(Kernels, PackedWeightsGiveTheSameBits) {
+  for (const DType type : kFormats) {
+    const i64 k = is_quantised(type) ? 2304 : 1100;
+    const i64 n = 71;
+    const auto bytes = static_cast<std::size_t>(table().packed_bytes(type, n, k));
+    if (bytes == 0) continue;
+    const Weights w = random_weights(type, n, k, 41);
+    EXPECT_LE(bytes, (w.view.bytes() / 71 + 1) * 96 * 107 / 100);  // of the 96 outputs of whole panels, and little more
+    std::vector<std::byte> packed(bytes, std::byte{0xee});
+    table().pack(w.view, 32, n, packed.data());  // in any order
+    table().pack(w.view, 0, 32, packed.data());
+    const std::vector<float> x = random_floats(static_cast<std::size_t>(250 * k), 42);
+    const std::vector<float> bias = random_floats(static_cast<std::size_t>(n), 43);
+    std::vector<i64> sizes;
+    for (i64 m = 1; m <= 34; ++m) sizes.push_back(m);
+    sizes.insert(sizes.end(), {121, 250});
+    for (const i64 m : sizes) {
+      const std::vector<float> rows(x.begin(), x.begin() + m * k);
+      ASSERT_TRUE(same_bits(product(w.view, rows, m, 2, &bias, nullptr, packed), product(w.view, rows, m, 2, &bias)))
+          << dtype_info(type).name << " m=" << m;
     }
   }
 }

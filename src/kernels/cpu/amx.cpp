@@ -13,7 +13,7 @@
 
 #if defined(__AVX512VNNI__)
 #include "kernels/cpu/avx2_vectors.h"
-#include "kernels/cpu/vnni_tiles.h"
+#include "kernels/cpu/vnni_products.h"
 
 namespace xgen::kernels::cpu {
 namespace {
@@ -136,7 +136,7 @@ constexpr i64 kTooFewRows = 8;  // for a tile of 16 to be faster than vectors
 }  // namespace
 
 const KernelTable kAmx XGEN_KERNEL_TABLE("amx", kCpuAvx2 | kCpuFma | kCpuF16c | kCpuAvx512Vnni | kCpuAmxInt8,
-                                         byte_activation_bits, quantise_byte_rows,
+                                         byte_activation_bits, quantise_byte_rows, packed_bytes, pack,
                                          (byte_matmul<VnniTiles, AmxTiles, kTooFewRows>));
 
 }  // namespace xgen::kernels::cpu

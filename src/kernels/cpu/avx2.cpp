@@ -12,7 +12,7 @@
 namespace xgen::kernels::cpu {
 
 const KernelTable kAvx2 XGEN_KERNEL_TABLE("avx2", kCpuAvx2 | kCpuFma | kCpuF16c, activation_bits, quantise_rows,
-                                          matmul);
+                                          not_packed, nullptr, matmul);
 
 }  // namespace xgen::kernels::cpu
 #endif

@@ -326,56 +326,5 @@ struct ByteTile {
 constexpr i64 kByteSums = i64{kMatmulRows + kByteGroup} * kBytePanel;  // tiles may write past the last row
 static_assert(kBytePanel * (kByteDepth + 2 * (kByteDepth / 16) * 4) + kByteSums * 4 <= i64{kMatmulIntegerScratchBytes});
 
-// m0 begins a group. Tiles::meet<F>(tile, rows) is the instruction set's; Tiles::kSigned says which panels it takes,
-// and Tiles::Setup<Block> lives while it is called.
-template <class F, class Tiles>
-void byte_wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
-  auto* sums = reinterpret_cast<float*>(scratch);
-  auto* panel = reinterpret_cast<std::uint8_t*>(sums + kByteSums);
-  auto* scales = reinterpret_cast<float*>(panel + kBytePanel * kByteDepth);
-  float* const minimums = scales + kBytePanel * (kByteDepth / 16);
-  [[maybe_unused]] const typename Tiles::template Setup<F::kBlock> setup;
-  for (i64 n = n0; n < n1; n += kBytePanel) {
-    for (i64 i = 0; i < (m1 - m0) * kBytePanel; i += kLanes) store(sums + i, zero());
-    for (i64 k0 = 0; k0 < w.k; k0 += kByteDepth) {
-      const i64 depth = min_of(kByteDepth, w.k - k0);
-      byte_panel<F, Tiles::kSigned>(w, n, n1, k0, depth, panel, scales, minimums);
-      for (i64 m = m0; m < m1; m += kByteGroup) {
-        const ByteRows x = byte_rows(op.quantised, op.m, w.k, m);
-        const std::int8_t* const q = x.q + k0 * x.rows;
-        Tiles::template meet<F>({panel, scales, minimums, q, x.facts + k0 / 32 * x.rows, x.plane, x.rows, depth / 32,
-                                 sums + (m - m0) * kBytePanel, q + kByteGroup * w.k},
-                                min_of(x.rows, m1 - m));
-      }
-    }
-    for (i64 m = m0; m < m1; ++m)
-      write_outputs(op, m, n, static_cast<int>(min_of(kBytePanel, n1 - n)), sums + (m - m0) * kBytePanel);
-  }
-}
-
-int byte_activation_bits(DType type) {
-  int bits = 0;
-  with_format(type, [&]<class F>(F) { bits = F::plain ? 0 : 8; });
-  return bits;
-}
-
-// Tiles of few rows and of more.
-template <class FewTiles, class Tiles, i64 FewRows>
-void byte_matmul(const Matmul& op, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
-  const Rows w = rows_of(op.weight);
-  with_format(op.weight.dtype, [&]<DType T>(Format<T>) {
-    if constexpr (Format<T>::plain) {
-      matmul(op, m0, m1, n0, n1, scratch);
-    } else {
-      using F = ByteFormat<T>;
-      if (for_few_rows<true>(op.m, [&]<int M>() { byte_skinny<F, M>(op, w, n0, n1); })) return;
-      if (op.m <= FewRows)
-        byte_wide<F, FewTiles>(op, w, m0, m1, n0, n1, scratch);
-      else
-        byte_wide<F, Tiles>(op, w, m0, m1, n0, n1, scratch);
-    }
-  });
-}
-
 }  // namespace
 }  // namespace xgen::kernels::cpu

@@ -210,23 +210,27 @@ struct Format<DType::q2_k> : BlockFormat<84, 8> {  // scales[16], qs[64], d, dmi
   };
 };
 
+// Q3_K's sixteen scales, 32 added to each: four low bits of them in 8 bytes, then their two high bits in 4 bytes.
+XGEN_INLINE void q3_scale_bytes(const Byte* p, Byte (&out)[16]) {
+  const auto a = read<std::uint32_t>(p + 96);
+  const auto b = read<std::uint32_t>(p + 100);
+  const auto high = read<std::uint32_t>(p + 104);
+  constexpr std::uint32_t k4 = 0x0f0f0f0f;
+  constexpr std::uint32_t k2 = 0x03030303;
+  const std::uint32_t bytes[4] = {(a & k4) | (high & k2) << 4, (b & k4) | (high >> 2 & k2) << 4,
+                                  (a >> 4 & k4) | (high >> 4 & k2) << 4, (b >> 4 & k4) | (high >> 6 & k2) << 4};
+  __builtin_memcpy(out, bytes, 16);
+}
+
 template <>
 struct Format<DType::q3_k> : BlockFormat<110, 8> {  // hmask[32], qs[64], scales[12], d
   struct Unit {
     const Byte* p;
     alignas(32) float scale[16];
     XGEN_INLINE explicit Unit(const Byte* unit) : p(unit) {
-      // Four low bits of the 16 scales in 8 bytes, then their two high bits in 4 bytes.
-      const auto a = read<std::uint32_t>(p + 96);
-      const auto b = read<std::uint32_t>(p + 100);
-      const auto high = read<std::uint32_t>(p + 104);
-      constexpr std::uint32_t k4 = 0x0f0f0f0f;
-      constexpr std::uint32_t k2 = 0x03030303;
-      const std::uint32_t bytes[4] = {(a & k4) | (high & k2) << 4, (b & k4) | (high >> 2 & k2) << 4,
-                                      (a >> 4 & k4) | (high >> 4 & k2) << 4, (b >> 4 & k4) | (high >> 6 & k2) << 4};
-      Byte packed[16];
-      __builtin_memcpy(packed, bytes, 16);
-      scales16(subtract(load16(packed), 32), read_half(p + 108) * kByteScale, scale);
+      Byte bytes[16];
+      q3_scale_bytes(p, bytes);
+      scales16(subtract(load16(bytes), 32), read_half(p + 108) * kByteScale, scale);
     }
     template <int S>
     XGEN_INLINE void part(V (&out)[4]) const {
@@ -239,8 +243,8 @@ struct Format<DType::q3_k> : BlockFormat<110, 8> {  // hmask[32], qs[64], scales
   };
 };
 
-// The eight 6-bit scales and minimums of Q4_K and Q5_K (d, dmin, packed[12]) times d and -dmin.
-XGEN_INLINE void scales_and_minimums(const Byte* p, float* out) {
+// The eight 6-bit scales and then the minimums of Q4_K and Q5_K (d, dmin, packed[12]) as bytes.
+XGEN_INLINE void q45_scale_bytes(const Byte* p, Byte (&out)[16]) {
   const auto a = read<std::uint32_t>(p + 4);
   const auto b = read<std::uint32_t>(p + 8);
   const auto c = read<std::uint32_t>(p + 12);
@@ -248,11 +252,15 @@ XGEN_INLINE void scales_and_minimums(const Byte* p, float* out) {
   constexpr std::uint32_t k4 = 0x0f0f0f0f;
   constexpr std::uint32_t k2 = 0x03030303;
   const std::uint32_t bytes[4] = {a & k6, (c & k4) | (a >> 6 & k2) << 4, b & k6, (c >> 4 & k4) | (b >> 6 & k2) << 4};
-  Byte packed[16];
-  __builtin_memcpy(packed, bytes, 16);
+  __builtin_memcpy(out, bytes, 16);
+}
+// The same times d and -dmin.
+XGEN_INLINE void scales_and_minimums(const Byte* p, float* out) {
+  Byte bytes[16];
+  q45_scale_bytes(p, bytes);
   V scale;
   V minimum;
-  to_float(load16(packed), scale, minimum);
+  to_float(load16(bytes), scale, minimum);
   store(out, mul(scale, set1(read_half(p) * kByteScale * kByteScale)));
   store(out + kLanes, mul(minimum, set1(-read_half(p + 2) * kByteScale)));
 }
@@ -625,6 +633,8 @@ XGEN_INLINE bool for_few_rows(i64 rows, Fn&& fn) {
   with_format(type, [&]<class F>(F) { bits = F::integer ? 16 : 0; });
   return bits;
 }
+
+[[maybe_unused]] i64 not_packed(DType, i64, i64) { return 0; }
 
 void matmul(const Matmul& op, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
   const Rows w = rows_of(op.weight);
@@ -1072,10 +1082,12 @@ void kv_write(const KvCache& cache, const float* k, i64 k_stride, const float* v
 }  // namespace xgen::kernels::cpu
 
 // Fills in a table with the functions above, and those of its products with quantised weights.
-#define XGEN_KERNEL_TABLE(table_name, features, bits_of, quantise_function, matmul_function)                         \
-  {                                                                                                                  \
-    .name = table_name, .required_features = features, .activation_bits = bits_of, .quantise = quantise_function,    \
-    .matmul = matmul_function, .dequantise_row = dequantise_row, .rms_norm = rms_norm, .rope = rope, .gated = gated, \
-    .add = add_rows, .scale = scale_rows, .softcap = softcap_rows, .max = max_row, .exp = exp_row,                   \
-    .attention = attention, .kv_write = kv_write,                                                                    \
+#define XGEN_KERNEL_TABLE(table_name, features, bits_of, quantise_function, packed_bytes_of, pack_function,       \
+                          matmul_function)                                                                        \
+  {                                                                                                               \
+    .name = table_name, .required_features = features, .activation_bits = bits_of, .quantise = quantise_function, \
+    .packed_bytes = packed_bytes_of, .pack = pack_function, .matmul = matmul_function,                            \
+    .dequantise_row = dequantise_row, .rms_norm = rms_norm, .rope = rope, .gated = gated, .add = add_rows,        \
+    .scale = scale_rows, .softcap = softcap_rows, .max = max_row, .exp = exp_row, .attention = attention,         \
+    .kv_write = kv_write,                                                                                         \
   }

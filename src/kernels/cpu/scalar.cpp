@@ -163,6 +163,6 @@ inline void transpose(I32 (&v)[8]) {
 
 namespace xgen::kernels::cpu {
 
-const KernelTable kScalar XGEN_KERNEL_TABLE("scalar", 0, activation_bits, quantise_rows, matmul);
+const KernelTable kScalar XGEN_KERNEL_TABLE("scalar", 0, activation_bits, quantise_rows, not_packed, nullptr, matmul);
 
 }  // namespace xgen::kernels::cpu

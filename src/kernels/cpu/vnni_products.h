@@ -1,4 +1,4 @@
-// Tiles of byte_products.h with AVX-512's VNNI: eight rows by 32 outputs. Include it once, after avx2_vectors.h.
+// Products of bytes with AVX-512's VNNI: eight rows by 32 outputs. Include it once, after avx2_vectors.h.
 #pragma once
 
 #include "kernels/cpu/generic.h"
@@ -25,6 +25,14 @@ XGEN_AVX __m512i repeat_four(const std::int8_t* p) {
   __builtin_memcpy(&four, p, sizeof four);
   return _mm512_set1_epi32(four);
 }
+
+}  // namespace
+}  // namespace xgen::kernels::cpu
+
+#include "kernels/cpu/packed_weights.h"
+
+namespace xgen::kernels::cpu {
+namespace {
 
 // Not inlined: it needs every vector register. Two vectors of outputs share a broadcast of the activations, which is a
 // load: one vector would wait for loads rather than for products.
@@ -102,6 +110,65 @@ struct VnniTiles {
     if (rows == 1) next(GroupSize<1>{});
   }
 };
+
+// m0 begins a group. Tiles::meet<F>(tile, rows) is the instruction set's; Tiles::kSigned says which panels it takes,
+// and Tiles::Setup<Block> lives while it is called.
+template <class P, class Tiles>
+void byte_wide(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
+  using F = typename P::Bytes;
+  auto* sums = reinterpret_cast<float*>(scratch);
+  auto* panel = reinterpret_cast<std::uint8_t*>(sums + kByteSums);
+  auto* scales = reinterpret_cast<float*>(panel + kBytePanel * kByteDepth);
+  float* const minimums = scales + kBytePanel * (kByteDepth / 16);
+  [[maybe_unused]] const typename Tiles::template Setup<F::kBlock> setup;
+  for (i64 n = n0; n < n1; n += kBytePanel) {
+    for (i64 i = 0; i < (m1 - m0) * kBytePanel; i += kLanes) store(sums + i, zero());
+    for (i64 k0 = 0; k0 < w.k; k0 += kByteDepth) {
+      const i64 depth = min_of(kByteDepth, w.k - k0);
+      if (op.packed != nullptr)
+        unpack_panel<P, Tiles::kSigned>(op.packed + n / kBytePanel * P::panel_bytes(w.k), k0, depth, panel, scales,
+                                        minimums);
+      else
+        byte_panel<F, Tiles::kSigned>(w, n, n1, k0, depth, panel, scales, minimums);
+      for (i64 m = m0; m < m1; m += kByteGroup) {
+        const ByteRows x = byte_rows(op.quantised, op.m, w.k, m);
+        const std::int8_t* const q = x.q + k0 * x.rows;
+        Tiles::template meet<F>({panel, scales, minimums, q, x.facts + k0 / 32 * x.rows, x.plane, x.rows, depth / 32,
+                                 sums + (m - m0) * kBytePanel, q + kByteGroup * w.k},
+                                min_of(x.rows, m1 - m));
+      }
+    }
+    for (i64 m = m0; m < m1; ++m)
+      write_outputs(op, m, n, static_cast<int>(min_of(kBytePanel, n1 - n)), sums + (m - m0) * kBytePanel);
+  }
+}
+
+int byte_activation_bits(DType type) {
+  int bits = 0;
+  with_format(type, [&]<class F>(F) { bits = F::plain ? 0 : 8; });
+  return bits;
+}
+
+// Tiles of few rows and of more.
+template <class FewTiles, class Tiles, i64 FewRows>
+void byte_matmul(const Matmul& op, i64 m0, i64 m1, i64 n0, i64 n1, Byte* scratch) {
+  const Rows w = rows_of(op.weight);
+  with_format(op.weight.dtype, [&]<DType T>(Format<T>) {
+    if constexpr (Format<T>::plain) {
+      matmul(op, m0, m1, n0, n1, scratch);
+    } else {
+      using F = ByteFormat<T>;
+      using P = PackedFormat<T>;
+      if (op.packed != nullptr && op.m <= kPackedRows) return packed_few<P>(op, w, m0, m1, n0, n1);
+      const auto few = [&]<int M>() { byte_skinny<F, M>(op, w, n0, n1); };
+      if (op.packed == nullptr && for_few_rows<true>(op.m, few)) return;
+      if (op.m <= FewRows)
+        byte_wide<P, FewTiles>(op, w, m0, m1, n0, n1, scratch);
+      else
+        byte_wide<P, Tiles>(op, w, m0, m1, n0, n1, scratch);
+    }
+  });
+}
 
 }  // namespace
 }  // namespace xgen::kernels::cpu
