@@ -10,5 +10,5 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(src/kernels/cpu/avx2.cpp PROPERTIES
     COMPILE_OPTIONS "${kernel_optimisation};-mavx2;-mfma;-mf16c")
   set_source_files_properties(src/kernels/cpu/avx512.cpp src/kernels/cpu/amx.cpp PROPERTIES
-    COMPILE_OPTIONS "${kernel_optimisation};-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mprefer-vector-width=256;-Wno-maybe-uninitialized")
+    COMPILE_OPTIONS "${kernel_optimisation};-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mprefer-vector-width=256;$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>")
 endif()

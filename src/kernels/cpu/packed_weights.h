@@ -303,15 +303,10 @@ void packed_few(const Matmul& op, const Rows& w, i64 m0, i64 m1, i64 n0, i64 n1)
   const ByteRows x = byte_rows(op.quantised, op.m, w.k, m0);
   for (i64 n = n0; n < n1; n += kBytePanel) {
     const Byte* const panel = op.packed + n / kBytePanel * P::panel_bytes(w.k);
+    const auto meet = [&]<int R>(GroupSize<R>, i64 r) { packed_tile<P, R>(panel, units, x, r, out + r * kBytePanel); };
     i64 r = 0;
-    const auto meet = [&]<int R>(GroupSize<R>) {
-      packed_tile<P, R>(panel, units, x, r, out + r * kBytePanel);
-      r += R;
-    };
-    while (m1 - m0 - r >= 4) meet(GroupSize<4>{});
-    if (m1 - m0 - r == 3) meet(GroupSize<3>{});
-    if (m1 - m0 - r == 2) meet(GroupSize<2>{});
-    if (m1 - m0 - r == 1) meet(GroupSize<1>{});
+    for (; r + 4 <= m1 - m0; r += 4) meet(GroupSize<4>{}, r);
+    for_groups(m1 - m0 - r, [&]<int R>(GroupSize<R> size, i64 i) { meet(size, r + i); });
     for (i64 m = m0; m < m1; ++m)
       write_outputs(op, m, n, static_cast<int>(min_of(kBytePanel, n1 - n)), out + (m - m0) * kBytePanel);
   }

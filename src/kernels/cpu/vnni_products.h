@@ -95,19 +95,18 @@ struct VnniTiles {
   template <int Block>
   struct Setup {};
   template <class F>
-  static void meet(ByteTile t, i64 rows) {
-    const auto next = [&]<int R>(GroupSize<R>) {
-      vnni_tile<R, F::kBlock, F::kMin, F::kOffset>(t);
-      t.q += R * 32;
-      t.facts += R;
-      t.sums += R * kBytePanel;
-      rows -= R;
+  static void meet(const ByteTile& t, i64 rows) {
+    const auto some = [&]<int R>(GroupSize<R>, i64 r) {
+      ByteTile from = t;
+      from.q += r * 32;
+      from.facts += r;
+      from.sums += r * kBytePanel;
+      vnni_tile<R, F::kBlock, F::kMin, F::kOffset>(from);
     };
-    while (rows >= 8) next(GroupSize<8>{});
-    if (rows >= 4) next(GroupSize<4>{});
-    if (rows == 3) next(GroupSize<3>{});
-    if (rows == 2) next(GroupSize<2>{});
-    if (rows == 1) next(GroupSize<1>{});
+    i64 r = 0;
+    for (; r + 8 <= rows; r += 8) some(GroupSize<8>{}, r);
+    for (; r + 4 <= rows; r += 4) some(GroupSize<4>{}, r);
+    for_groups(rows - r, [&]<int R>(GroupSize<R> size, i64 i) { some(size, r + i); });
   }
 };
 
