@@ -39,10 +39,23 @@ Result<std::string> read_input(const std::string& name) {
   return text;
 }
 
-// A file that is there is replaced as a whole, never written into: a server may be reading it.
+// Something that is written into as it is: a device, a pipe.
+bool is_special(const std::string& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  return fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status);
+}
+
+// A file that is there is replaced as a whole, never written into: a server may be reading it. Where a link leads to
+// it, the link stays.
 Status write_file(const std::string& path, const std::string& text, bool force) {
-  const std::string target = force ? path + ".new" : path;
-  const int file = ::open(target.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | (force ? O_TRUNC : O_EXCL), 0644);
+  std::error_code none;
+  const bool special = is_special(path);
+  const std::string goal = force && !special && fs::exists(path, none) ? fs::canonical(path, none).string() : path;
+  const bool replace = force && !special;
+  const std::string target = replace ? goal + ".new" : path;
+  const int how = special ? 0 : O_CREAT | (force ? O_TRUNC : O_EXCL);
+  const int file = ::open(target.c_str(), O_WRONLY | O_CLOEXEC | how, 0644);
   if (file < 0) {
     const int reason = errno;
     return make_error(ErrorCode::invalid_argument,
@@ -57,7 +70,7 @@ Status write_file(const std::string& path, const std::string& text, bool force) 
   }
   bool fine = done == text.size();
   fine = ::close(file) == 0 && fine;
-  if (fine && force) fine = std::rename(target.c_str(), path.c_str()) == 0;
+  if (fine && replace) fine = std::rename(target.c_str(), goal.c_str()) == 0;
   if (fine) return {};
   return make_error(ErrorCode::internal, path + ": " + std::strerror(errno));
 }
@@ -69,7 +82,7 @@ Status run_import(const ImportArguments& arguments) {
     return make_error(ErrorCode::invalid_argument,
                       "give a FILE, - for stdin, or the words of a command line after --, one of them");
   for (const auto* path : {&arguments.output, &arguments.report})
-    if (*path && !arguments.force && fs::exists(fs::symlink_status(**path)))
+    if (*path && !arguments.force && fs::exists(fs::symlink_status(**path)) && !is_special(**path))
       return make_error(ErrorCode::invalid_argument, **path + ": is there already; --force replaces it");
   importer::ImportOptions options;
   options.in_container = arguments.in_container;

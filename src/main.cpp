@@ -19,6 +19,7 @@
 #include "complain.h"
 #include "config/config.h"
 #include "healthcheck.h"
+#include "http/url.h"
 #include "import/import.h"
 #include "import_command.h"
 #include "local_models.h"
@@ -82,8 +83,16 @@ int pull(const Flags& flags, std::vector<std::string> list) {
 }
 
 // Asks the server that runs with the same configuration. The exit code is 0 or 1, as Docker wants it.
-int healthcheck(const Flags& flags, const std::string& probe, std::string url) {
+// `probe` is empty where none was named.
+int healthcheck(const Flags& flags, const std::string& named, std::string url) {
+  const std::string probe = named.empty() ? "ready" : named;
   HealthTarget target{std::move(url), {}, {}, {}};
+  if (const auto parsed = http::parse_url(target.url); !target.url.empty() && parsed) {
+    if (parsed->target == "/")
+      target.url = parsed->origin() + "/health/" + probe;
+    else if (!named.empty())
+      return complain(kMisused, target.url + " names what to ask already: leave out '" + named + "', or the path");
+  }
   if (target.url.empty()) {
     const std::string path = config_path(flags);
     auto server = path.empty() ? Result<config::Server>(config::Server()) : config::load_address(path);
@@ -158,7 +167,7 @@ int main_with(int argc, char** argv) {
                           "Print the whole configuration that is in force instead, flags and defaults included");
   CLI::App* health_command = command.add_subcommand(
       "healthcheck", "Ask the server that runs here whether it is well: exit code 0, or 1 and the reason");
-  std::string probe = "ready";
+  std::string probe;
   std::string health_at;
   health_command->add_option("probe", probe, "What to ask: ready (the default), live or startup")
       ->check(CLI::IsMember({"ready", "live", "startup"}));

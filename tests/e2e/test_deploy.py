@@ -652,6 +652,11 @@ def test_healthcheck(tmp_path):
             assert run("healthcheck", *args, "--config", config).returncode == 0
         assert run("healthcheck", env={"MODEL_CONFIG_PATH": str(config), **SERVICE_LINKS}).returncode == 0
         assert run("healthcheck", "--url", server.url + "/health/ready").returncode == 0
+        for args in ([], ["live"]):  # an address alone is asked for the probe
+            told = run("healthcheck", *args, "--url", server.url)
+            assert told.returncode == 0 and "routes" not in told.stdout
+        twice = run("healthcheck", "live", "--url", server.url + "/health/ready")
+        assert twice.returncode == 2 and "'live'" in twice.stderr
         missing = run("healthcheck", "--url", server.url + "/nothing")
         assert missing.returncode == 1 and "/nothing: 404" in missing.stderr
         # A fault that a reload refuses does not make the server ill.
@@ -663,6 +668,7 @@ def test_healthcheck(tmp_path):
             if ending.returncode == 1:
                 break
         assert ending.returncode == 1 and "/health/ready: 503" in ending.stderr
+        assert run("healthcheck", "--url", server.url).returncode == 1
         assert run("healthcheck", "live", "--config", config).returncode == 0
         assert server.wait() == 0
     config.write_text("server: {port: 0}")

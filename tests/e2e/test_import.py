@@ -1,4 +1,5 @@
 """xgen-model import as people run it: what it writes is checked and served by the program."""
+import pathlib
 import subprocess
 
 import pytest
@@ -97,3 +98,17 @@ def test_relative_paths_of_a_command_are_seen_from_the_new_file(folder):
 def test_misuse(arguments, said):
     done = run("import", *arguments)
     assert done.returncode == 2 and said in done.stderr + done.stdout
+
+
+def test_devices_and_links_stay_what_they_are(tmp_path):
+    words = ["--", "vllm", "serve", "Qwen/Qwen3-0.6B"]
+    for flags in ([], ["--force"]):
+        done = run("import", *flags, "-o", "/dev/stdout", "--report", "/dev/null", *words)
+        assert done.returncode == 0 and "models:" in done.stdout and not done.stderr
+        assert pathlib.Path("/dev/null").is_char_device()
+    file, link = tmp_path / "file.yaml", tmp_path / "link.yaml"
+    file.write_text("old")
+    link.symlink_to(file)
+    assert run("import", "-o", link, *words).returncode == 2
+    assert run("import", "--force", "-o", link, *words).returncode == 0
+    assert link.is_symlink() and "models:" in file.read_text()
