@@ -138,7 +138,7 @@ def test_what_ends_the_start_is_said_in_the_logs_form(form):
 def hang(program):
     """A call whose one step takes many seconds with the scalar kernels, and then ends well."""
     def run():
-        prompts = [f"{i} " + "word " * 800 for i in range(8)]
+        prompts = [f"{i} " + "word " * 800 for i in range(24)]
         answers.append(httpx.post(program.url + "/v1/completions", timeout=300 * PATIENCE,
                                   json={"model": "xgen-demo", "prompt": prompts, "max_tokens": 1}))
     answers = []
@@ -149,7 +149,7 @@ def hang(program):
 
 def test_a_step_that_hangs_turns_the_probe_red_and_silences_the_watchdog(manager, tmp_path):
     settings = {"server": {"stall_limit": "1s"}, "compute": {"kernels": "scalar", "threads": 1},
-                "defaults": {"max_num_batched_tokens": 8192, "prefix_caching": False}}
+                "defaults": {"max_num_batched_tokens": 24576, "prefix_caching": False}}
     program, _ = serve(manager, tmp_path, settings, WATCHDOG_USEC="300000")
     with program:
         assert program.get("/health/live").status_code == 200
